@@ -1,0 +1,1 @@
+"""Detectors trained on normal images and synthetic anomalies: RealNet and its neighbours."""

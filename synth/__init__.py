@@ -1,0 +1,1 @@
+"""Anomaly images from normal images: class-specific diffusion, SDAS, blending, SIA folders."""

@@ -1,0 +1,8 @@
+"""The one exception that means: the user can put this right."""
+
+
+class UserError(ValueError):
+    """A user's mistake, in one line: the thing, what was got, what is allowed, the way out.
+
+    The command layer prints the line on stderr without a traceback and exits with code 2.
+    """
