@@ -1,0 +1,263 @@
+"""Reading, checking, resizing and writing image files.
+
+Pillow decodes: it knows orientation, palettes, alpha and CMYK, and it refuses truncated files,
+which OpenCV fills with grey. For ordinary files it takes 1.2 times OpenCV's time (1024 px, one
+core: 44 against 35 ms for a PNG, 5.8 against 4.9 ms for a JPEG); the pixels are the same.
+"""
+
+import errno
+import os
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from synth.errors import UserError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+JPEG_FORMATS = frozenset({"JPEG", "MPO"})  # MPO: a phone's JPEG with a second picture inside
+MAX_PIXELS = 100_000_000  # 300 MB as RGB; refused before decoding
+MIN_SIDE_PX = 8  # below this nothing can be seen, and every backbone's stride is larger
+MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"})
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+Progress = Callable[[int, int], None]  # (done, total)
+
+
+class BrokenImage(NamedTuple):
+    """A file that cannot be read, and the one-line reason (which names the file)."""
+
+    path: Path
+    reason: str
+
+
+# Reading
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image file as a person sees it: uint8 [H, W, 3], RGB.
+
+    Rotated by its EXIF orientation; alpha laid on white, as on paper; palette, grey and CMYK
+    converted; the first page of several. 16-bit grey is scaled by 1/257 and rounded; of 16-bit
+    colour the high byte is kept (within one level of the same). Raises UserError, naming the
+    file, where it is missing, empty, damaged, not an image, of 32-bit or float pixels, below
+    MIN_SIDE_PX on a side, or above MAX_PIXELS (refused before decoding).
+    """
+    with _no_warnings():
+        return _read_rgb(path)
+
+
+def read_mask(path: Path, shape: tuple[int, int] | None) -> NDArray[np.bool_]:
+    """Read a mask file as bool [H, W]: non-zero is defect, transparent is normal.
+
+    `shape` is the image's (height, width), or None to accept any. 16-bit values are not scaled
+    first, so a label 1 counts. Raises UserError as `read_image`, for another size than `shape`, and
+    for a JPEG, whose compression leaves non-zero specks around every defect.
+    """
+    with _no_warnings(), _decoded(path) as image:
+        if image.format in JPEG_FORMATS:
+            raise UserError(f"{path}: a mask in JPEG is not exact; save it as PNG")
+        mask = _non_zero(image)
+    if shape is not None and mask.shape != tuple(shape):
+        raise UserError(
+            f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} px, its image is "
+            f"{shape[1]}x{shape[0]} px (width x height); they must be equal: export the mask again"
+        )
+    return mask
+
+
+def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize uint8 [H, W, 3] or [H, W] to `size` = (height, width); the aspect ratio is not kept.
+
+    An axis that shrinks is averaged over areas, so fine defects fade rather than alias or vanish.
+    An axis that grows is bilinear: cubic overshoots at edges, and a halo can look like a defect.
+    """
+    H, W = image.shape[:2]
+    height, width = size
+    if min(height, width) < 1:
+        raise UserError(f"size: got {height}x{width} (height x width); both must be 1 or more")
+    smaller = (min(width, W), min(height, H))
+    shrunk = cv2.resize(image, smaller, interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(shrunk, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+# Listing and checking
+
+
+def list_images(folder: Path, recursive: bool = False) -> list[Path]:
+    """List the image files of a folder, by suffix (SUFFIXES, any case), sorted by path.
+
+    Hidden files and folders, and files with other suffixes, are no images. Links to folders are
+    followed, each folder once. Nothing is opened. Raises UserError where `folder` is no folder.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; check the path")
+    found = [path for path in _walk(folder, recursive) if path.suffix.lower() in SUFFIXES]
+    return sorted(found, key=Path.as_posix)
+
+
+def check_images(paths: Sequence[Path], progress: Progress | None = None) -> list[BrokenImage]:
+    """Decode every file and return those that cannot be read, in the order given.
+
+    Decoding is whole, since a header (0.02 ms) does not show a truncated body: about 1 ms for 256
+    px and 40 ms for a PNG of 1024 px; threads gained nothing. `progress(done, total)` is called
+    after each file.
+    """
+    broken: list[BrokenImage] = []
+    for done, path in enumerate(paths, start=1):
+        try:
+            read_image(path)
+        except UserError as error:
+            broken.append(BrokenImage(path, str(error)))
+        if progress is not None:
+            progress(done, len(paths))
+    return broken
+
+
+def require_images(paths: Sequence[Path], progress: Progress | None = None) -> None:
+    """Raise one UserError with the count and the first file where `check_images` finds any."""
+    broken = check_images(paths, progress)
+    if broken:
+        raise UserError(
+            f"{len(broken)} of {len(paths)} images cannot be read, the first: {broken[0].reason}"
+        )
+
+
+# Writing
+
+
+def write_png(path: Path, image: NDArray[np.uint8] | NDArray[np.bool_]) -> None:
+    """Write a PNG: uint8 [H, W, 3] RGB, uint8 [H, W] grey, or a bool [H, W] mask as {0, 255}.
+
+    The file appears whole or not at all; missing folders are made. Raises as `write_atomically`.
+    """
+    assert image.dtype in (np.uint8, np.bool_), image.dtype
+    levels = image.astype(np.uint8) * np.uint8(255 if image.dtype == np.bool_ else 1)
+    bgr = levels if levels.ndim == 2 else cv2.cvtColor(levels, cv2.COLOR_RGB2BGR)
+    encoded, data = cv2.imencode(".png", bgr)
+    assert encoded
+    write_atomically(path, data.tobytes())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file under a temporary name in its folder, then rename; missing folders are made.
+
+    Raises UserError where the disk is full or the file system refuses; no part of the file stays.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(_write_fault(path, error)) from error
+
+
+# Decoding
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Pillow warns of what is an error here (size) or harmless (odd metadata)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _decoded(path: Path) -> Iterator[Image.Image]:
+    """Yield the upright image in its own mode; every fault of the file becomes a UserError."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            _check_header(path, image)
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+    except UserError:
+        raise
+    except Exception as error:  # decoders raise anything on damaged bytes
+        raise UserError(_read_fault(path, error)) from error
+    yield image  # the file is closed, the pixels stay
+
+
+def _check_header(path: Path, image: Image.Image) -> None:
+    width, height = image.size
+    size = f"{width}x{height} px (width x height)"
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path}: {size} is over {MAX_PIXELS:,} pixels; cut the image into tiles")
+    if min(width, height) < MIN_SIDE_PX:
+        raise UserError(
+            f"{path}: {size} is too small; each side must be {MIN_SIDE_PX} px or more: remove it"
+        )
+    if image.mode not in MODES and not image.mode.startswith("I;16"):
+        raise UserError(
+            f"{path}: pixels of type {image.mode} have no fixed range; save as 8-bit or 16-bit"
+        )
+
+
+def _read_rgb(path: Path) -> NDArray[np.uint8]:
+    with _decoded(path) as image:
+        if image.mode.startswith("I;16"):
+            grey = np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)  # [H, W, 3]
+        if image.has_transparency_data:
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image.convert("RGBA"))
+        return np.array(image.convert("RGB"))
+
+
+def _non_zero(image: Image.Image) -> NDArray[np.bool_]:
+    if image.mode.startswith("I;16"):
+        return np.asarray(image) != 0
+    rgba = np.asarray(image.convert("RGBA"))  # [H, W, 4]
+    return rgba[:, :, :3].any(axis=2) & (rgba[:, :, 3] > 0)
+
+
+# Files
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
+    seen: set[str] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+        seen.add(os.path.realpath(parent))
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if recursive
+            and not name.startswith(".")
+            and os.path.realpath(os.path.join(parent, name)) not in seen
+        ]
+
+
+def _read_fault(path: Path, error: Exception) -> str:
+    again = "copy it again or remove it"
+    if isinstance(error, FileNotFoundError):
+        return f"{path}: no such file; check the path"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{path}: cannot be read ({os.strerror(error.errno)}); check the file and its rights"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"{path}: the image is over {MAX_PIXELS:,} pixels; cut the image into tiles"
+    if path.stat().st_size == 0:
+        return f"{path}: the file is empty (0 bytes); {again}"
+    if isinstance(error, UnidentifiedImageError):
+        return f"{path}: not an image; allowed are PNG, JPEG, BMP, TIFF and WebP: {again}"
+    return f"{path}: the image is damaged or cut short; {again}"
+
+
+def _write_fault(path: Path, error: OSError) -> str:
+    if error.errno in FULL_DISK:
+        return f"{path}: not written, the disk is full; free some space and run the command again"
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return f"{path}: not written ({reason}); choose a folder that can be written to"
