@@ -73,6 +73,8 @@ figcaption { margin-top: 0.35rem; color: var(--soft); font-size: 0.9rem; }
   th { white-space: normal; }
   td:first-child { min-width: 7rem; }
   .tiles { grid-template-columns: 1fr 1fr; }
+  figure.wide { overflow-x: auto; }
+  figure.wide svg { min-width: 36rem; }
 }
 @media print { body { max-width: none; } .example, figure { break-inside: avoid; } }
 """
