@@ -1,0 +1,188 @@
+"""The diffusion model: its U-Net, its noise schedule, and the hybrid loss that also learns the variance.
+
+Letters as in the papers: T timesteps, beta_t the noise added at t, alpha_bar_t = prod(1 - beta), x_0 an image in [-1, 1],
+x_t its noised version, eps the noise, Sigma the variance of the reverse step.
+DDPM: Ho, Jain, Abbeel, 2020. Improved DDPM: Nichol, Dhariwal, 2021.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor
+
+from synth.config import NUM_TRAIN_TIMESTEPS, UNetConfig
+
+
+def build_unet(config: UNetConfig) -> UNet2DModel:
+    """The ADM-style U-Net: float32 [N, C, H, W], int timesteps [N] -> float32 [N, 2C, H, W] (eps, v).
+
+    The residual branches' last convolutions and eps start at zero (ADM's initialisation), which diffusers
+    leaves at random. v starts at -1, the variance of a denoiser without error, where ADM starts at 0: between
+    neighbours of the full chain the two bounds hardly differ, so that v learns slowly, but at 20 steps the
+    middle is a visible excess of noise.
+    """
+    levels, attended = len(config.block_channels), config.attention_levels
+    plain = levels - attended
+    unet = UNet2DModel(
+        sample_size=config.image_size,
+        in_channels=config.num_channels,
+        out_channels=2 * config.num_channels,
+        layers_per_block=config.layers_per_block,
+        block_out_channels=config.block_channels,
+        down_block_types=("ResnetDownsampleBlock2D",) * plain + ("AttnDownBlock2D",) * attended,
+        up_block_types=("AttnUpBlock2D",) * attended + ("ResnetUpsampleBlock2D",) * plain,
+        downsample_type="resnet",
+        upsample_type="resnet",
+        resnet_time_scale_shift="scale_shift",
+        attention_head_dim=config.head_channels,
+        norm_num_groups=config.norm_groups,
+        norm_eps=1e-5,
+        # Without it "scale_shift" silently drops the group normalisation of the middle attention.
+        attn_norm_num_groups=config.norm_groups,
+    )
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if ".conv2." in name or ".to_out.0." in name or name.startswith("conv_out."):
+                parameter.zero_()
+        assert unet.conv_out.bias is not None
+        unet.conv_out.bias[config.num_channels :] = -1
+    return unet
+
+
+def build_scheduler() -> DDPMScheduler:
+    """Diffusers' description of the same process, stored beside the U-Net so that its pipelines load it."""
+    return DDPMScheduler(
+        num_train_timesteps=NUM_TRAIN_TIMESTEPS,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        variance_type="learned_range",
+        clip_sample=True,
+        prediction_type="epsilon",
+        timestep_spacing="leading",
+        steps_offset=0,
+    )
+
+
+class NoiseSchedule(NamedTuple):
+    """Constants of a (possibly respaced) diffusion chain, float32 [K] each; entry k belongs to timesteps[k].
+
+    mean_x0, mean_xt: coefficients of the posterior mean, DDPM Eq. 7.
+    log_beta, log_beta_tilde: bounds of log Sigma, Improved DDPM Eq. 15; the first log_beta_tilde, which is
+    -inf, is replaced by the second, as ADM does.
+    """
+
+    timesteps: Tensor
+    alpha_bar: Tensor
+    mean_x0: Tensor
+    mean_xt: Tensor
+    log_beta: Tensor
+    log_beta_tilde: Tensor
+
+    def to(self, device: torch.device) -> "NoiseSchedule":
+        """The same constants on `device`."""
+        return NoiseSchedule(*(constant.to(device) for constant in self))
+
+
+def noise_schedule(num_steps: int = NUM_TRAIN_TIMESTEPS) -> NoiseSchedule:
+    """The linear schedule 1e-4..0.02 over T = 1000, respaced to `num_steps` "leading" steps 0, T/K, 2T/K, ...
+
+    Raises ValueError unless 2 <= num_steps <= T.
+    """
+    T = NUM_TRAIN_TIMESTEPS
+    if not 2 <= num_steps <= T:
+        raise ValueError(f"num_steps: got {num_steps}, allowed 2 to {T}")
+    timesteps = torch.arange(num_steps) * (T // num_steps)
+    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64), dim=0)[
+        timesteps
+    ]
+    alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+    beta = 1 - alpha_bar / alpha_bar_prev
+    beta_tilde = beta * (1 - alpha_bar_prev) / (1 - alpha_bar)
+    beta_tilde[0] = beta_tilde[1]
+    constants = (
+        alpha_bar,
+        alpha_bar_prev.sqrt() * beta / (1 - alpha_bar),
+        (1 - beta).sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar),
+        beta.log(),
+        beta_tilde.log(),
+    )
+    return NoiseSchedule(timesteps, *(constant.float() for constant in constants))
+
+
+def add_noise(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, k: Tensor) -> Tensor:
+    """x_t ~ q(x_t | x_0), DDPM Eq. 4. x_0, eps [N, C, H, W]; k int [N] indexes the schedule."""
+    alpha_bar = schedule.alpha_bar[k].view(-1, 1, 1, 1)
+    return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
+
+
+def predict_x0(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, k: Tensor) -> Tensor:
+    """The image that noise `eps` implies, DDPM Eq. 15 (not clipped). Shapes as in `add_noise`."""
+    alpha_bar = schedule.alpha_bar[k].view(-1, 1, 1, 1)
+    return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+
+
+def posterior_mean(schedule: NoiseSchedule, x_0: Tensor, x_t: Tensor, k: Tensor) -> Tensor:
+    """Mean of q(x_{t-1} | x_t, x_0), DDPM Eq. 7. Shapes as in `add_noise`."""
+    return schedule.mean_x0[k].view(-1, 1, 1, 1) * x_0 + schedule.mean_xt[k].view(-1, 1, 1, 1) * x_t
+
+
+def log_variance(schedule: NoiseSchedule, v: Tensor, k: Tensor) -> Tensor:
+    """Log Sigma between its bounds by v in [-1, 1], Improved DDPM Eq. 15. v [N, C, H, W]; k int [N]."""
+    f = (v + 1) / 2
+    return f * schedule.log_beta[k].view(-1, 1, 1, 1) + (1 - f) * schedule.log_beta_tilde[k].view(
+        -1, 1, 1, 1
+    )
+
+
+class HybridLoss(NamedTuple):
+    """Per-sample terms, float32 [N]: `mse` on eps, `vlb` in bits per dimension. The loss is their sum's mean."""
+
+    mse: Tensor
+    vlb: Tensor
+
+
+def hybrid_loss(
+    schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, k: Tensor, output: Tensor
+) -> HybridLoss:
+    """L_hybrid of Improved DDPM (Eq. 16) as ADM weights it: MSE + the variational term, which only trains v.
+
+    x_0, eps: [N, C, H, W]; k: int [N]; output: [N, 2C, H, W], the U-Net's (eps, v) for add_noise(x_0, eps, k).
+    """
+    x_0, output = x_0.float(), output.float()
+    eps_hat, v = output.chunk(2, dim=1)
+    mse = (eps_hat - eps).square().mean(dim=(1, 2, 3))
+
+    x_t = add_noise(schedule, x_0, eps, k)
+    x_0_hat = predict_x0(schedule, x_t, eps_hat.detach(), k)
+    mean = posterior_mean(schedule, x_0, x_t, k)
+    mean_hat = posterior_mean(schedule, x_0_hat, x_t, k)
+    log_var, log_var_hat = (
+        schedule.log_beta_tilde[k].view(-1, 1, 1, 1),
+        log_variance(schedule, v, k),
+    )
+    kl = 0.5 * (log_var_hat - log_var - 1 + (log_var - log_var_hat).exp())
+    kl = kl + 0.5 * (mean - mean_hat).square() * (-log_var_hat).exp()
+    nll = -discretised_gaussian_log_likelihood(x_0, mean_hat, 0.5 * log_var_hat)
+    vlb = torch.where(k.view(-1, 1, 1, 1) == 0, nll, kl).mean(dim=(1, 2, 3)) / math.log(2)
+    return HybridLoss(mse, vlb)
+
+
+def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
+    """Log of a Gaussian's mass on the 1/255-wide bin around x in [-1, 1]; the outermost bins are open.
+
+    Source: DDPM Eq. 13. All [N, C, H, W]; nats.
+    """
+    inverse_std = (-log_std).exp()
+    upper = normal_cdf((x - mean + 1 / 255) * inverse_std)
+    lower = normal_cdf((x - mean - 1 / 255) * inverse_std)
+    upper = torch.where(x > 0.999, torch.ones_like(upper), upper)
+    lower = torch.where(x < -0.999, torch.zeros_like(lower), lower)
+    return (upper - lower).clamp(min=1e-12).log()
+
+
+def normal_cdf(z: Tensor) -> Tensor:
+    """The standard normal's distribution function."""
+    return 0.5 * (1 + torch.erf(z / math.sqrt(2)))

@@ -1,0 +1,127 @@
+"""Training that survives `kill -9`: one atomic state file, a trace of losses, and steps that depend on their number only.
+
+A step function draws all it needs from (seed, step), so that a run continued from step k equals one that never stopped.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from synth.errors import UserError
+from synth.files import atomic_path, write_text
+
+StepFunction = Callable[[int], Mapping[str, Tensor]]
+"""Does optimiser step number k and returns the loss terms to be logged, scalar tensors of this process."""
+OnStep = Callable[[int, int, Mapping[str, float]], None]
+"""Told (steps done, steps in all, loss terms) after every step."""
+
+STATE_FILE, TRACE_FILE = "state.safetensors", "trace.jsonl"
+
+
+def run_steps(
+    accelerator: Accelerator,
+    step_function: StepFunction,
+    *,
+    folder: Path,
+    num_steps: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    ema: EMAModel | None = None,
+    checkpoint_steps: int = 100,
+    on_step: OnStep | None = None,
+) -> None:
+    """Run steps up to `num_steps`, going on from the state in `folder` when there is one.
+
+    Raises UserError when a loss is not finite (the last good state stays) or the state does not fit the model.
+    """
+    start, trace = 0, list[str]()
+    if (folder / STATE_FILE).exists():
+        start = load_state(folder / STATE_FILE, accelerator.unwrap_model(model), optimizer, ema)
+        trace = read_trace(folder / TRACE_FILE, start)
+    for step in range(start, num_steps):
+        terms = step_function(step)
+        row = {name: float(mean) for name, mean in reduce_terms(accelerator, terms).items()}
+        if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
+            raise UserError(
+                f"the loss became {row} at step {step + 1}; {folder} keeps the last good state: "
+                "lower the learning rate, or use fp32, and run again into another --out"
+            )
+        trace.append(json.dumps({"step": step + 1, **row}))
+        done = step + 1
+        if accelerator.is_main_process and (done % checkpoint_steps == 0 or done == num_steps):
+            write_text(folder / TRACE_FILE, "\n".join(trace) + "\n")
+            save_state(folder / STATE_FILE, done, accelerator.unwrap_model(model), optimizer, ema)
+        if on_step is not None:
+            on_step(done, num_steps, row)
+    accelerator.wait_for_everyone()
+
+
+def reduce_terms(accelerator: Accelerator, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each loss term's mean over the processes."""
+    stacked = torch.stack([term.detach().float() for term in terms.values()])
+    reduced = accelerator.reduce(stacked, reduction="mean")
+    assert isinstance(reduced, Tensor)
+    return dict(zip(terms, reduced.cpu(), strict=True))
+
+
+def read_trace(path: Path, num_rows: int) -> list[str]:
+    """The first `num_rows` rows of a loss trace; what was logged after the last state is dropped."""
+    rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return rows[:num_rows]
+
+
+def save_state(
+    path: Path, step: int, model: nn.Module, optimizer: Optimizer, ema: EMAModel | None
+) -> None:
+    """Weights, averaged weights and optimiser moments after `step` steps, whole or not at all."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in moments.items()}
+    metadata = {"step": str(step)}
+    if ema is not None:
+        tensors |= {f"ema.{index}": value for index, value in enumerate(ema.shadow_params)}
+        metadata["ema_step"] = str(ema.optimization_step)
+    with atomic_path(path) as partial:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
+
+
+def load_state(path: Path, model: nn.Module, optimizer: Optimizer, ema: EMAModel | None) -> int:
+    """Put a saved state back in place; the number of steps it has done.
+
+    Raises UserError when the file is damaged or belongs to another model.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        step = int(metadata["step"])
+        model.load_state_dict(with_prefix(tensors, "model."))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in with_prefix(tensors, "optimizer.").items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = value
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        if ema is not None:
+            for index, shadow in enumerate(ema.shadow_params):
+                shadow.copy_(tensors[f"ema.{index}"])
+            ema.optimization_step = int(metadata["ema_step"])
+    except (SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: damaged or of another model ({reason}); delete it to train from the start"
+        ) from error
+    return step
+
+
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The entries whose names begin with `prefix`, without it."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,117 @@
+"""The DDPM training loop: batches, hybrid loss, averaged weights."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import UNet2DModel
+from diffusers.training_utils import EMAModel
+from torch import Tensor
+
+from synth.config import NUM_TRAIN_TIMESTEPS, TrainConfig
+from synth.ddpm import NoiseSchedule, add_noise, build_unet, hybrid_loss, noise_schedule
+from synth.errors import UserError
+from synth.resume import OnStep, run_steps
+from synth.seeding import derive_seed, generator
+
+MAX_GRADIENT_NORM = 1.0
+
+
+def train_ddpm(
+    accelerator: Accelerator,
+    config: TrainConfig,
+    images: np.ndarray,
+    folder: Path,
+    on_step: OnStep | None = None,
+    checkpoint_steps: int = 100,
+) -> UNet2DModel:
+    """Train on images, uint8 [N, H, W, 3] at the network's size; the network with averaged weights, on its device.
+
+    The state in `folder` is continued when there is one. Raises UserError when the batch cannot be shared evenly
+    by the processes, or the loss diverges.
+    """
+    if config.batch_size % accelerator.num_processes:
+        raise UserError(
+            f"batch_size: got {config.batch_size}, must be a multiple of the "
+            f"{accelerator.num_processes} processes"
+        )
+    torch.manual_seed(derive_seed(config.seed))
+    unet = build_unet(config.unet).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
+    model, optimizer = accelerator.prepare(unet, optimizer)
+    ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True)
+    schedule = noise_schedule().to(accelerator.device)
+
+    def step_function(step: int) -> dict[str, Tensor]:
+        batch = draw_batch(
+            config, images, step, accelerator.process_index, accelerator.num_processes
+        )
+        x_0, eps, t = (tensor.to(accelerator.device) for tensor in batch)
+        rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        terms = backward(accelerator, model, schedule, x_0, eps, t)
+        norm = accelerator.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        assert norm is not None
+        optimizer.step()
+        optimizer.zero_grad()
+        ema.step(unet.parameters())
+        return {**terms, "gradient_norm": norm}
+
+    run_steps(
+        accelerator,
+        step_function,
+        folder=folder,
+        num_steps=config.num_steps,
+        model=model,
+        optimizer=optimizer,
+        ema=ema,
+        checkpoint_steps=checkpoint_steps,
+        on_step=on_step,
+    )
+    ema.copy_to(unet.parameters())
+    return unet.eval()
+
+
+def backward(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    schedule: NoiseSchedule,
+    x_0: Tensor,
+    eps: Tensor,
+    t: Tensor,
+) -> dict[str, Tensor]:
+    """Forward and backward pass of the hybrid loss on one batch; its mean terms."""
+    x_t = add_noise(schedule, x_0, eps, t).contiguous(memory_format=torch.channels_last)
+    output = model(x_t, t).sample
+    loss = hybrid_loss(schedule, x_0, eps, t, output)
+    mse, vlb = loss.mse.mean(), loss.vlb.mean()
+    accelerator.backward(mse + vlb)
+    return {"loss": mse + vlb, "mse": mse, "vlb": vlb}
+
+
+def draw_batch(
+    config: TrainConfig, images: np.ndarray, step: int, process: int = 0, num_processes: int = 1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """This process's share of batch `step`: x_0 in [-1, 1] and eps, float32 [n, C, H, W], timesteps int64 [n].
+
+    Position p of the batch has a generator of its own, and images come in shuffled epochs over all positions, so
+    that the batch is the same however many processes share it.
+    """
+    rows, noises, timesteps = [], [], []
+    for position in range(process, config.batch_size, num_processes):
+        epoch, place = divmod(step * config.batch_size + position, len(images))
+        order = np.random.default_rng(derive_seed(config.seed, 1, epoch)).permutation(len(images))
+        g = generator(config.seed, 2, step, position)
+        image = images[order[place]]
+        flip_horizontal, flip_vertical = (torch.rand(2, generator=g) < 0.5).tolist()
+        if config.flip_horizontal and flip_horizontal:
+            image = image[:, ::-1]
+        if config.flip_vertical and flip_vertical:
+            image = image[::-1]
+        rows.append(torch.from_numpy(image[..., : config.unet.num_channels].copy()).permute(2, 0, 1))
+        timesteps.append(torch.randint(NUM_TRAIN_TIMESTEPS, (), generator=g))
+        noises.append(torch.randn(config.unet.num_channels, *config.unet.image_size, generator=g))
+    x_0 = torch.stack(rows).float() / 127.5 - 1
+    return x_0, torch.stack(noises), torch.stack(timesteps)
