@@ -1,0 +1,89 @@
+"""The interface every detector keeps: what to train, in order, and how to score images.
+
+Shapes: N images, H x W pixels. Images are RGB in [0, 1]; a detector normalises them itself, so one
+weights file is all that prediction and export need.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Scores(NamedTuple):
+    """What a detector says about images, higher is more anomalous.
+
+    image: float32 [N], one score per image.
+    maps: float32 [N, H, W], one score per pixel, at the resolution of the images.
+    """
+
+    image: Tensor
+    maps: Tensor
+
+
+class Batch(NamedTuple):
+    """Training images; where nothing was blended in, `image` equals `normal` and `mask` is empty.
+
+    image: float32 [N, 3, H, W], RGB in [0, 1], blended (A) or normal.
+    normal: float32 [N, 3, H, W], RGB in [0, 1], the same images untouched (I).
+    mask: bool or float32 [N, H, W], 1 where `image` is anomalous (M).
+    """
+
+    image: Tensor
+    normal: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stretch of training: which parameters learn from which loss, for how long.
+
+    `loss` maps a batch to named scalar float32 terms; their sum is minimised. Adam's settings are
+    data so that a run can record them; `max_grad_norm` None means no clipping.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    num_steps: int
+    loss: Callable[[Batch], dict[str, Tensor]]
+    lr: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    max_grad_norm: float | None = None
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return a fresh Adam (L2 weight decay) over the stage's parameters."""
+        return torch.optim.Adam(
+            self.parameters,
+            lr=self.lr,
+            betas=self.betas,
+            eps=self.eps,
+            weight_decay=self.weight_decay,
+        )
+
+
+class Detector(nn.Module):
+    """A network that is trained by stages and scores images.
+
+    A subclass defines `stages` and `forward(images) -> Scores`, the graph that is exported.
+    """
+
+    def stages(self) -> list[Stage]:
+        """Return what to train, in order."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> Scores:
+        """Score images in evaluation mode, without gradients; the training mode is restored.
+
+        images: float32 [N, 3, H, W], RGB in [0, 1].
+        """
+        was_training = self.training
+        self.eval()
+        try:
+            return self(images)
+        finally:
+            self.train(was_training)
