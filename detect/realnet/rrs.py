@@ -1,0 +1,95 @@
+"""RRS: Reconstruction Residuals Selection, and the head that reads the selected residuals.
+
+Source: RealNet, section on RRS; details as in the authors' code.
+Shapes: N images, C residual channels of all layers together, r of them selected, h x w pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synth.errors import UserError
+
+
+class RRS(nn.Module):
+    """Keep the residual channels that stand out in an image, by maximum and by mean.
+
+    Layers differ in scale, so channels are compared after a BatchNorm (statistics of the batch in
+    training, running ones in evaluation); what is handed on is the residual as it was. A channel
+    that wins both lists appears twice. Momentum 0.9 is in torch's sense: the running statistics
+    are 90 % the last batch's, which follows residuals that shrink during training.
+    """
+
+    def __init__(self, num_channels: int, num_max: int, num_mean: int) -> None:
+        super().__init__()
+        if not (0 <= num_max <= num_channels and 0 <= num_mean <= num_channels):
+            raise UserError(
+                f"RRS num_max and num_mean: got {num_max} and {num_mean}; "
+                f"allowed are 0 to {num_channels}, the residual channels of all layers"
+            )
+        self.num_max, self.num_mean = num_max, num_mean
+        self.norm = nn.BatchNorm2d(num_channels, affine=False, momentum=0.9)
+
+    def forward(self, residual: Tensor) -> Tensor:
+        """Map [N, C, h, w] to [N, r, h, w]: first by maximum, then by mean, each descending.
+
+        Gradients reach the selected residuals; the selection itself has none.
+        """
+        N, C, h, w = residual.shape
+        index = self.select(residual.detach())  # [N, r]
+        flat_index = index + C * torch.arange(N, device=index.device).unsqueeze(1)
+        rows = residual.reshape(N * C, h, w).index_select(0, flat_index.flatten())
+        return rows.view(N, -1, h, w)
+
+    @torch.no_grad()
+    def select(self, residual: Tensor) -> Tensor:
+        """Return the channels to keep, int64 [N, num_max + num_mean], different for each image."""
+        normalised = self.norm(residual)
+        by_max = normalised.amax((2, 3)).topk(self.num_max).indices
+        by_mean = normalised.mean((2, 3)).topk(self.num_mean).indices
+        return torch.cat([by_max, by_mean], dim=1)
+
+
+class SegmentationHead(nn.Module):
+    """Two residual blocks of width r, then narrowing convolutions to two classes per pixel.
+
+    r = 512 and the widths (128, 32, 8, 4) give the authors' 5 872 662 parameters.
+    """
+
+    def __init__(self, num_channels: int, widths: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        a, b, c, d = widths
+        self.residual = nn.Sequential(
+            _ResidualBlock(num_channels), _ResidualBlock(num_channels), nn.ReLU()
+        )
+        self.narrow = nn.Sequential(
+            nn.Conv2d(num_channels, a, 3, padding=1),
+            nn.BatchNorm2d(a),
+            nn.ReLU(),
+            nn.Conv2d(a, b, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(b, c, 3, padding=1),
+            nn.ReLU(),
+        )
+        self.classify = nn.Sequential(
+            nn.Conv2d(c, d, 3, padding=1), nn.ReLU(), nn.Conv2d(d, 2, 3, padding=1)
+        )
+
+    def forward(self, residual: Tensor, size: tuple[int, int]) -> Tensor:
+        """Map residuals [N, r, h, w] to float32 logits [N, 2, *size]; class 1 is anomalous."""
+        x = self.narrow(self.residual(residual))  # [N, c, h, w]
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        logits = self.classify(x).float()  # [N, 2, 2h, 2w]
+        return F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+
+
+class _ResidualBlock(nn.Module):
+    """x + conv1(ReLU(conv3(ReLU(x)))), without biases."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv3 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv1(F.relu(self.conv3(F.relu(x))))
