@@ -1,1 +1,16 @@
 """RealNet (Zhang, Xu, Zhou, CVPR 2024): AFS, reconstruction, RRS, segmentation head."""
+
+from detect.realnet.afs import AFSResult, select_channels
+from detect.realnet.config import PAPER, PRESETS, SMALL, TINY, RealNetConfig
+from detect.realnet.model import RealNet
+
+__all__ = [
+    "PAPER",
+    "PRESETS",
+    "SMALL",
+    "TINY",
+    "AFSResult",
+    "RealNet",
+    "RealNetConfig",
+    "select_channels",
+]

@@ -1,0 +1,145 @@
+"""RealNet: reconstruct the features of the normal image, segment what could not be reconstructed.
+
+Source: Zhang, Xu, Zhou, "RealNet", CVPR 2024; details as in the authors' code.
+A is the (blended) image, I the normal one, M the mask, phi_k the channels of layer k that AFS
+keeps, G_k their reconstruction network, E_k the residual.
+Shapes: N images of H x W pixels; layer k has m_k channels on h_k x w_k pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detect.detector import Batch, Detector, Scores, Stage
+from detect.features import Backbone, build_backbone, seeded_init
+from detect.realnet.config import RealNetConfig
+from detect.realnet.reconstruction import ReconstructionUNet
+from detect.realnet.rrs import RRS, SegmentationHead
+from synth.errors import UserError
+
+
+class RealNet(Detector):
+    """AFS channels -> reconstruction -> RRS -> segmentation; normalises images itself.
+
+    Backbone weights and AFS indices are part of the state: `from_state` needs nothing else.
+    """
+
+    def __init__(
+        self, config: RealNetConfig, backbone: Backbone, afs_indices: Sequence[Tensor]
+    ) -> None:
+        """Build with fresh weights. afs_indices: int64 [m_k] per layer, as `select_channels`."""
+        super().__init__()
+        self.config = config
+        self.backbone = backbone
+        self.afs = nn.ModuleList(ChannelSelection(index) for index in afs_indices)
+        with seeded_init(config.seed):
+            self.reconstruction = nn.ModuleList(
+                ReconstructionUNet(m, width, config.multipliers, config.num_res_blocks)
+                for m, width in zip(config.num_selected, config.reconstruction_widths, strict=True)
+            )
+            self.rrs = RRS(sum(config.num_selected), config.num_max, config.num_mean)
+            self.head = SegmentationHead(config.num_max + config.num_mean, config.head_widths)
+
+    @classmethod
+    def from_state(cls, config: RealNetConfig, state: Mapping[str, Tensor]) -> Self:
+        """Rebuild a saved model from its own state alone, strictly.
+
+        Raises UserError when the state does not belong to the configuration.
+        """
+        backbone = build_backbone(replace(config.backbone, weights="random"))
+        blanks = [torch.zeros(m, dtype=torch.int64) for m in config.num_selected]
+        model = cls(config, backbone, blanks)
+        try:
+            model.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"RealNet weights: they do not fit the configuration ({reason[:300]}); "
+                "use the config.json and weights of one folder"
+            ) from error
+        return model
+
+    def stages(self) -> list[Stage]:
+        """Return the one stage: reconstruction and head together, the backbone frozen."""
+        return [
+            Stage(
+                name="realnet",
+                parameters=tuple(p for p in self.parameters() if p.requires_grad),
+                num_steps=self.config.num_steps,
+                loss=self.losses,
+                lr=self.config.learning_rate,
+            )
+        ]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the two terms of the loss, scalars float32, each of weight 1.
+
+        "segmentation" is the pixelwise CE(map, M), whose gradients flow on into G_k;
+        "reconstruction" is sum_k MSE(G_k(phi_k(A)), phi_k(I)).
+        """
+        N, _, H, W = batch.image.shape
+        both = self.features(torch.cat([batch.image, batch.normal]))
+        phi_A, phi_I = [x[:N] for x in both], [x[N:] for x in both]
+        G = self.reconstruct(phi_A)
+        logits = self.segment(phi_A, G, (H, W))
+        errors = [F.mse_loss(g, phi) for g, phi in zip(G, phi_I, strict=True)]
+        return {
+            "segmentation": F.cross_entropy(logits, batch.mask.long()),
+            "reconstruction": torch.stack(errors).sum(),
+        }
+
+    def forward(self, images: Tensor) -> Scores:
+        """Score images float32 [N, 3, H, W], RGB in [0, 1]; maps are probabilities in [0, 1]."""
+        phi_A = self.features(images)
+        H, W = images.shape[-2:]
+        logits = self.segment(phi_A, self.reconstruct(phi_A), (H, W))
+        maps = logits.softmax(dim=1)[:, 1]  # [N, H, W]
+        return Scores(image_scores(maps), maps)
+
+    # --- the steps -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Return phi_k of the images, float32 [N, m_k, h_k, w_k] per layer."""
+        layers = self.backbone(images)
+        return [select(x).float() for select, x in zip(self.afs, layers, strict=True)]
+
+    def reconstruct(self, phi_A: Sequence[Tensor]) -> list[Tensor]:
+        """Return G_k(phi_k(A)), float32 [N, m_k, h_k, w_k] per layer."""
+        return [G_k(phi).float() for G_k, phi in zip(self.reconstruction, phi_A, strict=True)]
+
+    def segment(
+        self, phi_A: Sequence[Tensor], G: Sequence[Tensor], size: tuple[int, int]
+    ) -> Tensor:
+        """Return logits float32 [N, 2, *size] from the residuals E_k = (phi_k(A) - G_k)^2."""
+        finest = phi_A[0].shape[-2:]
+        E = [(phi - g).square() for phi, g in zip(phi_A, G, strict=True)]
+        E = [F.interpolate(e, size=finest, mode="bilinear", align_corners=True) for e in E]
+        return self.head(self.rrs(torch.cat(E, dim=1)), size)
+
+
+class ChannelSelection(nn.Module):
+    """Pick the channels that AFS kept; the indices are part of the state."""
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__()
+        self.index: Tensor
+        self.register_buffer("index", index.clone())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [N, C, h, w] to [N, m, h, w]."""
+        return features.index_select(1, self.index)
+
+
+def image_scores(maps: Tensor) -> Tensor:
+    """Return the largest mean over any square window of a map: [N, H, W] to [N].
+
+    The window has 16 pixels at the authors' 256 and scales with the shorter side.
+    """
+    H, W = maps.shape[-2:]
+    kernel = max(1, round(16 * min(H, W) / 256))
+    return F.avg_pool2d(maps.unsqueeze(1), kernel, stride=1).amax((1, 2, 3))

@@ -1,0 +1,261 @@
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from detect.detector import Batch, Stage
+from detect.features import BackboneConfig, build_backbone
+from detect.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
+from detect.realnet.model import image_scores
+from synth.errors import UserError
+
+CONFIG = RealNetConfig(
+    image_size=(32, 48),
+    backbone=BackboneConfig(name="resnet18", layers=(1, 2), weights="random"),
+    num_selected=(8, 12),
+    width_factor=0.5,
+    num_max=5,
+    num_mean=5,
+    head_widths=(8, 8, 4, 4),
+    num_steps=20,
+    learning_rate=3e-3,
+)
+
+
+def make_batch(seed: int = 0, num_images: int = 4) -> Batch:
+    """Smooth grey images with a square of noise blended in."""
+    rng = torch.Generator().manual_seed(seed)
+    normal = torch.rand(num_images, 3, 4, 6, generator=rng) * 0.2 + 0.4
+    normal = F.interpolate(normal, size=(32, 48), mode="bilinear")
+    mask = torch.zeros(num_images, 32, 48, dtype=torch.bool)
+    for n in range(num_images):
+        y, x = torch.randint(0, 16, (2,), generator=rng).tolist()
+        mask[n, y : y + 16, x : x + 16] = True
+    noise = torch.rand(num_images, 3, 32, 48, generator=rng)
+    return Batch(torch.where(mask.unsqueeze(1), noise, normal), normal, mask)
+
+
+def make_model(config: RealNetConfig = CONFIG) -> RealNet:
+    backbone = build_backbone(config.backbone)
+    selected = select_channels(backbone, [make_batch(9)], config.num_selected)
+    return RealNet(config, backbone, selected.indices)
+
+
+def train(model: RealNet, stage: Stage, batches: list[Batch], num_steps: int) -> list[float]:
+    model.train()
+    optimizer = stage.make_optimizer()
+    losses = []
+    for step in range(num_steps):
+        loss = torch.stack(list(stage.loss(batches[step % len(batches)]).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[RealNet, list[float]]:
+    model = make_model()
+    (stage,) = model.stages()
+    return model, train(model, stage, [make_batch(seed) for seed in range(4)], 80)
+
+
+# --- learning --------------------------------------------------------------------------------
+
+
+def test_the_whole_learns_and_finds_anomalies_it_has_not_seen(
+    trained: tuple[RealNet, list[float]],
+) -> None:
+    model, losses = trained
+    assert sum(losses[-4:]) < 0.25 * sum(losses[:4])
+    unseen = make_batch(100)
+    scores = model.predict(unseen.image)
+    assert scores.maps[unseen.mask].mean() > 2 * scores.maps[~unseen.mask].mean()
+    assert scores.image.min() > model.predict(unseen.normal).image.max()
+
+
+def test_training_is_deterministic(trained: tuple[RealNet, list[float]]) -> None:
+    model = make_model()
+    losses = train(model, model.stages()[0], [make_batch(seed) for seed in range(4)], 3)
+    assert losses == trained[1][:3]
+
+
+def test_segmentation_gradients_reach_the_reconstruction_networks() -> None:
+    model = make_model()
+    for layer in (0, 1):
+        torch.nn.init.normal_(model.get_parameter(f"reconstruction.{layer}.out.weight"), std=0.1)
+    model.losses(make_batch())["segmentation"].backward()
+    for layer, part in itertools.product((0, 1), ("stem", "out")):
+        gradient = model.get_parameter(f"reconstruction.{layer}.{part}.weight").grad
+        assert gradient is not None
+        assert gradient.any()
+    assert all(p.grad is None for p in model.backbone.parameters())
+
+
+def test_the_stage_trains_everything_but_the_backbone() -> None:
+    model = make_model()
+    (stage,) = model.stages()
+    owned = [*model.reconstruction.parameters(), *model.head.parameters()]
+    assert {id(p) for p in stage.parameters} == {id(p) for p in owned}
+    optimizer = stage.make_optimizer()
+    assert (optimizer.defaults["lr"], stage.num_steps) == (3e-3, 20)
+    digest = model.backbone.digest
+    train(model, stage, [make_batch()], 2)
+    assert model.backbone.digest == digest
+
+
+# --- the two losses and the score against their definitions --------------------------------------
+
+
+def test_losses_equal_their_definitions() -> None:
+    model, batch = make_model().eval(), make_batch()
+    output = model.get_parameter("reconstruction.0.out.weight")
+    torch.nn.init.normal_(output, generator=torch.Generator().manual_seed(0))
+    losses = model.losses(batch)
+
+    def phi(images: torch.Tensor) -> list[torch.Tensor]:
+        layers = model.backbone(images)
+        return [x[:, sel.index] for x, sel in zip(layers, model.afs, strict=True)]
+
+    phi_A, phi_I = phi(batch.image), phi(batch.normal)
+    G = [network(x) for network, x in zip(model.reconstruction, phi_A, strict=True)]
+    mse = sum(((g - i) ** 2).mean() for g, i in zip(G, phi_I, strict=True))
+    torch.testing.assert_close(losses["reconstruction"], mse)
+
+    p = model.predict(batch.image).maps
+    cross_entropy = -torch.where(batch.mask, p, 1 - p).log().mean()
+    torch.testing.assert_close(losses["segmentation"].detach(), cross_entropy)
+
+
+def test_normalisation_happens_inside() -> None:
+    model, images = make_model(), make_batch().image
+    direct = model.backbone.net((images - model.backbone.mean) / model.backbone.std)
+    for got, layer, selection in zip(model.features(images), direct, model.afs, strict=True):
+        torch.testing.assert_close(got, layer[:, selection.index])
+
+
+def test_the_image_score_is_the_best_window() -> None:
+    maps = torch.zeros(2, 256, 320)
+    maps[0, 100:116, 50:66] = 0.7
+    maps[1, 0, 0] = 1.0
+    torch.testing.assert_close(image_scores(maps), torch.tensor([0.7, 1 / 256]))
+    assert image_scores(maps[:, :8, :8]).tolist() == [0.0, 1.0], "one pixel at 8 x 8"
+
+
+# --- prediction ----------------------------------------------------------------------------------
+
+
+def test_predictions_are_probabilities_at_the_resolution_of_the_images() -> None:
+    scores = make_model().predict(torch.rand(2, 3, 50, 37))
+    assert (scores.image.shape, scores.maps.shape) == ((2,), (2, 50, 37))
+    assert scores.image.dtype == scores.maps.dtype == torch.float32
+    assert ((scores.maps >= 0) & (scores.maps <= 1)).all()
+
+
+def test_predicting_while_training_changes_nothing(trained: tuple[RealNet, list[float]]) -> None:
+    model, images = trained[0], make_batch(5).image
+    model.train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    scores = model.predict(images)
+    assert model.training
+    assert not scores.maps.requires_grad
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    statistic = "rrs.norm.running_mean"
+    model.losses(make_batch(5))
+    assert not torch.equal(before[statistic], model.state_dict()[statistic])
+    model.load_state_dict(before)
+
+
+def test_a_prediction_does_not_depend_on_the_batch(trained: tuple[RealNet, list[float]]) -> None:
+    images = make_batch(6).image
+    together = trained[0].predict(images)
+    alone = trained[0].predict(images[2:3])
+    torch.testing.assert_close(alone.maps[0], together.maps[2], rtol=1e-4, atol=1e-5)
+
+
+def test_under_bfloat16_residuals_and_losses_stay_float32() -> None:
+    model, batch = make_model(), make_batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.losses(batch)
+        phi = model.features(batch.image)
+        assert {x.dtype for x in [*phi, *model.reconstruct(phi)]} == {torch.float32}
+        assert model.predict(batch.image).maps.dtype == torch.float32
+    full = model.losses(batch)
+    for name, value in losses.items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, full[name], rtol=0.05, atol=0.01)
+
+
+# --- saving --------------------------------------------------------------------------------------
+
+
+def test_a_saved_model_predicts_the_same_bits_without_its_original_weights(
+    trained: tuple[RealNet, list[float]], tmp_path: Path
+) -> None:
+    model, images = trained[0], make_batch(7).image
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG.to_json()))
+
+    config = RealNetConfig.from_json(json.loads((tmp_path / "config.json").read_text()))
+    gone = replace(config, backbone=replace(config.backbone, weights="/gone.safetensors", seed=3))
+    loaded = RealNet.from_state(gone, load_file(tmp_path / "model.safetensors"))
+    for got, want in zip(loaded.predict(images), model.predict(images), strict=True):
+        assert torch.equal(got, want)
+    assert loaded.backbone.digest == model.backbone.digest
+
+
+def test_a_state_of_another_configuration_is_refused() -> None:
+    state = make_model().state_dict()
+    with pytest.raises(UserError, match="do not fit the configuration"):
+        RealNet.from_state(replace(CONFIG, num_selected=(8, 16)), state)
+    del state["afs.0.index"]
+    with pytest.raises(UserError, match=r"afs\.0\.index"):
+        RealNet.from_state(CONFIG, state)
+
+
+# --- configuration -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name: str) -> None:
+    text = json.dumps(PRESETS[name].to_json())
+    assert RealNetConfig.from_json(json.loads(text)) == PRESETS[name]
+
+
+def test_the_paper_preset_has_the_papers_size() -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(replace(PAPER.backbone, weights="random"))
+        model = RealNet(PAPER, backbone, [torch.arange(m) for m in PAPER.num_selected])
+    assert sum(p.numel() for p in backbone.parameters()) == 66_834_240
+    assert sum(p.numel() for p in model.stages()[0].parameters) == 518_236_160 + 5_872_662
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", (1, 3)), ("small", (5, 10))])
+def test_small_presets_are_small(name: str, millions: tuple[int, int]) -> None:
+    config = PRESETS[name]
+    with torch.device("meta"):
+        backbone = build_backbone(replace(config.backbone, weights="random"))
+        model = RealNet(config, backbone, [torch.arange(m) for m in config.num_selected])
+    size = sum(p.numel() for p in model.stages()[0].parameters) / 1e6
+    assert millions[0] < size < millions[1]
+
+
+def test_fields_are_checked() -> None:
+    with pytest.raises(UserError, match="num_selected: got 2 counts for 3 backbone layers"):
+        replace(TINY, num_selected=(8, 8))
+    with pytest.raises(UserError, match="num_max, num_mean: got 161 and 32; allowed are 0 to 160"):
+        replace(TINY, num_max=161)
+    with pytest.raises(UserError, match="every count times the factor"):
+        replace(TINY, width_factor=0.001)
+    with pytest.raises(UserError, match="num_steps: got 0, must be greater than 0"):
+        replace(TINY, num_steps=0)
+    data = TINY.to_json()
+    data["nmu_max"] = data.pop("num_max")
+    with pytest.raises(UserError, match=r"unknown fields \['nmu_max'\], absent fields \['num_max'"):
+        RealNetConfig.from_json(data)
