@@ -38,10 +38,12 @@ def test_features_are_those_of_the_full_network_after_normalisation(
     mean = torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1)
     captured: list[torch.Tensor] = []
+
+    def keep(module: torch.nn.Module, args: object, out: torch.Tensor) -> None:
+        captured.append(out)
+
     for layer in ("layer1", "layer3"):
-        full_resnet.get_submodule(layer).register_forward_hook(
-            lambda module, args, out: captured.append(out)
-        )
+        full_resnet.get_submodule(layer).register_forward_hook(keep)
     with torch.no_grad():
         full_resnet((images - mean) / std)
     for got, want in zip(maps, captured, strict=True):
