@@ -106,17 +106,40 @@ class TrainConfig:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SdasConfig:
+    """How anomaly images are drawn from a trained model."""
+
+    strength: tuple[float, float] = (0.1, 0.2)
+    """Range of s, drawn per image; the reverse steps' variance is multiplied by 1 + s."""
+    num_steps: int = 20
+    """Reverse steps, 2 to 1000."""
+    seed: int = 0
+    """Of every image, together with its index."""
+
+    def __post_init__(self) -> None:
+        low, high = self.strength
+        if not 0 <= low <= high:
+            raise UserError(
+                f"strength: got {low} to {high}, must be two numbers with 0 <= low <= high "
+                "(0 is the plain DDPM, 0.1 to 0.2 the paper's range)"
+            )
+        if not 2 <= self.num_steps <= NUM_TRAIN_TIMESTEPS:
+            raise UserError(f"num_steps: got {self.num_steps}, allowed 2 to {NUM_TRAIN_TIMESTEPS}")
+        if self.seed < 0:
+            raise UserError(f"seed: got {self.seed}, must not be negative")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types."""
+        return asdict(self)
+
+
 PRESETS: dict[str, TrainConfig] = {
     # 3.2 M parameters, 64 px: minutes on two CPU cores.
     "tiny": TrainConfig(),
-    # 128 px: an hour on two CPU cores, minutes on a GPU.
+    # 3.3 M parameters, 128 px: an hour on two CPU cores, minutes on a GPU.
     "small": TrainConfig(
-        unet=UNetConfig(
-            image_size=(128, 128),
-            block_channels=(32, 64, 128, 128),
-            layers_per_block=1,
-            attention_levels=2,
-        ),
+        unet=UNetConfig(image_size=(128, 128), block_channels=(32, 32, 64, 128)),
         num_steps=4000,
         learning_rate=5e-4,
         warmup_steps=200,

@@ -62,7 +62,9 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
         raise UserError(f"{folder}: not a diffusion model; give the --out of `synth train`")
     weights = folder / WEIGHTS_FILE
     if not weights.exists():
-        raise UserError(f"{folder}: training is unfinished; run its `synth train` command again to complete it")
+        raise UserError(
+            f"{folder}: training is unfinished; run its `synth train` command again to complete it"
+        )
     try:
         unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:

@@ -15,7 +15,9 @@ Images = NDArray[np.uint8]
 """uint8 [N, H, W, 3], RGB."""
 
 
-def load_images(paths: Sequence[Path], size: tuple[int, int], progress: Progress | None = None) -> Images:
+def load_images(
+    paths: Sequence[Path], size: tuple[int, int], progress: Progress | None = None
+) -> Images:
     """Decode and resize images to `size` (height, width). Raises UserError for an unreadable one."""
     images = np.empty((len(paths), *size, 3), np.uint8)
     for number, path in enumerate(paths):
@@ -53,7 +55,9 @@ def contact_sheet(rows: Sequence[SheetRow], cell_px: int = 128) -> NDArray[np.ui
     sheet = []
     for label, strip in strips:
         title = np.full((label_px, width, 3), 255, np.uint8)
-        cv2.putText(title, label, (gap, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (40, 40, 40), 1, cv2.LINE_AA)
+        cv2.putText(
+            title, label, (gap, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (40, 40, 40), 1, cv2.LINE_AA
+        )
         padded = np.full((strip.shape[0], width, 3), 255, np.uint8)
         padded[:, gap : gap + strip.shape[1]] = strip
         sheet += [title, padded]
@@ -65,5 +69,12 @@ def cell(image: NDArray[np.uint8] | NDArray[np.bool_], height: int, gap: int) ->
     levels = image.astype(np.uint8) * np.uint8(255) if image.dtype == np.bool_ else image
     rgb = levels if levels.ndim == 3 else np.repeat(levels[..., None], 3, axis=2)
     width = max(1, round(rgb.shape[1] * height / rgb.shape[0]))
-    scaled = cv2.resize(rgb.astype(np.uint8), (width, height), interpolation=cv2.INTER_AREA if height < rgb.shape[0] else cv2.INTER_NEAREST)
-    return np.asarray(cv2.copyMakeBorder(scaled, 0, gap, 0, gap, cv2.BORDER_CONSTANT, value=(255, 255, 255)), np.uint8)
+    scaled = cv2.resize(
+        rgb.astype(np.uint8),
+        (width, height),
+        interpolation=cv2.INTER_AREA if height < rgb.shape[0] else cv2.INTER_NEAREST,
+    )
+    return np.asarray(
+        cv2.copyMakeBorder(scaled, 0, gap, 0, gap, cv2.BORDER_CONSTANT, value=(255, 255, 255)),
+        np.uint8,
+    )

@@ -14,9 +14,6 @@ from synth.ddpm import NoiseSchedule, log_variance, posterior_mean, predict_x0
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t [N, C, H, W], timestep int [N]) -> [N, 2C, H, W]: eps and v."""
 
-NUM_STEPS = 20
-STRENGTH_RANGE = (0.1, 0.2)
-
 
 def sdas_step(
     schedule: NoiseSchedule, x_t: Tensor, output: Tensor, k: int, s: Tensor, noise: Tensor

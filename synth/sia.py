@@ -140,7 +140,9 @@ def refuse_shrinking(folder: Path, num_images: int) -> None:
     """Raise UserError when the folder records more than `num_images` images."""
     count = sum(len(read_json(path)["rows"]) for path in folder.glob("shards/*.json"))
     if count > num_images:
-        raise UserError(f"num: got {num_images}, but {folder} already holds {count} images; give --num {count}")
+        raise UserError(
+            f"num: got {num_images}, but {folder} already holds {count} images; give --num {count}"
+        )
 
 
 class SiaFolder(NamedTuple):
@@ -160,7 +162,9 @@ class SiaFolder(NamedTuple):
     def read_mask(self, number: int) -> NDArray[np.bool_]:
         """Mask of row `number`, bool [H, W]. Raises UserError for a folder of kind "source"."""
         if self.kind != "blended":
-            raise UserError(f"{self.path}: kind is {self.kind!r}, which has no masks; give a blended folder")
+            raise UserError(
+                f"{self.path}: kind is {self.kind!r}, which has no masks; give a blended folder"
+            )
         return read_mask(self.path / self.rows[number]["mask_file_name"], None)
 
 
@@ -169,17 +173,27 @@ def open_sia(folder: Path, kind: Kind | None = None) -> SiaFolder:
 
     Raises UserError when there is none or several, for another format or kind, and for an unfinished folder.
     """
-    headers = [folder / HEADER_FILE] if (folder / HEADER_FILE).exists() else sorted(folder.rglob(HEADER_FILE))
+    headers = (
+        [folder / HEADER_FILE]
+        if (folder / HEADER_FILE).exists()
+        else sorted(folder.rglob(HEADER_FILE))
+    )
     if len(headers) != 1:
         found = ", ".join(str(path.parent) for path in headers) or "none"
         raise UserError(f"{folder}: expected one SIA folder (with {HEADER_FILE}), found {found}")
     folder, header = headers[0].parent, read_json(headers[0])
     if header.get("format") != FORMAT:
-        raise UserError(f"{headers[0]}: format {header.get('format')}, this version reads format {FORMAT}")
+        raise UserError(
+            f"{headers[0]}: format {header.get('format')}, this version reads format {FORMAT}"
+        )
     if kind is not None and header["kind"] != kind:
         raise UserError(f"{folder}: kind is {header['kind']!r}, expected {kind!r}")
     metadata = folder / METADATA_FILE
     if not metadata.exists():
-        raise UserError(f"{folder}: unfinished; run the command that made it once more to complete it")
+        raise UserError(
+            f"{folder}: unfinished; run the command that made it once more to complete it"
+        )
     rows = tuple(json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines())
-    return SiaFolder(folder, header["kind"], header["dataset"], header["category"], header["config"], rows)
+    return SiaFolder(
+        folder, header["kind"], header["dataset"], header["category"], header["config"], rows
+    )

@@ -110,7 +110,9 @@ def draw_batch(
             image = image[:, ::-1]
         if config.flip_vertical and flip_vertical:
             image = image[::-1]
-        rows.append(torch.from_numpy(image[..., : config.unet.num_channels].copy()).permute(2, 0, 1))
+        rows.append(
+            torch.from_numpy(image[..., : config.unet.num_channels].copy()).permute(2, 0, 1)
+        )
         timesteps.append(torch.randint(NUM_TRAIN_TIMESTEPS, (), generator=g))
         noises.append(torch.randn(config.unet.num_channels, *config.unet.image_size, generator=g))
     x_0 = torch.stack(rows).float() / 127.5 - 1

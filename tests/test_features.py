@@ -6,7 +6,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from detect.features import Backbone, BackboneConfig, build_backbone, seeded_init
+from synth.features import Backbone, BackboneConfig, build_backbone, seeded_init
 from synth.errors import UserError
 
 RESNET = BackboneConfig(name="resnet18", layers=(1, 2), weights="random")

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from detect.features import BackboneConfig
 from synth.errors import UserError
+from synth.features import BackboneConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detect.detector import Batch, Detector, Scores, Stage
-from detect.features import Backbone, build_backbone, seeded_init
 from detect.realnet.config import RealNetConfig
 from detect.realnet.reconstruction import ReconstructionUNet
 from detect.realnet.rrs import RRS, SegmentationHead
 from synth.errors import UserError
+from synth.features import Backbone, build_backbone, seeded_init
 
 
 class RealNet(Detector):

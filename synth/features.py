@@ -49,6 +49,10 @@ class BackboneConfig:
             )
 
 
+DEFAULT_BACKBONE = BackboneConfig(name="resnet10t", layers=(1, 2, 3), weights="random")
+"""Needs no download: for the demo and the check of a diffusion model's samples."""
+
+
 @contextmanager
 def seeded_init(seed: int) -> Iterator[None]:
     """Make the initial weights of modules built inside depend on `seed` alone.

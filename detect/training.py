@@ -1,0 +1,89 @@
+"""One loop for every detector: its stages in order, resumable, on one or several processes."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from detect.data import Sample, batches
+from detect.detector import Detector, Stage
+from synth.errors import UserError
+from synth.resume import OnStep, run_steps
+
+
+def train_detector(
+    accelerator: Accelerator,
+    detector: Detector,
+    dataset: Dataset[Sample],
+    *,
+    batch_size: int,
+    folder: Path,
+    num_workers: int = 0,
+    on_step: OnStep | None = None,
+    checkpoint_steps: int = 100,
+) -> None:
+    """Train all stages in place, each continued from its state in `folder`/<stage> when there is one.
+
+    batch_size: images per step over all processes. Raises UserError when it cannot be shared evenly, or when a loss
+    is not finite.
+    """
+    if batch_size % accelerator.num_processes:
+        raise UserError(
+            f"batch_size: got {batch_size}, must be a multiple of the {accelerator.num_processes} processes"
+        )
+    detector.to(accelerator.device)
+    detector.train()
+    for stage in detector.stages():
+        optimizer = stage.make_optimizer()
+        data = None
+
+        def step_function(
+            step: int, stage: Stage = stage, optimizer: torch.optim.Optimizer = optimizer
+        ) -> dict[str, Tensor]:
+            nonlocal data
+            if data is None:
+                data = batches(
+                    dataset,
+                    batch_size,
+                    step,
+                    stage.num_steps,
+                    accelerator.device,
+                    process=accelerator.process_index,
+                    num_processes=accelerator.num_processes,
+                    num_workers=num_workers,
+                )
+            with accelerator.autocast():
+                terms = stage.loss(next(data))
+            loss = torch.stack(list(terms.values())).sum()
+            accelerator.backward(loss)
+            average_gradients(accelerator, stage.parameters)
+            if stage.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(stage.parameters, stage.max_grad_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+            return {"loss": loss, **terms}
+
+        run_steps(
+            accelerator,
+            step_function,
+            folder=folder / stage.name,
+            num_steps=stage.num_steps,
+            model=detector,
+            optimizer=optimizer,
+            checkpoint_steps=checkpoint_steps,
+            on_step=on_step,
+        )
+    detector.eval()
+
+
+def average_gradients(accelerator: Accelerator, parameters: tuple[nn.Parameter, ...]) -> None:
+    """Each gradient becomes its mean over the processes; nothing to do for a single one."""
+    if accelerator.num_processes == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            mean = accelerator.reduce(parameter.grad, reduction="mean")
+            assert isinstance(mean, Tensor)
+            parameter.grad.copy_(mean)

@@ -1,0 +1,121 @@
+"""SDAS images into an SIA folder, and blended training images made from one."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from synth.blend import blend_random
+from synth.catalog import Category, Record
+from synth.config import SdasConfig
+from synth.errors import UserError
+from synth.foreground import MAX_FIT_IMAGES, ForegroundRule, foreground_for
+from synth.images import read_image, resize
+from synth.model import DiffusionModel, sample_images
+from synth.pictures import Images, load_images
+from synth.seeding import derive_seed
+from synth.sia import Item, OnImage, SiaFolder, SiaHeader, write_sia
+
+OPACITY = (0.5, 1.0)
+
+
+def draw_strength(config: SdasConfig, index: int) -> float:
+    """The strength of image `index`: s ~ U(strength) by its own seed. Source: RealNet, Section 3.1."""
+    rng = np.random.default_rng(derive_seed(config.seed, index, 1))
+    return round(float(rng.uniform(*config.strength)), 6)
+
+
+def generate_sia(
+    model: DiffusionModel,
+    config: SdasConfig,
+    out: Path,
+    num_images: int,
+    *,
+    batch_size: int,
+    process: int = 0,
+    num_processes: int = 1,
+    on_image: OnImage | None = None,
+) -> Path:
+    """Fill `out`/<dataset>/<category> with `num_images` SDAS images; the SIA folder's path.
+
+    What is already there stays. Raises UserError as `write_sia`.
+    """
+
+    def make_items(indices: list[int]) -> Iterator[Item]:
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            strengths = [draw_strength(config, index) for index in batch]
+            images = sample_images(model, strengths, config.seed, batch, config.num_steps)
+            for index, image, strength in zip(batch, images, strengths, strict=True):
+                row = {"seed": config.seed, "strength": strength, "num_steps": config.num_steps}
+                yield Item(index, image, None, row)
+
+    dataset, category = model.config["dataset"], model.config["category"]
+    made_by = {"method": "sdas", **config.to_json(), "checkpoint": model.digest}
+    made_by |= {"image_size": list(model.image_size), "precision": model.precision}
+    folder = out / dataset / category
+    header = SiaHeader("source", dataset, category, made_by)
+    write_sia(
+        folder,
+        header,
+        num_images,
+        make_items,
+        process=process,
+        num_processes=num_processes,
+        on_image=on_image,
+    )
+    return folder
+
+
+def fit_rule(category: Category, size: tuple[int, int]) -> ForegroundRule:
+    """The category's foreground rule, from the table or fitted to a few of its training images at `size`."""
+    step = max(1, len(category.train) // MAX_FIT_IMAGES)
+    few = [record.path for record in category.train[::step][:MAX_FIT_IMAGES]]
+    return foreground_for(category.dataset, category.name, list(load_images(few, size)))
+
+
+def blend_sia(
+    normals: Sequence[Record],
+    normal_images: Images,
+    sources: SiaFolder,
+    rule: ForegroundRule,
+    out: Path,
+    num_images: int,
+    *,
+    seed: int,
+    on_image: OnImage | None = None,
+) -> Path:
+    """Fill `out`/<dataset>/<category> with blended images and their masks; the SIA folder's path.
+
+    normals: the records of normal_images, uint8 [N, H, W, 3]. Image i blends normal i mod N with a random source by
+    its own seed. Raises UserError as `write_sia`, and when a foreground is empty.
+    """
+    size = normal_images.shape[1:3]
+    foregrounds = [rule.apply(image) for image in normal_images]
+    empty = [
+        record.path for record, mask in zip(normals, foregrounds, strict=True) if not mask.any()
+    ]
+    if empty:
+        raise UserError(
+            f"{empty[0]}: no foreground found (rule {rule.method}); look at it, or leave it out"
+        )
+
+    def make_items(indices: list[int]) -> Iterator[Item]:
+        for index in indices:
+            rng = np.random.default_rng(derive_seed(seed, index))
+            n, p = index % len(normals), int(rng.integers(len(sources.rows)))
+            source = resize(read_image(sources.path / sources.rows[p]["file_name"]), size)
+            blended = blend_random(normal_images[n], foregrounds[n], source, rng, opacity=OPACITY)
+            row = {"seed": seed, "opacity": blended.opacity, "normal_file": normals[n].path.name}
+            row |= {
+                "source_index": sources.rows[p]["index"],
+                "strength": sources.rows[p].get("strength"),
+            }
+            yield Item(index, blended.image, blended.mask, row)
+
+    made_by = {"method": "blend", "seed": seed, "opacity": list(OPACITY), "image_size": list(size)}
+    made_by |= {"foreground": rule.to_dict(), "sources": dict(sources.config)}
+    folder = out / sources.dataset / sources.category
+    header = SiaHeader("blended", sources.dataset, sources.category, made_by)
+    write_sia(folder, header, num_images, make_items, on_image=on_image)
+    return folder

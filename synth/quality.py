@@ -1,0 +1,112 @@
+"""Are a model's samples at strength 0 normal images? Distances to training images in the features of a frozen network."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from skimage.restoration import estimate_sigma
+
+from synth.features import DEFAULT_BACKBONE, Backbone, build_backbone
+from synth.pictures import Images
+
+Verdict = Literal["under-fit", "fit", "copies"]
+
+FAR_QUANTILE, NEAR_QUANTILE = 0.95, 0.05
+NEAR_FACTOR = 0.5
+"""A copy is nearer to a training image than this times the near quantile of held-out normals."""
+GRAIN_FACTOR = 1.5
+"""Samples with this many times the noise of normal images are called grainy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleCheck:
+    """Samples at s = 0 against held-out normals, both by their distance to the nearest training image.
+
+    Distances are relative to the held-outs' median; shares and the verdict are as `sentence` says.
+    """
+
+    verdict: Verdict
+    distance: float
+    share_far: float
+    share_copies: float
+    grain: float
+    num_samples: int
+    num_held_out: int
+
+    @property
+    def sentence(self) -> str:
+        """The check in one sentence."""
+        basis = (
+            f"{self.share_far:.0%} of {self.num_samples} samples at strength 0 lie farther from the training images "
+            f"than 95 % of {self.num_held_out} held-out normals do (median distance {self.distance:.2f} times theirs, "
+            f"pixel noise {self.grain:.2f} times)"
+        )
+        if self.verdict == "under-fit":
+            cause = (
+                "they are noisier than the product"
+                if self.grain > GRAIN_FACTOR
+                else "their structure is off"
+            )
+            return f"model under-fit: {basis}; {cause}: raise --num-steps and run the same command again"
+        if self.verdict == "copies":
+            copied = f"{self.share_copies:.0%} of the samples are nearer to a training image than normals ever are"
+            return (
+                f"model copies its training images: {copied}; train fewer steps, or on more images"
+            )
+        return f"model fits: {basis}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON types, with the sentence."""
+        return {**asdict(self), "sentence": self.sentence}
+
+
+def check_samples(samples: Images, held_out: Images, training: Images) -> SampleCheck:
+    """Judge samples drawn at strength 0; all uint8 [N, H, W, 3] RGB of one size."""
+    backbone = build_backbone(DEFAULT_BACKBONE)
+    f_train, f_held, f_sample = (
+        embed(backbone, images) for images in (training, held_out, samples)
+    )
+    mean, std = f_train.mean(axis=0), f_train.std(axis=0) + 1e-6
+    f_train, f_held, f_sample = ((f - mean) / std for f in (f_train, f_held, f_sample))
+    d_held, d_sample = nearest_distance(f_held, f_train), nearest_distance(f_sample, f_train)
+    share_far = float((d_sample > np.quantile(d_held, FAR_QUANTILE)).mean())
+    share_copies = float((d_sample < NEAR_FACTOR * np.quantile(d_held, NEAR_QUANTILE)).mean())
+    verdict: Verdict = "under-fit" if share_far > 0.5 else "copies" if share_copies > 0.5 else "fit"
+    return SampleCheck(
+        verdict=verdict,
+        distance=float(np.median(d_sample) / np.median(d_held)),
+        share_far=share_far,
+        share_copies=share_copies,
+        grain=pixel_noise(samples) / max(pixel_noise(held_out), 1e-3),
+        num_samples=len(samples),
+        num_held_out=len(held_out),
+    )
+
+
+def embed(backbone: Backbone, images: Images, batch_size: int = 32) -> NDArray[np.float32]:
+    """Spatial mean and standard deviation of every channel of every layer, float32 [N, 2 * sum(C_k)]."""
+    rows = []
+    with torch.no_grad():
+        for start in range(0, len(images), batch_size):
+            batch = (
+                torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).float()
+                / 255
+            )
+            maps = [feature.flatten(2) for feature in backbone(batch)]  # [N, C_k, H_k * W_k]
+            moments = [m for f in maps for m in (f.mean(dim=2), f.std(dim=2))]
+            rows.append(torch.cat(moments, dim=1))
+    return torch.cat(rows).numpy()
+
+
+def nearest_distance(
+    queries: NDArray[np.float32], references: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Euclidean distance of each query [N, D] to its nearest reference [M, D]: [N]."""
+    return torch.cdist(torch.from_numpy(queries), torch.from_numpy(references)).amin(dim=1).numpy()
+
+
+def pixel_noise(images: Images) -> float:
+    """Median over images of the noise's standard deviation in grey levels (wavelet estimate of scikit-image)."""
+    return float(np.median([estimate_sigma(image.mean(axis=2)) for image in images]))
