@@ -9,7 +9,8 @@ import math
 from typing import NamedTuple
 
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from synth.config import NUM_TRAIN_TIMESTEPS, UNetConfig

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers import DDPMPipeline, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn

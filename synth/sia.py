@@ -32,7 +32,7 @@ OnImage = Callable[[int, int], None]
 class Item(NamedTuple):
     """One image to be written: uint8 [H, W, 3] RGB; its mask, bool [H, W], or None; what its row says besides."""
 
-    index: int
+    number: int
     image: NDArray[np.uint8]
     mask: NDArray[np.bool_] | None
     row: Mapping[str, Any]
@@ -108,13 +108,13 @@ def write_sia(
 
 def write_item(folder: Path, header: SiaHeader, item: Item) -> Row:
     """Write one image (and mask) and return its row."""
-    row: Row = {"file_name": image_path(item.index)}
-    write_png(folder / image_path(item.index), item.image)
+    row: Row = {"file_name": image_path(item.number)}
+    write_png(folder / image_path(item.number), item.image)
     if item.mask is not None:
-        row["mask_file_name"] = mask_path(item.index)
-        write_png(folder / mask_path(item.index), item.mask)
-    digest = hashlib.sha256((folder / image_path(item.index)).read_bytes()).hexdigest()
-    about = {"dataset": header.dataset, "category": header.category, "index": item.index}
+        row["mask_file_name"] = mask_path(item.number)
+        write_png(folder / mask_path(item.number), item.mask)
+    digest = hashlib.sha256((folder / image_path(item.number)).read_bytes()).hexdigest()
+    about = {"dataset": header.dataset, "category": header.category, "index": item.number}
     return row | about | dict(item.row) | {"sha256": digest}
 
 

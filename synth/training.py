@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
