@@ -156,8 +156,8 @@ def stripes(rng: Generator) -> Renderer:
     sharpness, wobble = math.exp(rng.uniform(0, 2.5)), rng.choice([0, rng.uniform(0, 0.6)])
 
     def renderer(rng: Generator, size: int) -> Field:
-        x, y = axes(size, angle)
-        y = y + 0 * x + wobble * 6 * smooth(rng, size, 10)
+        _, y = axes(size, angle)
+        y = y + wobble * 6 * smooth(rng, size, 10)
         phases = rng.uniform(0, 2 * math.pi, len(waves))
         parts = [
             a * np.sin(2 * math.pi * y / p + f) for (p, a), f in zip(waves, phases, strict=True)

@@ -54,8 +54,8 @@ class Recipe:
     weight_decay: float = 0.05
     smoothing: float = 0.1
     """Of the labels."""
-    mosaic_share: float = 0.75
-    """Of the images that are mosaics; the others show one material."""
+    overlay_chance: float = 0.6
+    """That one of three other materials covers parts of an image."""
     cells: int = 48
     """Per image and layer, that vote in the loss."""
     ema: float = 0.998
@@ -128,22 +128,21 @@ def draw_batch(recipe: Recipe, pool: Pool, rng: np.random.Generator) -> Batch:
     gain, offset = rng.uniform(0.88, 1.12, (B, 1, 1, 1)), rng.uniform(-0.04, 0.04, (B, 1, 1, 1))
     images = images * torch.from_numpy(gain).float() + torch.from_numpy(offset).float()
     labels = torch.from_numpy(chosen // recipe.samples_per_material)
-    return lay_mosaics(images, labels, recipe.mosaic_share, rng)
+    return lay_mosaics(images, labels, recipe.overlay_chance, rng)
 
 
-def lay_mosaics(images: Tensor, labels: Tensor, share: float, rng: np.random.Generator) -> Batch:
-    """Lay up to three other images of the batch into irregular regions of each image."""
+def lay_mosaics(images: Tensor, labels: Tensor, chance: float, rng: np.random.Generator) -> Batch:
+    """Lay three other images of the batch over parts of each one, each with chance `chance`."""
     B, _, S, _ = images.shape
-    height = torch.from_numpy(rng.standard_normal((B, 4, *rng.integers(2, 9, 2)))).float()
-    height[:, 0] += 0.5  # the image itself keeps the largest part
-    height[torch.from_numpy(rng.random(B) >= share), 0] += 100
-    height = F.interpolate(height, size=(S, S), mode="bicubic")
-    region = height.argmax(1)  # [B, S, S]
-    source = torch.from_numpy(np.stack([np.arange(B), *(rng.permutation(B) for _ in range(3))]))
-    picked = source.T.gather(1, region.flatten(1)).view(B, S, S)
-    rows, columns = torch.meshgrid(torch.arange(S), torch.arange(S), indexing="ij")
-    mosaics = images.permute(0, 2, 3, 1)[picked, rows, columns]  # [B, S, S, 3]
-    return Batch(mosaics.permute(0, 3, 1, 2).clamp(0, 1), labels[picked])
+    mosaics, materials = images, labels.view(B, 1, 1).expand(B, S, S)
+    for _ in range(3):
+        height = torch.from_numpy(rng.standard_normal((B, 1, *rng.integers(2, 10, 2)))).float()
+        height[torch.from_numpy(rng.random(B) >= chance)] = 0
+        above = F.interpolate(height, size=(S, S), mode="bilinear") > 0.5  # [B, 1, S, S]
+        other = torch.from_numpy(rng.permutation(B))
+        mosaics = torch.where(above, images[other], mosaics)
+        materials = torch.where(above[:, 0], labels[other].view(B, 1, 1), materials)
+    return Batch(mosaics.clamp(0, 1), materials)
 
 
 def decolour(images: Tensor, rng: np.random.Generator) -> Tensor:
@@ -159,27 +158,26 @@ def train(recipe: Recipe, pool: Pool) -> nn.Module:
     """Train layers 1 to 3 under one head each; return the averaged network in evaluation mode."""
     torch.manual_seed(recipe.seed)
     rng = np.random.default_rng([recipe.seed, 3])
+    start = _backbone(recipe, "random")
     net = timm.create_model(recipe.name, features_only=True, out_indices=(1, 2, 3))
     net = net.to(memory_format=torch.channels_last)
-    heads = nn.ModuleList(nn.Linear(c, recipe.num_materials) for c in net.feature_info.channels())
+    heads = nn.ModuleList(nn.Linear(c, recipe.num_materials) for c in start.channels)
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     parameters = [*net.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1
     )
-    norm = _backbone(recipe, "random")
     progress = tqdm(range(recipe.steps), desc="train", mininterval=5)
     hits = np.full(3, 1 / recipe.num_materials)
     for _ in progress:
         images, materials = draw_batch(recipe, pool, rng)
-        x = (decolour(images, rng) - norm.mean) / norm.std
+        x = (decolour(images, rng) - start.mean) / start.std
         with torch.autocast("cpu", torch.bfloat16):
+            layers = net(x.contiguous(memory_format=torch.channels_last))
             votes = [
                 vote(head, maps, materials, recipe, rng)
-                for head, maps in zip(
-                    heads, net(x.contiguous(memory_format=torch.channels_last)), strict=True
-                )
+                for head, maps in zip(heads, layers, strict=True)
             ]
         optimizer.zero_grad()
         torch.stack([v.loss for v in votes]).sum().backward()
@@ -214,7 +212,8 @@ def vote(
     target = most.flatten(1)[:, cells][pure]  # [P]
     logits = head(maps.flatten(2)[:, :, cells].transpose(1, 2)[pure]).float()  # [P, K]
     loss = F.cross_entropy(logits, target, label_smoothing=recipe.smoothing)
-    return Vote(loss, float((logits.argmax(1) == target).float().mean()))
+    hits = logits.gather(1, target[:, None])[:, 0] >= logits.amax(1)
+    return Vote(loss, float(hits.float().mean()))
 
 
 # --- the network -----------------------------------------------------------------------------
