@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# The default test suite, in the environment of requirements.lock. Arguments go to pytest: bash scripts/test.sh -k sdas
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+# One thread per test process: the tests are tiny, and threads that wait for each other cost more than they give.
+OMP_NUM_THREADS=1 exec .venv/bin/python -m pytest --numprocesses auto "$@"
