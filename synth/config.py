@@ -11,12 +11,12 @@ NUM_TRAIN_TIMESTEPS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig:
-    """Shape of the denoising U-Net. Level 0 has the full image size, every further level half of it."""
+    """Shape of the denoising U-Net. Level 0 has the full image size, every further one half."""
 
     image_size: tuple[int, int] = (64, 64)
     """Height and width in pixels; each a multiple of 2^(levels - 1)."""
     num_channels: Literal[1, 3] = 3
-    """Colour channels: 1 for products whose images are all grey, so that their anomalies are grey too."""
+    """Colour channels: 1 for products whose images are all grey: their anomalies are grey too."""
     block_channels: tuple[int, ...] = (32, 64, 128)
     """Channels of each level, finest first."""
     layers_per_block: int = 1
@@ -38,9 +38,10 @@ class UNetConfig:
         for side in self.image_size:
             if side < 4 * factor or side % factor:
                 raise UserError(
-                    f"image size: got {self.image_size[0]}x{self.image_size[1]}, but this network halves "
-                    f"the image {levels - 1} times: each side must be a multiple of {factor} and "
-                    f"at least {4 * factor}; try {nearest_multiple(side, factor)} for {side}"
+                    f"image size: got {self.image_size[0]}x{self.image_size[1]}, but this network "
+                    f"halves the image {levels - 1} times: each side must be a multiple of "
+                    f"{factor} and at least {4 * factor}; "
+                    f"try {nearest_multiple(side, factor)} for {side}"
                 )
         for channels in self.block_channels:
             if channels % self.norm_groups or channels % self.head_channels:
@@ -70,7 +71,7 @@ class TrainConfig:
     batch_size: int = 16
     """Images per step over all processes."""
     learning_rate: float = 1e-3
-    """Of AdamW, constant after the warm-up."""
+    """Of Adam, constant after the warm-up."""
     warmup_steps: int = 50
     """Steps in which the learning rate rises linearly from 0."""
     ema_decay: float = 0.9999

@@ -1,7 +1,7 @@
-"""The diffusion model: its U-Net, its noise schedule, and the hybrid loss that also learns the variance.
+"""The diffusion model: its U-Net, its noise schedule, and the hybrid loss that learns the variance.
 
-Letters as in the papers: T timesteps, beta_t the noise added at t, alpha_bar_t = prod(1 - beta), x_0 an image in [-1, 1],
-x_t its noised version, eps the noise, Sigma the variance of the reverse step.
+Letters as in the papers: T timesteps, beta_t the noise added at t, alpha_bar_t = prod(1 - beta),
+x_0 an image in [-1, 1], x_t its noised version, eps the noise, Sigma the reverse step's variance.
 DDPM: Ho, Jain, Abbeel, 2020. Improved DDPM: Nichol, Dhariwal, 2021.
 """
 
@@ -17,12 +17,12 @@ from synth.config import NUM_TRAIN_TIMESTEPS, UNetConfig
 
 
 def build_unet(config: UNetConfig) -> UNet2DModel:
-    """The ADM-style U-Net: float32 [N, C, H, W], int timesteps [N] -> float32 [N, 2C, H, W] (eps, v).
+    """The ADM-style U-Net: float32 [N, C, H, W], int timesteps [N] -> [N, 2C, H, W] (eps, v).
 
-    The residual branches' last convolutions and eps start at zero (ADM's initialisation), which diffusers
-    leaves at random. v starts at -1, the variance of a denoiser without error, where ADM starts at 0: between
-    neighbours of the full chain the two bounds hardly differ, so that v learns slowly, but at 20 steps the
-    middle is a visible excess of noise.
+    The residual branches' last convolutions and eps start at zero (ADM's initialisation), which
+    diffusers leaves at random. v starts at -1, the variance of a denoiser without error, where ADM
+    starts at 0: between neighbours of the full chain the two bounds hardly differ, so that v learns
+    slowly, but at 20 steps the middle is a visible excess of noise.
     """
     levels, attended = len(config.block_channels), config.attention_levels
     plain = levels - attended
@@ -53,7 +53,7 @@ def build_unet(config: UNetConfig) -> UNet2DModel:
 
 
 def build_scheduler() -> DDPMScheduler:
-    """Diffusers' description of the same process, stored beside the U-Net so that its pipelines load it."""
+    """Diffusers' description of the same process, stored beside the U-Net for its pipelines."""
     return DDPMScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
         beta_start=1e-4,
@@ -68,11 +68,11 @@ def build_scheduler() -> DDPMScheduler:
 
 
 class NoiseSchedule(NamedTuple):
-    """Constants of a (possibly respaced) diffusion chain, float32 [K] each; entry k belongs to timesteps[k].
+    """Constants of a (possibly respaced) chain, float32 [K]; entry k belongs to timesteps[k].
 
     mean_x0, mean_xt: coefficients of the posterior mean, DDPM Eq. 7.
-    log_beta, log_beta_tilde: bounds of log Sigma, Improved DDPM Eq. 15; the first log_beta_tilde, which is
-    -inf, is replaced by the second, as ADM does.
+    log_beta, log_beta_tilde: bounds of log Sigma, Improved DDPM Eq. 15; the first log_beta_tilde,
+    which is -inf, is replaced by the second, as ADM does.
     """
 
     timesteps: Tensor
@@ -88,7 +88,7 @@ class NoiseSchedule(NamedTuple):
 
 
 def noise_schedule(num_steps: int = NUM_TRAIN_TIMESTEPS) -> NoiseSchedule:
-    """The linear schedule 1e-4..0.02 over T = 1000, respaced to `num_steps` "leading" steps 0, T/K, 2T/K, ...
+    """The linear schedule 1e-4..0.02 over T = 1000 at K = `num_steps` "leading" steps 0, T/K, ...
 
     Raises ValueError unless 2 <= num_steps <= T.
     """
@@ -96,9 +96,8 @@ def noise_schedule(num_steps: int = NUM_TRAIN_TIMESTEPS) -> NoiseSchedule:
     if not 2 <= num_steps <= T:
         raise ValueError(f"num_steps: got {num_steps}, allowed 2 to {T}")
     timesteps = torch.arange(num_steps) * (T // num_steps)
-    alpha_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, T, dtype=torch.float64), dim=0)[
-        timesteps
-    ]
+    beta_full = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
+    alpha_bar = torch.cumprod(1 - beta_full, dim=0)[timesteps]
     alpha_bar_prev = torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
     beta = 1 - alpha_bar / alpha_bar_prev
     beta_tilde = beta * (1 - alpha_bar_prev) / (1 - alpha_bar)
@@ -131,15 +130,21 @@ def posterior_mean(schedule: NoiseSchedule, x_0: Tensor, x_t: Tensor, k: Tensor)
 
 
 def log_variance(schedule: NoiseSchedule, v: Tensor, k: Tensor) -> Tensor:
-    """Log Sigma between its bounds by v in [-1, 1], Improved DDPM Eq. 15. v [N, C, H, W]; k int [N]."""
+    """Log Sigma, by v in [-1, 1] between its bounds. Source: Improved DDPM Eq. 15.
+
+    v: [N, C, H, W]; k: int [N].
+    """
     f = (v + 1) / 2
-    return f * schedule.log_beta[k].view(-1, 1, 1, 1) + (1 - f) * schedule.log_beta_tilde[k].view(
-        -1, 1, 1, 1
-    )
+    upper = schedule.log_beta[k].view(-1, 1, 1, 1)
+    lower = schedule.log_beta_tilde[k].view(-1, 1, 1, 1)
+    return f * upper + (1 - f) * lower
 
 
 class HybridLoss(NamedTuple):
-    """Per-sample terms, float32 [N]: `mse` on eps, `vlb` in bits per dimension. The loss is their sum's mean."""
+    """Per-sample terms, float32 [N]: `mse` on eps, `vlb` in bits per dimension.
+
+    The loss is the mean of their sum.
+    """
 
     mse: Tensor
     vlb: Tensor
@@ -148,9 +153,11 @@ class HybridLoss(NamedTuple):
 def hybrid_loss(
     schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, k: Tensor, output: Tensor
 ) -> HybridLoss:
-    """L_hybrid of Improved DDPM (Eq. 16) as ADM weights it: MSE + the variational term, which only trains v.
+    """L_hybrid of Improved DDPM (Eq. 16) as ADM weights it: MSE + the variational term.
 
-    x_0, eps: [N, C, H, W]; k: int [N]; output: [N, 2C, H, W], the U-Net's (eps, v) for add_noise(x_0, eps, k).
+    The latter trains v only: eps is detached in it.
+    x_0, eps: [N, C, H, W]; k: int [N]; output: [N, 2C, H, W], the U-Net's (eps, v) for
+    add_noise(x_0, eps, k).
     """
     x_0, output = x_0.float(), output.float()
     eps_hat, v = output.chunk(2, dim=1)
@@ -160,10 +167,8 @@ def hybrid_loss(
     x_0_hat = predict_x0(schedule, x_t, eps_hat.detach(), k)
     mean = posterior_mean(schedule, x_0, x_t, k)
     mean_hat = posterior_mean(schedule, x_0_hat, x_t, k)
-    log_var, log_var_hat = (
-        schedule.log_beta_tilde[k].view(-1, 1, 1, 1),
-        log_variance(schedule, v, k),
-    )
+    log_var = schedule.log_beta_tilde[k].view(-1, 1, 1, 1)
+    log_var_hat = log_variance(schedule, v, k)
     kl = 0.5 * (log_var_hat - log_var - 1 + (log_var - log_var_hat).exp())
     kl = kl + 0.5 * (mean - mean_hat).square() * (-log_var_hat).exp()
     nll = -discretised_gaussian_log_likelihood(x_0, mean_hat, 0.5 * log_var_hat)
@@ -172,7 +177,7 @@ def hybrid_loss(
 
 
 def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """Log of a Gaussian's mass on the 1/255-wide bin around x in [-1, 1]; the outermost bins are open.
+    """Log of a Gaussian's mass on the bin x ± 1/255, x in [-1, 1]; the outermost bins are open.
 
     Source: DDPM Eq. 13. All [N, C, H, W]; nats.
     """

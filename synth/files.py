@@ -17,7 +17,8 @@ Json = dict[str, Any]
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends without an error.
 
-    Raises UserError when the disk is full; nothing half-written stays behind, `path` keeps its old content.
+    Raises UserError when the disk is full; nothing half-written stays behind, `path` keeps its old
+    content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -62,7 +63,8 @@ def read_json(path: Path) -> Json:
 def claim_folder(folder: Path, config: Mapping[str, Any], name: str = "config.json") -> bool:
     """Mark `folder` as made with `config`; True when it already was, so that the work goes on.
 
-    Raises UserError that lists the differences when the folder was made with another configuration.
+    Raises UserError that lists the differences when the folder was made with another
+    configuration.
     """
     path = folder / name
     wanted = json.loads(json.dumps(config))

@@ -20,7 +20,7 @@ OPACITY = (0.5, 1.0)
 
 
 def draw_strength(config: SdasConfig, index: int) -> float:
-    """The strength of image `index`: s ~ U(strength) by its own seed. Source: RealNet, Section 3.1."""
+    """The strength of image `index`: s ~ U(strength) by its own seed. Source: RealNet, SDAS."""
     rng = np.random.default_rng(derive_seed(config.seed, index, 1))
     return round(float(rng.uniform(*config.strength)), 6)
 
@@ -68,7 +68,7 @@ def generate_sia(
 
 
 def fit_rule(category: Category, size: tuple[int, int]) -> ForegroundRule:
-    """The category's foreground rule, from the table or fitted to a few of its training images at `size`."""
+    """The category's foreground rule: the table's, or fitted to a few training images at `size`."""
     step = max(1, len(category.train) // MAX_FIT_IMAGES)
     few = [record.path for record in category.train[::step][:MAX_FIT_IMAGES]]
     return foreground_for(category.dataset, category.name, list(load_images(few, size)))
@@ -87,8 +87,8 @@ def blend_sia(
 ) -> Path:
     """Fill `out`/<dataset>/<category> with blended images and their masks; the SIA folder's path.
 
-    normals: the records of normal_images, uint8 [N, H, W, 3]. Image i blends normal i mod N with a random source by
-    its own seed. Raises UserError as `write_sia`, and when a foreground is empty.
+    normals: the records of normal_images, uint8 [N, H, W, 3]. Image i blends normal i mod N with a
+    random source by its own seed. Raises UserError as `write_sia`, and when a foreground is empty.
     """
     size = normal_images.shape[1:3]
     foregrounds = [rule.apply(image) for image in normal_images]

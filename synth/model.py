@@ -49,7 +49,7 @@ class DiffusionModel(NamedTuple):
 
 
 def save_model(folder: Path, unet: UNet2DModel) -> None:
-    """Write the network (averaged weights) and its scheduler so that `DDPMPipeline.from_pretrained` loads them."""
+    """Write the network (averaged weights) and its scheduler as `DDPMPipeline` loads them."""
     DDPMPipeline(unet=unet, scheduler=build_scheduler()).save_pretrained(folder)
 
 
@@ -70,7 +70,8 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
         unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            f"{weights}: damaged ({str(error).splitlines()[0]}); delete it and run its `synth train` command again"
+            f"{weights}: damaged ({str(error).splitlines()[0]}); "
+            "delete it and run its `synth train` command again"
         ) from error
     assert isinstance(unet, UNet2DModel)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
@@ -88,7 +89,8 @@ def sample_images(
 ) -> NDArray[np.uint8]:
     """SDAS images with these indices, uint8 [N, H, W, 3] RGB.
 
-    Image i depends on (model, num_steps, strength, seed, i) alone. Raises ValueError for a negative strength.
+    Image i depends on (model, num_steps, strength, seed, i) alone. Raises ValueError for a negative
+    strength.
     """
     device = model.unet.device
     bf16 = model.precision == "bf16"

@@ -18,7 +18,7 @@ Images = NDArray[np.uint8]
 def load_images(
     paths: Sequence[Path], size: tuple[int, int], progress: Progress | None = None
 ) -> Images:
-    """Decode and resize images to `size` (height, width). Raises UserError for an unreadable one."""
+    """Decode and resize images to `size` (height, width). Raises UserError if one is unreadable."""
     images = np.empty((len(paths), *size, 3), np.uint8)
     for number, path in enumerate(paths):
         images[number] = resize(read_image(path), size)
@@ -45,7 +45,7 @@ class SheetRow(NamedTuple):
 
 
 def contact_sheet(rows: Sequence[SheetRow], cell_px: int = 128) -> NDArray[np.uint8]:
-    """Labelled rows of images, each scaled to cells of `cell_px` height, on white: uint8 [H, W, 3] RGB."""
+    """Labelled rows of images on white, in cells of `cell_px` height: uint8 [H, W, 3] RGB."""
     label_px, gap = 30, 6
     strips = []
     for row in rows:
@@ -65,7 +65,10 @@ def contact_sheet(rows: Sequence[SheetRow], cell_px: int = 128) -> NDArray[np.ui
 
 
 def cell(image: NDArray[np.uint8] | NDArray[np.bool_], height: int, gap: int) -> NDArray[np.uint8]:
-    """One image of a sheet at `height`, aspect kept, with a white gap at its right; pixels stay visible as squares."""
+    """One image of a sheet at `height`, aspect kept, with a white gap at its right.
+
+    Enlarged pixels stay visible as squares.
+    """
     levels = image.astype(np.uint8) * np.uint8(255) if image.dtype == np.bool_ else image
     rgb = levels if levels.ndim == 3 else np.repeat(levels[..., None], 3, axis=2)
     width = max(1, round(rgb.shape[1] * height / rgb.shape[0]))

@@ -1,4 +1,7 @@
-"""Are a model's samples at strength 0 normal images? Distances to training images in the features of a frozen network."""
+"""Are a model's samples at strength 0 normal images?
+
+Judged by distances to training images in the features of a frozen network.
+"""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -21,7 +24,7 @@ GRAIN_FACTOR = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class SampleCheck:
-    """Samples at s = 0 against held-out normals, both by their distance to the nearest training image.
+    """Samples at s = 0 against held-out normals, by the distance to the nearest training image.
 
     Distances are relative to the held-outs' median; shares and the verdict are as `sentence` says.
     """
@@ -38,9 +41,9 @@ class SampleCheck:
     def sentence(self) -> str:
         """The check in one sentence."""
         basis = (
-            f"{self.share_far:.0%} of {self.num_samples} samples at strength 0 lie farther from the training images "
-            f"than 95 % of {self.num_held_out} held-out normals do (median distance {self.distance:.2f} times theirs, "
-            f"pixel noise {self.grain:.2f} times)"
+            f"{self.share_far:.0%} of {self.num_samples} samples at strength 0 lie farther from "
+            f"the training images than 95 % of {self.num_held_out} held-out normals do (median "
+            f"distance {self.distance:.2f} times theirs, pixel noise {self.grain:.2f} times)"
         )
         if self.verdict == "under-fit":
             cause = (
@@ -48,11 +51,12 @@ class SampleCheck:
                 if self.grain > GRAIN_FACTOR
                 else "their structure is off"
             )
-            return f"model under-fit: {basis}; {cause}: raise --num-steps and run the same command again"
+            cure = "raise --num-steps and run the same command again"
+            return f"model under-fit: {basis}; {cause}: {cure}"
         if self.verdict == "copies":
-            copied = f"{self.share_copies:.0%} of the samples are nearer to a training image than normals ever are"
             return (
-                f"model copies its training images: {copied}; train fewer steps, or on more images"
+                f"model copies its training images: {self.share_copies:.0%} of the samples are "
+                "nearer to one than normals ever are; train fewer steps, or on more images"
             )
         return f"model fits: {basis}"
 
@@ -85,14 +89,12 @@ def check_samples(samples: Images, held_out: Images, training: Images) -> Sample
 
 
 def embed(backbone: Backbone, images: Images, batch_size: int = 32) -> NDArray[np.float32]:
-    """Spatial mean and standard deviation of every channel of every layer, float32 [N, 2 * sum(C_k)]."""
+    """Spatial mean and deviation of every channel of every layer, float32 [N, 2 * sum(C_k)]."""
     rows = []
     with torch.no_grad():
         for start in range(0, len(images), batch_size):
-            batch = (
-                torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2).float()
-                / 255
-            )
+            batch = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2)
+            batch = batch.float() / 255  # [N, 3, H, W]
             maps = [feature.flatten(2) for feature in backbone(batch)]  # [N, C_k, H_k * W_k]
             moments = [m for f in maps for m in (f.mean(dim=2), f.std(dim=2))]
             rows.append(torch.cat(moments, dim=1))

@@ -1,6 +1,7 @@
-"""Training that survives `kill -9`: one atomic state file, a trace of losses, and steps that depend on their number only.
+"""Training that survives `kill -9`: one atomic state file and a trace of losses.
 
-A step function draws all it needs from (seed, step), so that a run continued from step k equals one that never stopped.
+A step function draws all it needs from (seed, step), so that a run continued from step k equals
+one that never stopped.
 """
 
 import json
@@ -19,7 +20,7 @@ from synth.errors import UserError
 from synth.files import atomic_path, write_text
 
 StepFunction = Callable[[int], Mapping[str, Tensor]]
-"""Does optimiser step number k and returns the loss terms to be logged, scalar tensors of this process."""
+"""Does optimiser step k; returns the loss terms to be logged, scalar tensors of this process."""
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 """Told (steps done, steps in all, loss terms) after every step."""
 
@@ -40,7 +41,8 @@ def run_steps(
 ) -> None:
     """Run steps up to `num_steps`, going on from the state in `folder` when there is one.
 
-    Raises UserError when a loss is not finite (the last good state stays) or the state does not fit the model.
+    Raises UserError when a loss is not finite (the last good state stays) or the state does not fit
+    the model.
     """
     start, trace = 0, list[str]()
     if (folder / STATE_FILE).exists():
@@ -73,7 +75,7 @@ def reduce_terms(accelerator: Accelerator, terms: Mapping[str, Tensor]) -> dict[
 
 
 def read_trace(path: Path, num_rows: int) -> list[str]:
-    """The first `num_rows` rows of a loss trace; what was logged after the last state is dropped."""
+    """The first `num_rows` rows of a loss trace; those after the last state are dropped."""
     rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return rows[:num_rows]
 

@@ -1,7 +1,7 @@
-"""SDAS: strength-controlled diffusion anomaly synthesis, a DDPM chain whose step noise is made stronger.
+"""SDAS: strength-controlled diffusion anomaly synthesis, a DDPM chain with stronger step noise.
 
-Source: RealNet (Zhang, Xu, Zhou, CVPR 2024), Section 3.1, with the sampler of its official code: 20 leading steps of a
-network with learned-range variance. N images, C channels, H x W pixels.
+Source: RealNet (Zhang, Xu, Zhou, CVPR 2024), SDAS, with the sampler of its official code: 20
+leading steps of a network with learned-range variance. N images, C channels, H x W pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,10 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 def sdas_step(
     schedule: NoiseSchedule, x_t: Tensor, output: Tensor, k: int, s: Tensor, noise: Tensor
 ) -> Tensor:
-    """x_{t-1} ~ N(mu, (1 + s) Sigma): one reverse step with its variance strengthened. Source: RealNet, Eq. 3.
+    """x_{t-1} ~ N(mu, (1 + s) Sigma): a reverse step of greater variance. Source: RealNet, SDAS.
 
-    x_t, noise: [N, C, H, W]; output: [N, 2C, H, W]; s: [N]. s = 0 is DDPM. Step k = 0 adds no noise.
+    x_t, noise: [N, C, H, W]; output: [N, 2C, H, W]; s: [N]. s = 0 is DDPM. Step k = 0 adds no
+    noise.
     """
     index = torch.full((x_t.shape[0],), k, device=x_t.device)
     eps, v = output.chunk(2, dim=1)
@@ -42,8 +43,9 @@ def sample_sdas(
 ) -> Tensor:
     """One image of `shape` (C, H, W) per strength, float32 [N, C, H, W] in [-1, 1].
 
-    Image n draws from generators[n] alone: the start, then one field per step, so that it does not depend on the
-    batch. The generators' device is where the chain runs; `schedule` must be there too.
+    Image n draws from generators[n] alone: the start, then one field per step, so that it does not
+    depend on the batch. The generators' device is where the chain runs; `schedule` must be there
+    too.
     Raises ValueError for a negative strength.
     """
     if min(strengths) < 0:

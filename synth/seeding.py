@@ -1,4 +1,7 @@
-"""Randomness by name: every draw has its own seed, so that no result depends on order, batch or process."""
+"""Randomness by name: every draw has its own seed.
+
+So no result depends on order, batch or process.
+"""
 
 import numpy as np
 import torch

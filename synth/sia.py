@@ -1,7 +1,8 @@
-"""The SIA folder, format 1: anomaly images (kind "source") or blended images with masks (kind "blended").
+"""The SIA folder, format 1: anomaly images ("source"), or images with masks ("blended").
 
-data_cards/SIA_FORMAT.md is normative. A shard of 100 images is done when its record shards/NNN.json exists, which is
-written last; metadata.jsonl, from all records, makes the folder readable by `datasets` ("imagefolder") when complete.
+data_cards/SIA_FORMAT.md is normative. A shard of 100 images is done when its record shards/NNN.json
+exists, which is written last; metadata.jsonl, from all records, makes the folder readable by
+`datasets` ("imagefolder") when complete.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ OnImage = Callable[[int, int], None]
 
 
 class Item(NamedTuple):
-    """One image to be written: uint8 [H, W, 3] RGB; its mask, bool [H, W], or None; what its row says besides."""
+    """One image, uint8 [H, W, 3] RGB; its mask, bool [H, W], or None; what its row says besides."""
 
     number: int
     image: NDArray[np.uint8]
@@ -76,11 +77,12 @@ def write_sia(
     num_processes: int = 1,
     on_image: OnImage | None = None,
 ) -> int:
-    """Write the missing images of 0..num_images-1 as `make_items` yields them; how many were missing here.
+    """Write the missing images of 0..num_images-1 as `make_items` yields them.
 
-    Process r of n takes the open shards r::n; the process that finds all shards done writes metadata.jsonl. A folder
-    of the same configuration is continued, or grown when num_images has risen. Raises UserError for another
-    configuration, for fewer images than the folder has, and for a full disk.
+    Returns how many were missing here. Process r of n takes the open shards r::n; the process that
+    finds all shards done writes metadata.jsonl. A folder of the same configuration is continued, or
+    grown when num_images has risen. Raises UserError for another configuration, for fewer images
+    than the folder has, and for a full disk.
     """
     if num_images < 1:
         raise UserError(f"num: got {num_images}, must be at least 1")
@@ -171,7 +173,8 @@ class SiaFolder(NamedTuple):
 def open_sia(folder: Path, kind: Kind | None = None) -> SiaFolder:
     """Open a complete SIA folder, or the only one below `folder`.
 
-    Raises UserError when there is none or several, for another format or kind, and for an unfinished folder.
+    Raises UserError when there is none or several, for another format or kind, and for an
+    unfinished folder.
     """
     headers = (
         [folder / HEADER_FILE]

@@ -26,10 +26,11 @@ def train_ddpm(
     on_step: OnStep | None = None,
     checkpoint_steps: int = 100,
 ) -> UNet2DModel:
-    """Train on images, uint8 [N, H, W, 3] at the network's size; the network with averaged weights, on its device.
+    """Train on images, uint8 [N, H, W, 3] at the network's size.
 
-    The state in `folder` is continued when there is one. Raises UserError when the batch cannot be shared evenly
-    by the processes, or the loss diverges.
+    Returns the network with averaged weights, on its device. The state in `folder` is continued
+    when there is one. Raises UserError when the batch cannot be shared evenly by the processes, or
+    the loss diverges.
     """
     if config.batch_size % accelerator.num_processes:
         raise UserError(
@@ -37,7 +38,8 @@ def train_ddpm(
             f"{accelerator.num_processes} processes"
         )
     torch.manual_seed(derive_seed(config.seed))
-    unet = build_unet(config.unet).to(memory_format=torch.channels_last)
+    unet = build_unet(config.unet)
+    unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stubs)
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
     model, optimizer = accelerator.prepare(unet, optimizer)
     ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True)
@@ -94,10 +96,11 @@ def backward(
 def draw_batch(
     config: TrainConfig, images: np.ndarray, step: int, process: int = 0, num_processes: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """This process's share of batch `step`: x_0 in [-1, 1] and eps, float32 [n, C, H, W], timesteps int64 [n].
+    """A process's share of batch `step`: x_0, eps, t.
 
-    Position p of the batch has a generator of its own, and images come in shuffled epochs over all positions, so
-    that the batch is the same however many processes share it.
+    x_0 in [-1, 1] and eps are float32 [n, C, H, W], timesteps t int64 [n]. Position p of the batch
+    has a generator of its own, and images come in shuffled epochs over all positions, so that the
+    batch is the same however many processes share it.
     """
     rows, noises, timesteps = [], [], []
     for position in range(process, config.batch_size, num_processes):
@@ -110,9 +113,8 @@ def draw_batch(
             image = image[:, ::-1]
         if config.flip_vertical and flip_vertical:
             image = image[::-1]
-        rows.append(
-            torch.from_numpy(image[..., : config.unet.num_channels].copy()).permute(2, 0, 1)
-        )
+        channels = image[..., : config.unet.num_channels].copy()
+        rows.append(torch.from_numpy(channels).permute(2, 0, 1))
         timesteps.append(torch.randint(NUM_TRAIN_TIMESTEPS, (), generator=g))
         noises.append(torch.randn(config.unet.num_channels, *config.unet.image_size, generator=g))
     x_0 = torch.stack(rows).float() / 127.5 - 1
