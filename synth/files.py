@@ -2,37 +2,61 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
+import re
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from synth.errors import UserError
 
 Json = dict[str, Any]
+
+FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
+PARTIAL_SUFFIX = ".partial"
 
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends without an error.
 
-    Raises UserError when the disk is full; nothing half-written stays behind, `path` keeps its old
-    content.
+    Missing folders are made. Raises UserError when the disk is full or the file system refuses;
+    nothing half-written stays behind, `path` keeps its old content.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
     try:
-        yield partial
-        os.replace(partial, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{path}: the disk is full; free some space and run the same command again, "
-                "what is already written is kept"
-            ) from error
-        raise
-    finally:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(write_fault(path, error)) from error
+
+
+def write_fault(path: Path, error: OSError | SafetensorError) -> str:
+    """Why `path` could not be written, and the way out, in one line."""
+    # safetensors reports the system's errors as text: "... (os error 28)"
+    stated = re.search(r"os error (\d+)", str(error))
+    number = int(stated[1]) if stated else error.errno if isinstance(error, OSError) else None
+    if number in FULL_DISK:
+        return (
+            f"{path}: not written, the disk is full; free some space and run the same command "
+            "again, what is already written is kept"
+        )
+    reason = os.strerror(number) if number else str(error)
+    return f"{path}: not written ({reason}); choose a folder that can be written to"
+
+
+def remove_partials(path: Path) -> None:
+    """Remove what a killed process left of `path`; only where no other process writes it."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)
 
 

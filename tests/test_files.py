@@ -1,0 +1,133 @@
+import errno
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from synth.errors import UserError
+from synth.files import (
+    atomic_path,
+    claim_folder,
+    config_differences,
+    read_json,
+    remove_partials,
+    write_json,
+    write_text,
+)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if os.name != "posix" or os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
+        pytest.skip("a small file system can only be mounted by root")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_keeps_the_old_text_and_nothing_else(small_disk: Path) -> None:
+    path = small_disk / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(UserError, match=r"a\.txt: not written, the disk is full; free some space"):
+        write_text(path, "x" * 200_000)
+    assert path.read_text() == "old"
+    assert os.listdir(small_disk) == ["a.txt"]
+
+
+def test_a_full_disk_is_recognised_through_safetensors(small_disk: Path) -> None:
+    path = small_disk / "a.safetensors"
+    with pytest.raises(UserError, match="the disk is full"), atomic_path(path) as partial:
+        save_file({"a": torch.zeros(100_000)}, partial)
+    assert os.listdir(small_disk) == []
+
+
+def test_a_full_disk_without_a_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_text(tmp_path / "a", "old")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_place_that_cannot_be_written_names_reason_and_way_out(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"not written \(.+\); choose a folder"):
+        write_text(tmp_path / "file" / "a.txt", "")
+
+
+def test_an_error_in_the_block_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "old")
+    with pytest.raises(KeyError), atomic_path(tmp_path / "a") as partial:  # noqa: PT012
+        partial.write_text("half")
+        raise KeyError
+    assert (tmp_path / "a").read_text() == "old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_partials_of_a_killed_process_are_removed_and_others_are_not(tmp_path: Path) -> None:
+    for name in (".a[1].1234abcd.partial", ".b.1234abcd.partial", "a[1]"):
+        (tmp_path / name).touch()
+    remove_partials(tmp_path / "a[1]")
+    assert sorted(os.listdir(tmp_path)) == [".b.1234abcd.partial", "a[1]"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "damaged"), (b"\xff\xfe", "damaged"), (b"", "damaged"), (b"[1]", "got list")],
+)
+def test_damaged_json_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"a\.json: .*{message}"):
+        read_json(tmp_path / "a.json")
+
+
+def test_missing_json_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.json: no such file"):
+        read_json(tmp_path / "a.json")
+
+
+def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
+    value = {"ä": [1, 2.5, None], "b": {"c": True}}
+    write_json(tmp_path / "deep" / "a.json", value)
+    assert read_json(tmp_path / "deep" / "a.json") == value
+
+
+def test_a_claimed_folder_goes_on_with_equal_and_refuses_another_configuration(
+    tmp_path: Path,
+) -> None:
+    config = {"seed": 0, "unet": {"size": (64, 64), "channels": 3}}
+    assert not claim_folder(tmp_path / "out", config)
+    assert claim_folder(tmp_path / "out", config)
+    other = {"seed": 0, "unet": {"size": (64, 32), "channels": 3}}
+    with pytest.raises(UserError, match=r"unet\.size: \[64, 64\] there, \[64, 32\] here") as error:
+        claim_folder(tmp_path / "out", other)
+    assert "seed" not in str(error.value)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["unet"]["size"] == [64, 64]
+
+
+def test_a_folder_without_its_configuration_is_claimed_anew(tmp_path: Path) -> None:
+    (tmp_path / "half-made.bin").touch()
+    assert not claim_folder(tmp_path, {"seed": 0})
+    assert read_json(tmp_path / "config.json") == {"seed": 0}
+
+
+def test_differences_name_added_removed_and_nested_fields() -> None:
+    old, new = {"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 2, "d": 4}, "e": 5}
+    assert config_differences(old, new) == [
+        "a: 1 there, null here",
+        "b.d: 3 there, 4 here",
+        "e: null there, 5 here",
+    ]
+    assert config_differences(new, new) == []
