@@ -47,10 +47,10 @@ class Recipe:
     samples_per_material: int = 12
     sample_px: int = 160
     num_palettes: int = 64
-    crop_px: int = 96
-    batch: int = 32
-    steps: int = 10_000
-    learning_rate: float = 2e-3
+    crop_px: int = 64
+    batch: int = 64
+    steps: int = 4_800
+    learning_rate: float = 4e-3
     weight_decay: float = 0.05
     smoothing: float = 0.1
     """Of the labels."""
@@ -161,7 +161,7 @@ def train(recipe: Recipe, pool: Pool) -> nn.Module:
     start = _backbone(recipe, "random")
     net = timm.create_model(recipe.name, features_only=True, out_indices=(1, 2, 3))
     net = net.to(memory_format=torch.channels_last)
-    heads = nn.ModuleList(nn.Linear(c, recipe.num_materials) for c in start.channels)
+    heads = nn.ModuleList(_head(c, recipe.num_materials) for c in start.channels)
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
     parameters = [*net.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=recipe.weight_decay)
@@ -187,6 +187,11 @@ def train(recipe: Recipe, pool: Pool) -> nn.Module:
         hits = 0.98 * hits + 0.02 * np.array([v.accuracy for v in votes])
         progress.set_postfix_str("cells right " + " ".join(f"{h:.2f}" for h in hits), refresh=False)
     return average.module.eval()
+
+
+def _head(channels: int, num_materials: int) -> nn.Module:
+    """A 1 x 1 head that sees which channels are strong, not how strong the whole cell is."""
+    return nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, num_materials))
 
 
 class Vote(NamedTuple):
