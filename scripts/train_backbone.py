@@ -49,7 +49,7 @@ class Recipe:
     num_palettes: int = 64
     crop_px: int = 64
     batch: int = 64
-    steps: int = 4_800
+    steps: int = 4_200
     learning_rate: float = 4e-3
     weight_decay: float = 0.05
     smoothing: float = 0.1
