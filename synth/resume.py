@@ -5,6 +5,7 @@ one that never stopped.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from synth.errors import UserError
-from synth.files import atomic_path, write_text
+from synth.files import atomic_path, remove_partials, write_text
 
 StepFunction = Callable[[int], Mapping[str, Tensor]]
 """Does optimiser step k; returns the loss terms to be logged, scalar tensors of this process."""
@@ -41,17 +42,24 @@ def run_steps(
 ) -> None:
     """Run steps up to `num_steps`, going on from the state in `folder` when there is one.
 
-    Raises UserError when a loss is not finite (the last good state stays) or the state does not fit
-    the model.
+    Raises UserError when a loss is not finite (the last good state stays), the state does not fit
+    the model or has gone beyond `num_steps`.
     """
+    if accelerator.is_main_process:
+        remove_partials(folder / STATE_FILE)
     start, trace = 0, list[str]()
     if (folder / STATE_FILE).exists():
         start = load_state(folder / STATE_FILE, accelerator.unwrap_model(model), optimizer, ema)
         trace = read_trace(folder / TRACE_FILE, start)
+    if start > num_steps:
+        raise UserError(
+            f"num_steps: got {num_steps}, but {folder} has done {start} already; "
+            "give that many or more, or another --out"
+        )
     for step in range(start, num_steps):
         terms = step_function(step)
         row = {name: float(mean) for name, mean in reduce_terms(accelerator, terms).items()}
-        if not all(map(torch.isfinite, map(torch.tensor, row.values()))):
+        if not all(map(math.isfinite, row.values())):
             raise UserError(
                 f"the loss became {row} at step {step + 1}; {folder} keeps the last good state: "
                 "lower the learning rate, or use fp32, and run again into another --out"
@@ -74,10 +82,19 @@ def reduce_terms(accelerator: Accelerator, terms: Mapping[str, Tensor]) -> dict[
     return dict(zip(terms, reduced.cpu(), strict=True))
 
 
-def read_trace(path: Path, num_rows: int) -> list[str]:
-    """The first `num_rows` rows of a loss trace; those after the last state are dropped."""
+def read_trace(path: Path, last_step: int) -> list[str]:
+    """The rows of a loss trace up to `last_step`, the state's; none when there is no trace.
+
+    The trace is written before the state, so that it may know more, never less. Raises UserError
+    when it is damaged.
+    """
     rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return rows[:num_rows]
+    try:
+        return [row for row in rows if json.loads(row)["step"] <= last_step]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}); delete it to go on without the losses so far"
+        ) from error
 
 
 def save_state(
@@ -106,22 +123,35 @@ def load_state(path: Path, model: nn.Module, optimizer: Optimizer, ema: EMAModel
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         step = int(metadata["step"])
         model.load_state_dict(with_prefix(tensors, "model."))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, value in with_prefix(tensors, "optimizer.").items():
-            index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = value
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        load_moments(optimizer, with_prefix(tensors, "optimizer."))
         if ema is not None:
             for index, shadow in enumerate(ema.shadow_params):
                 shadow.copy_(tensors[f"ema.{index}"])
             ema.optimization_step = int(metadata["ema_step"])
-    except (SafetensorError, RuntimeError, KeyError, ValueError, TypeError) as error:
+    except (SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{path}: damaged or of another model ({reason}); delete it to train from the start"
         ) from error
     return step
+
+
+def load_moments(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put moments named <parameter's index>.<moment> into the optimiser, laid out as its weights.
+
+    Fused Adam goes through memory in order: a moment in another memory format than its weight
+    would be applied to the wrong elements.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".")
+        parameter = parameters[int(index)]
+        if value.shape == parameter.shape:
+            value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        moments.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
