@@ -71,16 +71,19 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Json:
-    """The JSON object in `path`. Raises UserError when it is missing, damaged or no object."""
+def read_json(path: Path, cure: str = "delete its folder and make it anew") -> Json:
+    """The JSON object in `path`. Raises UserError when it is missing, damaged or no object.
+
+    cure: the way out that is named when it is damaged.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; is this the folder that you meant?") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete its folder and make it anew") from None
+        raise UserError(f"{path}: damaged ({error}); {cure}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}; {cure}")
     return value
 
 

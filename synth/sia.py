@@ -7,7 +7,8 @@ exists, which is written last; metadata.jsonl, from all records, makes the folde
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,13 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synth.errors import UserError
-from synth.files import claim_folder, read_json, write_json, write_text
+from synth.files import atomic_path, claim_folder, read_json, write_json
 from synth.images import read_image, read_mask, write_png
 
 FORMAT = 1
 SHARD_SIZE = 100
 IMAGES_PER_FOLDER = 1000
+MAX_WAITING = 8
+"""Images in memory that wait to be written."""
 HEADER_FILE, METADATA_FILE = "sia.json", "metadata.jsonl"
+ROW_FIELDS: dict[str, type] = {"file_name": str, "index": int, "sha256": str}
+MASK_FIELDS: dict[str, type] = {"mask_file_name": str}
+"""What readers rely on; rows say more."""
 
 Kind = Literal["source", "blended"]
 Row = dict[str, Any]
@@ -79,33 +85,52 @@ def write_sia(
 ) -> int:
     """Write the missing images of 0..num_images-1 as `make_items` yields them.
 
-    Returns how many were missing here. Process r of n takes the open shards r::n; the process that
-    finds all shards done writes metadata.jsonl. A folder of the same configuration is continued, or
-    grown when num_images has risen. Raises UserError for another configuration, for fewer images
-    than the folder has, and for a full disk.
+    Returns how many were missing here. Process r of n takes the shards r::n; the process that finds
+    all shards done writes metadata.jsonl. A folder of the same configuration is continued, or grown
+    when num_images has risen. Raises UserError for another configuration, for fewer images than the
+    folder has, for a damaged record, and for a full disk.
     """
     if num_images < 1:
         raise UserError(f"num: got {num_images}, must be at least 1")
     claim_folder(folder, header.to_json(), HEADER_FILE)
-    shards = range(-(-num_images // SHARD_SIZE))
     refuse_shrinking(folder, num_images)
-    missing = {shard: missing_indices(folder, shard, num_images) for shard in shards}
-    mine = [shard for shard in shards if missing[shard]][process::num_processes]
-    total, done = sum(len(missing[shard]) for shard in mine), 0
+    shards = range(-(-num_images // SHARD_SIZE))
+    # Shares go by the shard's number: which shards are open differs from process to process.
+    sizes = {s: len(missing_indices(folder, s, num_images)) for s in shards[process::num_processes]}
+    total, done = sum(sizes.values()), 0
+    if total:
+        (folder / METADATA_FILE).unlink(missing_ok=True)
+
+    def counted(items: Iterable[Item]) -> Iterator[Item]:
+        nonlocal done
+        for item in items:
+            yield item
+            done += 1
+            if on_image is not None:
+                on_image(done, total)
+
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for shard in mine:
-            rows: list[Future[Row]] = []
-            for item in make_items(missing[shard]):
-                rows.append(pool.submit(write_item, folder, header, item))
-                done += 1
-                if on_image is not None:
-                    on_image(done, total)
-            known = shard_rows(folder, shard) + [row.result() for row in rows]
-            write_json(folder / shard_path(shard), sorted_record(shard, known))
+        for shard in (shard for shard, size in sizes.items() if size):
+            missing = missing_indices(folder, shard, num_images)
+            rows = write_items(folder, header, counted(make_items(missing)), pool)
+            kept = [row for row in shard_rows(folder, shard) if row["index"] not in missing]
+            write_json(folder / shard_path(shard), sorted_record(shard, kept + rows))
     if not any(missing_indices(folder, shard, num_images) for shard in shards):
-        rows_in_order = [row for shard in shards for row in shard_rows(folder, shard)]
-        write_text(folder / METADATA_FILE, "".join(json.dumps(row) + "\n" for row in rows_in_order))
+        write_metadata(folder, shards)
     return total
+
+
+def write_items(
+    folder: Path, header: SiaHeader, items: Iterable[Item], pool: ThreadPoolExecutor
+) -> list[Row]:
+    """Write images in the background, few of them waiting; their rows. Raises the first fault."""
+    rows: list[Row] = []
+    waiting: deque[Future[Row]] = deque()
+    for item in items:
+        waiting.append(pool.submit(write_item, folder, header, item))
+        if len(waiting) > MAX_WAITING:
+            rows.append(waiting.popleft().result())
+    return rows + [row.result() for row in waiting]
 
 
 def write_item(folder: Path, header: SiaHeader, item: Item) -> Row:
@@ -120,30 +145,58 @@ def write_item(folder: Path, header: SiaHeader, item: Item) -> Row:
     return row | about | dict(item.row) | {"sha256": digest}
 
 
+def write_metadata(folder: Path, shards: Iterable[int]) -> None:
+    """Write metadata.jsonl from the shards' records, one record in memory at a time."""
+    with (
+        atomic_path(folder / METADATA_FILE) as partial,
+        partial.open("w", encoding="utf-8", newline="\n") as file,
+    ):
+        for shard in shards:
+            file.writelines(json.dumps(row) + "\n" for row in shard_rows(folder, shard))
+
+
 def sorted_record(shard: int, rows: list[Row]) -> dict[str, Any]:
     """A shard's record: its rows by index."""
     return {"shard": shard, "status": "done", "rows": sorted(rows, key=lambda row: row["index"])}
 
 
 def shard_rows(folder: Path, shard: int) -> list[Row]:
-    """The rows of a shard's record, none when it has no record yet."""
+    """The rows of a shard's record, none when it has no record yet. Raises UserError if damaged."""
     path = folder / shard_path(shard)
-    return read_json(path)["rows"] if path.exists() else []
+    if not path.exists():
+        return []
+    cure = "delete this file and run the command that made the folder again"
+    rows = read_json(path, cure).get("rows")
+    if not isinstance(rows, list):
+        raise UserError(f"{path}: damaged (no rows); {cure}")
+    for row in rows:
+        check_row(path, row, ROW_FIELDS, cure)
+    return rows
+
+
+def check_row(path: Path, row: object, fields: Mapping[str, type], cure: str) -> None:
+    """Raise UserError, naming `path`, unless `row` is an object with these fields."""
+    for name, kind in fields.items():
+        if not isinstance(row, dict) or not isinstance(row.get(name), kind):
+            raise UserError(f"{path}: damaged (a row without {name}); {cure}")
 
 
 def missing_indices(folder: Path, shard: int, num_images: int) -> list[int]:
-    """The images of a shard, below `num_images`, that no record vouches for."""
+    """The images of a shard, below `num_images`, that no record vouches for or that are gone."""
     wanted = range(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, num_images))
-    recorded = {row["index"] for row in shard_rows(folder, shard)}
-    return [index for index in wanted if index not in recorded]
+    rows = shard_rows(folder, shard)
+    present = {row["index"] for row in rows if (folder / row["file_name"]).exists()}
+    return [index for index in wanted if index not in present]
 
 
 def refuse_shrinking(folder: Path, num_images: int) -> None:
-    """Raise UserError when the folder records more than `num_images` images."""
-    count = sum(len(read_json(path)["rows"]) for path in folder.glob("shards/*.json"))
+    """Raise UserError when the folder has an image beyond `num_images`, recorded or begun."""
+    numbers = [int(path.stem) for path in folder.glob("images/*/*.png") if path.stem.isdecimal()]
+    count = max(numbers, default=-1) + 1
     if count > num_images:
         raise UserError(
-            f"num: got {num_images}, but {folder} already holds {count} images; give --num {count}"
+            f"num: got {num_images}, but {folder} already has image number {count - 1}; "
+            f"give --num {count} or more, or another --out"
         )
 
 
@@ -189,6 +242,9 @@ def open_sia(folder: Path, kind: Kind | None = None) -> SiaFolder:
         raise UserError(
             f"{headers[0]}: format {header.get('format')}, this version reads format {FORMAT}"
         )
+    lacking = [name for name in SiaHeader._fields if name not in header]
+    if lacking or header["kind"] not in ("source", "blended"):
+        raise UserError(f"{headers[0]}: damaged ({', '.join(lacking) or 'kind'}); make it anew")
     if kind is not None and header["kind"] != kind:
         raise UserError(f"{folder}: kind is {header['kind']!r}, expected {kind!r}")
     metadata = folder / METADATA_FILE
@@ -196,7 +252,22 @@ def open_sia(folder: Path, kind: Kind | None = None) -> SiaFolder:
         raise UserError(
             f"{folder}: unfinished; run the command that made it once more to complete it"
         )
-    rows = tuple(json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines())
-    return SiaFolder(
-        folder, header["kind"], header["dataset"], header["category"], header["config"], rows
-    )
+    fields = ROW_FIELDS | (MASK_FIELDS if header["kind"] == "blended" else {})
+    about = (header["kind"], header["dataset"], header["category"], header["config"])
+    return SiaFolder(folder, *about, read_metadata(metadata, fields))
+
+
+def read_metadata(path: Path, fields: Mapping[str, type]) -> tuple[Row, ...]:
+    """The rows of metadata.jsonl, each with these fields. Raises UserError, naming the line."""
+    cure = "run the command that made the folder again"
+    rows: list[Row] = []
+    with path.open(encoding="utf-8") as file:
+        try:
+            for line in file:
+                rows.append(json.loads(line))
+                check_row(path, rows[-1], fields, cure)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: damaged (line {len(rows) + 1}: {error}); {cure}") from None
+    if not rows:
+        raise UserError(f"{path}: damaged (no rows); {cure}")
+    return tuple(rows)
