@@ -1,6 +1,8 @@
 """A trained diffusion model on disk: a diffusers pipeline folder beside our config.json."""
 
 import hashlib
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,17 +13,19 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import Tensor
 
-from synth.config import Precision
-from synth.ddpm import build_scheduler, noise_schedule
+from synth.config import Precision, UNetConfig
+from synth.ddpm import build_scheduler, build_unet, noise_schedule
 from synth.errors import UserError
-from synth.files import read_json
+from synth.files import atomic_path, read_json
 from synth.sdas import sample_sdas
 from synth.seeding import generator
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"
+STAGING = ".model.partial"
 
 
 class DiffusionModel(NamedTuple):
@@ -49,8 +53,19 @@ class DiffusionModel(NamedTuple):
 
 
 def save_model(folder: Path, unet: UNet2DModel) -> None:
-    """Write the network (averaged weights) and its scheduler as `DDPMPipeline` loads them."""
-    DDPMPipeline(unet=unet, scheduler=build_scheduler()).save_pretrained(folder)
+    """Write the network (averaged weights) and its scheduler as `DDPMPipeline` loads them.
+
+    The weights appear last and whole. Raises UserError when the disk is full.
+    """
+    staging = folder / STAGING
+    with atomic_path(folder / WEIGHTS_FILE) as weights:
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            DDPMPipeline(unet=unet, scheduler=build_scheduler()).save_pretrained(staging)
+            os.replace(staging / WEIGHTS_FILE, weights)
+            shutil.copytree(staging, folder, dirs_exist_ok=True)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def load_model(folder: Path, device: torch.device) -> DiffusionModel:
@@ -59,24 +74,29 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
     Raises UserError when `folder` is no such model, is unfinished or damaged.
     """
     config = read_json(folder / CONFIG_FILE)
-    if "unet" not in config.get("train", {}):
-        raise UserError(f"{folder}: not a diffusion model; give the --out of `synth train`")
+    try:
+        _ = config["dataset"], config["category"], config["train"]["precision"]
+        unet = build_unet(UNetConfig.from_json(config["train"]["unet"]))
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"{folder}: not a diffusion model; give the --out of `synth train`"
+        ) from None
     weights = folder / WEIGHTS_FILE
     if not weights.exists():
         raise UserError(
             f"{folder}: training is unfinished; run its `synth train` command again to complete it"
         )
     try:
-        unet = UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False)
-    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        unet.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
         raise UserError(
             f"{weights}: damaged ({str(error).splitlines()[0]}); "
             "delete it and run its `synth train` command again"
         ) from error
-    assert isinstance(unet, UNet2DModel)
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-    module: nn.Module = unet.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    module.eval().requires_grad_(False)
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    unet.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    unet.eval().requires_grad_(False)
     return DiffusionModel(unet, config, digest)
 
 
