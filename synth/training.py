@@ -10,12 +10,23 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor
 
 from synth.config import NUM_TRAIN_TIMESTEPS, TrainConfig
-from synth.ddpm import NoiseSchedule, add_noise, build_unet, hybrid_loss, noise_schedule
+from synth.ddpm import (
+    NoiseSchedule,
+    add_noise,
+    build_unet,
+    hybrid_loss,
+    noise_schedule,
+    stride_loss,
+    strided_schedule,
+)
 from synth.errors import UserError
+from synth.features import seeded_init
 from synth.resume import OnStep, run_steps
 from synth.seeding import derive_seed, generator
 
 MAX_GRADIENT_NORM = 1.0
+CHAIN_STRIDE = 50
+"""Timesteps that one reverse step jumps in SDAS's chain of 20; v learns to serve such jumps too."""
 
 
 def train_ddpm(
@@ -37,13 +48,14 @@ def train_ddpm(
             f"batch_size: got {config.batch_size}, must be a multiple of the "
             f"{accelerator.num_processes} processes"
         )
-    torch.manual_seed(derive_seed(config.seed))
-    unet = build_unet(config.unet)
+    with seeded_init(derive_seed(config.seed)):
+        unet = build_unet(config.unet)
     unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stubs)
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
     model, optimizer = accelerator.prepare(unet, optimizer)
     ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True)
     schedule = noise_schedule().to(accelerator.device)
+    strided = strided_schedule(CHAIN_STRIDE).to(accelerator.device)
 
     def step_function(step: int) -> dict[str, Tensor]:
         batch = draw_batch(
@@ -53,7 +65,7 @@ def train_ddpm(
         rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        terms = backward(accelerator, model, schedule, x_0, eps, t)
+        terms = backward(accelerator, model, schedule, strided, x_0, eps, t)
         norm = accelerator.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         assert norm is not None
         optimizer.step()
@@ -80,17 +92,20 @@ def backward(
     accelerator: Accelerator,
     model: torch.nn.Module,
     schedule: NoiseSchedule,
+    strided: NoiseSchedule,
     x_0: Tensor,
     eps: Tensor,
     t: Tensor,
 ) -> dict[str, Tensor]:
-    """Forward and backward pass of the hybrid loss on one batch; its mean terms."""
+    """Forward and backward pass of the losses on one batch; their mean terms."""
     x_t = add_noise(schedule, x_0, eps, t).contiguous(memory_format=torch.channels_last)
     output = model(x_t, t).sample
     loss = hybrid_loss(schedule, x_0, eps, t, output)
-    mse, vlb = loss.mse.mean(), loss.vlb.mean()
-    accelerator.backward(mse + vlb)
-    return {"loss": mse + vlb, "mse": mse, "vlb": vlb}
+    stride_vlb = stride_loss(strided, CHAIN_STRIDE, x_0, eps, t, output)
+    terms = {"mse": loss.mse.mean(), "vlb": loss.vlb.mean(), "stride_vlb": stride_vlb.mean()}
+    total = torch.stack(list(terms.values())).sum()
+    accelerator.backward(total)
+    return {"loss": total, **terms}
 
 
 def draw_batch(
