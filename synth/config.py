@@ -1,5 +1,7 @@
 """What can be chosen for a diffusion model and its training; presets are named instances."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -49,6 +51,15 @@ class UNetConfig:
                     f"block_channels: got {channels}, each must be a multiple of norm_groups "
                     f"({self.norm_groups}) and head_channels ({self.head_channels})"
                 )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "UNetConfig":
+        """From plain JSON types. Raises TypeError for unknown or missing fields."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
+        }
+        return cls(**fields)
 
     @property
     def size_multiple(self) -> int:
@@ -114,19 +125,22 @@ class SdasConfig:
     strength: tuple[float, float] = (0.1, 0.2)
     """Range of s, drawn per image; the reverse steps' variance is multiplied by 1 + s."""
     num_steps: int = 20
-    """Reverse steps, 2 to 1000."""
+    """Reverse steps, a divisor of 1000 from 2 on: they are spaced evenly over all timesteps."""
     seed: int = 0
     """Of every image, together with its index."""
 
     def __post_init__(self) -> None:
         low, high = self.strength
-        if not 0 <= low <= high:
+        if not 0 <= low <= high < math.inf:
             raise UserError(
                 f"strength: got {low} to {high}, must be two numbers with 0 <= low <= high "
                 "(0 is the plain DDPM, 0.1 to 0.2 the paper's range)"
             )
-        if not 2 <= self.num_steps <= NUM_TRAIN_TIMESTEPS:
-            raise UserError(f"num_steps: got {self.num_steps}, allowed 2 to {NUM_TRAIN_TIMESTEPS}")
+        if self.num_steps < 2 or NUM_TRAIN_TIMESTEPS % self.num_steps:
+            raise UserError(
+                f"num_steps: got {self.num_steps}, must divide {NUM_TRAIN_TIMESTEPS}; "
+                "try 20 (the paper's), 50, 100, 250 or 1000"
+            )
         if self.seed < 0:
             raise UserError(f"seed: got {self.seed}, must not be negative")
 
