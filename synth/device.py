@@ -14,10 +14,19 @@ def make_accelerator(precision: Precision) -> Accelerator:
 
     precision: "auto" becomes the faster of fp32 and bf16 on this device.
     """
-    has_device = torch.cuda.is_available() or torch.backends.mps.is_available()
+    device = default_device()
     if precision == "auto":
-        precision = fastest_precision(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return Accelerator(cpu=not has_device, mixed_precision="no" if precision == "fp32" else "bf16")
+        precision = fastest_precision(device)
+    return Accelerator(
+        cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else "bf16"
+    )
+
+
+def default_device() -> torch.device:
+    """The GPU (CUDA or Apple's) when there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 def fastest_precision(device: torch.device) -> Precision:

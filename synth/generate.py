@@ -12,7 +12,7 @@ from synth.errors import UserError
 from synth.foreground import MAX_FIT_IMAGES, ForegroundRule, foreground_for
 from synth.images import read_image, resize
 from synth.model import DiffusionModel, sample_images
-from synth.pictures import Images, load_images
+from synth.pictures import Images, digest, load_images
 from synth.seeding import derive_seed
 from synth.sia import Item, OnImage, SiaFolder, SiaHeader, write_sia
 
@@ -40,6 +40,8 @@ def generate_sia(
 
     What is already there stays. Raises UserError as `write_sia`.
     """
+    if batch_size < 1:
+        raise UserError(f"batch_size: got {batch_size}, must be at least 1")
 
     def make_items(indices: list[int]) -> Iterator[Item]:
         for start in range(0, len(indices), batch_size):
@@ -114,7 +116,8 @@ def blend_sia(
             yield Item(index, blended.image, blended.mask, row)
 
     made_by = {"method": "blend", "seed": seed, "opacity": list(OPACITY), "image_size": list(size)}
-    made_by |= {"foreground": rule.to_dict(), "sources": dict(sources.config)}
+    made_by |= {"foreground": rule.to_dict(), "normals": digest(normal_images)}
+    made_by |= {"sources": dict(sources.config), "num_sources": len(sources.rows)}
     folder = out / sources.dataset / sources.category
     header = SiaHeader("blended", sources.dataset, sources.category, made_by)
     write_sia(folder, header, num_images, make_items, on_image=on_image)

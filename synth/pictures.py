@@ -34,7 +34,7 @@ def all_grey(images: Images) -> bool:
 
 def digest(images: Images) -> str:
     """A fingerprint of the pixels, so that continued work notices changed data."""
-    return hashlib.sha256(np.ascontiguousarray(images).tobytes()).hexdigest()[:16]
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:16]
 
 
 class SheetRow(NamedTuple):

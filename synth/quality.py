@@ -79,7 +79,7 @@ def check_samples(samples: Images, held_out: Images, training: Images) -> Sample
     verdict: Verdict = "under-fit" if share_far > 0.5 else "copies" if share_copies > 0.5 else "fit"
     return SampleCheck(
         verdict=verdict,
-        distance=float(np.median(d_sample) / np.median(d_held)),
+        distance=float(np.median(d_sample) / max(np.median(d_held), 1e-6)),
         share_far=share_far,
         share_copies=share_copies,
         grain=pixel_noise(samples) / max(pixel_noise(held_out), 1e-3),
