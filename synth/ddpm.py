@@ -88,11 +88,12 @@ class NoiseSchedule(NamedTuple):
 def noise_schedule(num_steps: int = NUM_TRAIN_TIMESTEPS) -> NoiseSchedule:
     """The linear schedule 1e-4..0.02 over T = 1000, respaced to `num_steps` "leading" steps.
 
-    The steps are 0, T/K, 2T/K, ... Raises ValueError unless 2 <= num_steps <= T.
+    The steps are 0, T/K, 2T/K, ... Raises ValueError unless K divides T: the chain would start well
+    below T, from an image that is not noise yet.
     """
     T = NUM_TRAIN_TIMESTEPS
-    if not 2 <= num_steps <= T:
-        raise ValueError(f"num_steps: got {num_steps}, allowed 2 to {T}")
+    if num_steps < 2 or T % num_steps:
+        raise ValueError(f"num_steps: got {num_steps}, allowed are the divisors of {T} from 2 on")
     timesteps = torch.arange(num_steps) * (T // num_steps)
     alpha_bar = full_alpha_bar()[timesteps]
     return schedule_constants(timesteps, alpha_bar, shifted(alpha_bar, 1))

@@ -18,6 +18,8 @@ from synth.ddpm import (
     noise_schedule,
     posterior_mean,
     predict_x0,
+    stride_loss,
+    strided_schedule,
 )
 
 TINY = UNetConfig(
@@ -83,6 +85,13 @@ def test_predicted_x0_undoes_the_noise() -> None:
     x_0, eps = draw(3, 3, 4, 4), draw(3, 3, 4, 4, seed=1)
     x_t = add_noise(schedule, x_0, eps, k)
     torch.testing.assert_close(predict_x0(schedule, x_t, eps, k), x_0, rtol=0, atol=2e-4)
+
+
+def test_strided_schedule_has_the_constants_of_the_respaced_chain() -> None:
+    chain, strided = noise_schedule(20), strided_schedule(50)
+    for full, respaced in zip(strided, chain, strict=True):
+        torch.testing.assert_close(full[50::50], respaced[1:], rtol=1e-4, atol=1e-6)
+    assert all(constant.isfinite().all() for constant in strided)
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 3, 600, 1001])
@@ -155,6 +164,20 @@ def test_vlb_trains_v_alone_at_every_timestep() -> None:
     assert (mse[:, 3:] == 0).all()
     assert both[:, 3:].isfinite().all()
     assert (both[:, 3:].abs().amax(dim=(1, 2, 3)) > 0).all()
+
+
+def test_stride_loss_is_the_vlb_of_the_respaced_chain_and_trains_v_alone() -> None:
+    strided, chain = strided_schedule(50), noise_schedule(20)
+    x_0, eps = draw(4, 3, 4, 4).clamp(-1, 1), draw(4, 3, 4, 4, seed=1)
+    output = (torch.cat([eps, eps], dim=1) + 0.1 * draw(4, 6, 4, 4, seed=2)).requires_grad_()
+    loss = stride_loss(strided, 50, x_0, eps, torch.tensor([0, 49, 50, 950]), output)
+    expected = hybrid_loss(chain, x_0, eps, torch.tensor([1, 1, 1, 19]), output).vlb
+    assert (loss[:2] == 0).all()
+    torch.testing.assert_close(loss[2:], expected[2:], rtol=1e-3, atol=1e-6)
+    (gradient,) = torch.autograd.grad(loss.sum(), output)
+    assert (gradient[:, :3] == 0).all()
+    assert gradient.isfinite().all()
+    assert (gradient[2:, 3:].abs().amax(dim=(1, 2, 3)) > 0).all()
 
 
 def test_a_hopeless_prediction_at_t0_has_a_finite_loss_and_gradient() -> None:
