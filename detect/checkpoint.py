@@ -1,17 +1,22 @@
-"""A trained detector on disk: config.json, model.safetensors, calibration.json. Nothing else is needed to predict."""
+"""A trained detector on disk: config.json, model.safetensors, calibration.json.
+
+Nothing else is needed to predict. The calibration is written last: without it the training is
+unfinished.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from detect.calibration import Calibration
 from detect.detector import Detector
-from detect.realnet import RealNet, RealNetConfig
+from detect.realnet.config import RealNetConfig
+from detect.realnet.model import RealNet
 from synth.errors import UserError
 from synth.files import atomic_path, read_json, write_json
 
@@ -24,24 +29,26 @@ METHODS: dict[str, Rebuild] = {
 
 
 class TrainedDetector(NamedTuple):
-    """A detector ready to score; `config` says how it came about."""
+    """A detector ready to score; `config` says how it came about, but for its number of steps.
+
+    image_size: height and width in pixels that images are resized to.
+    """
 
     detector: Detector
     config: Mapping[str, Any]
+    num_steps: int
+    image_size: tuple[int, int]
     calibration: Calibration
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels that images are resized to."""
-        height, width = self.config["detector"]["image_size"]
-        return height, width
 
-
-def save_detector(folder: Path, detector: Detector, calibration: Calibration) -> None:
+def save_detector(
+    folder: Path, detector: Detector, num_steps: int, calibration: Calibration
+) -> None:
     """Write weights and calibration beside the config.json that the training wrote."""
+    (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # never of other weights
     state = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
     with atomic_path(folder / WEIGHTS_FILE) as partial:
-        save_file(state, partial)
+        save_file(state, partial, {"num_steps": str(num_steps)})
     write_json(folder / CALIBRATION_FILE, calibration.to_json())
 
 
@@ -52,21 +59,33 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
     """
     config = read_json(folder / CONFIG_FILE)
     if config.get("method") not in METHODS:
-        raise UserError(
-            f"{folder}: method {config.get('method')!r} is none of {', '.join(METHODS)}; "
-            "give the --out of `detect train`"
-        )
+        raise UserError(f"{folder}: not a detector; give the --out of `detect train`")
     if not (folder / CALIBRATION_FILE).exists():
         raise UserError(
             f"{folder}: training is unfinished; run its `detect train` command again to complete it"
         )
+    calibration = Calibration.from_json(read_json(folder / CALIBRATION_FILE))
+    num_steps, state = read_weights(folder / WEIGHTS_FILE)
     try:
-        state = load_file(folder / WEIGHTS_FILE)
-    except (OSError, SafetensorError) as error:
+        about = {**config["detector"], "num_steps": num_steps}
+        height, width = about["image_size"]
+        detector = METHODS[config["method"]](about, state)
+    except (KeyError, TypeError) as error:
         raise UserError(
-            f"{folder / WEIGHTS_FILE}: damaged ({error}); delete it and run its `detect train` command again"
+            f"{folder / CONFIG_FILE}: damaged (field {error}); train into another folder"
         ) from error
-    detector = METHODS[config["method"]](config["detector"], state).to(device).eval()
-    return TrainedDetector(
-        detector, config, Calibration.from_json(read_json(folder / CALIBRATION_FILE))
-    )
+    detector.to(device).eval()
+    return TrainedDetector(detector, config, num_steps, (height, width), calibration)
+
+
+def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
+    """The number of steps trained, and the state, on the CPU. Raises UserError when damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return int(file.metadata()["num_steps"]), state
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path}: damaged ({reason}); delete it and run its `detect train` command again"
+        ) from error

@@ -1,9 +1,9 @@
-"""Training samples: normal images and, half of the time, images with an anomaly blended in on the fly.
+"""Training samples: normal images and, half of the time, images with an anomaly blended in.
 
 Sample n depends on (seed, n) alone: not on workers, batches, processes or a restart.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,41 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detect.detector import Batch
+from detect.sources import AnomalySource
 from synth.blend import blend_random
 from synth.errors import UserError
 from synth.foreground import ForegroundRule
-from synth.images import read_image, resize
 from synth.pictures import Images
 from synth.seeding import derive_seed
-from synth.sia import SiaFolder
 
-AnomalySource = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.uint8]]
-"""(rng, (H, W)) -> an anomaly image P, uint8 [H, W, 3] RGB."""
-
-CACHE_BYTES = 1 << 30
 ANOMALOUS_SHARE = 0.5
 OPACITY = (0.5, 1.0)
-
-
-def sia_source(folder: SiaFolder) -> AnomalySource:
-    """Random images of an SIA folder; decoded once and kept while they fit into 1 GiB."""
-    kept: dict[int, NDArray[np.uint8]] = {}
-
-    def draw(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
-        number = int(rng.integers(len(folder.rows)))
-        if number in kept and kept[number].shape[:2] == size:
-            return kept[number]
-        image = resize(read_image(folder.path / folder.rows[number]["file_name"]), size)
-        if (len(kept) + 1) * image.nbytes <= CACHE_BYTES:
-            kept[number] = image
-        return image
-
-    return draw
-
-
-def noise_source(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """An image of independent uniform noise: what an anomaly source is worth without any model."""
-    return rng.integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 class Sample(NamedTuple):
@@ -61,8 +35,9 @@ class Sample(NamedTuple):
 class BlendedDataset(Dataset[Sample]):
     """Endless samples over the normal images, uint8 [N, H, W, 3], in shuffled epochs.
 
-    A sample is blended with probability `anomalous_share`. Source: RealNet, local anomaly synthesis; empty masks are
-    drawn again where the authors' code keeps them, so that the share holds.
+    A sample is blended with probability `anomalous_share`. Source: RealNet, local anomaly
+    synthesis; empty masks are drawn again where the authors' code keeps them, so that the share
+    holds. Raises UserError where the rule finds no foreground in an image.
     """
 
     def __init__(
@@ -80,26 +55,22 @@ class BlendedDataset(Dataset[Sample]):
         bare = sum(not mask.any() for mask in self.foregrounds)
         if bare:
             raise UserError(
-                f"foreground: none found in {bare} of {len(normals)} normal images (rule {rule.method}); "
-                "look at them with `synth inspect`, or remove them"
+                f"foreground: none found in {bare} of {len(normals)} normal images (rule "
+                f"{rule.method}); look at them with `synth inspect`, or remove them"
             )
 
     def __getitem__(self, number: int) -> Sample:
         epoch, place = divmod(number, len(self.normals))
-        order = np.random.default_rng(derive_seed(self.seed, 0, epoch)).permutation(
-            len(self.normals)
-        )
-        n = int(order[place])
+        shuffle = np.random.default_rng(derive_seed(self.seed, 0, epoch))
+        n = int(shuffle.permutation(len(self.normals))[place])
         rng = np.random.default_rng(derive_seed(self.seed, 1, number))
         normal = self.normals[n]
-        if rng.random() >= self.anomalous_share:
-            return Sample(
-                *map(to_chw, (normal, normal)), torch.zeros(normal.shape[:2], dtype=torch.bool)
-            )
         H, W = normal.shape[:2]
-        blended = blend_random(
-            normal, self.foregrounds[n], self.source(rng, (H, W)), rng, opacity=OPACITY
-        )
+        if rng.random() >= self.anomalous_share:
+            image = to_chw(normal)
+            return Sample(image, image, torch.zeros(H, W, dtype=torch.bool))
+        source = self.source(rng, (H, W))
+        blended = blend_random(normal, self.foregrounds[n], source, rng, opacity=OPACITY)
         return Sample(to_chw(blended.image), to_chw(normal), torch.from_numpy(blended.mask))
 
 
@@ -119,16 +90,27 @@ def batches(
     num_processes: int = 1,
     num_workers: int = 0,
 ) -> Iterator[Batch]:
-    """This process's share of batches first..last-1, on `device`."""
-    shares: list[Sequence[int]] = [
-        range(b * batch_size + process, (b + 1) * batch_size, num_processes)
+    """Yield a process's share of batches first..last-1, on `device`.
+
+    Batch b holds samples b * batch_size onwards; process r of n takes every n-th of them. Raises
+    what a sample raises, also from within a worker.
+    """
+    shares = [
+        list(range(b * batch_size + process, (b + 1) * batch_size, num_processes))
         for b in range(first, last)
     ]
     loader = DataLoader(
-        dataset, batch_sampler=shares, num_workers=num_workers, pin_memory=device.type == "cuda"
-    )  # pyright: ignore[reportArgumentType]
-    for image, normal, mask in loader:
-        yield Batch(to_unit(image.to(device)), to_unit(normal.to(device)), mask.to(device))
+        dataset,
+        batch_sampler=shares,
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    try:
+        for image, normal, mask in loader:
+            yield Batch(to_unit(image.to(device)), to_unit(normal.to(device)), mask.to(device))
+    except UserError as error:  # a worker's comes wrapped in its traceback
+        line = str(error).splitlines()[-1]
+        raise UserError(line.removeprefix("synth.errors.UserError: ")) from None
 
 
 def to_unit(images: Tensor) -> Tensor:

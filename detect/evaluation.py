@@ -1,17 +1,14 @@
-"""Metrics of a detector on a category's test split, and the report that shows them. The only reader of that split."""
+"""Metrics of a detector on a category's test split. The only reader of that split."""
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from detect.calibration import Calibration
-from detect.heatmap import heat_range
 from detect.metrics import (
     Curve,
     ImageMetrics,
@@ -24,17 +21,17 @@ from detect.metrics import (
     pro_curve,
     roc_curve,
 )
-from detect.report_data import Comparison, Example, ReportData, pick_examples
+from detect.report_data import Comparison
 from detect.scoring import Scored
 from synth.catalog import Category, Record
 from synth.errors import UserError
-from synth.files import atomic_path, write_json
-from synth.images import read_image, read_mask
+from synth.images import Progress, read_image, read_mask
+from synth.progress import Bars
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Figures of one scorer on the test images; pixel figures are None where defects have no masks."""
+    """Figures of one scorer on the test images; those of pixels are None without masks."""
 
     image: ImageMetrics
     image_roc: Curve
@@ -49,49 +46,74 @@ def require_both_labels(category: Category) -> None:
     anomalous = sum(record.is_anomalous for record in category.test)
     if not 0 < anomalous < len(category.test):
         raise UserError(
-            f"{category.name}: the test images are {len(category.test) - anomalous} normal and {anomalous} anomalous; "
-            "an evaluation needs both (test/good and test/<defect>); `detect predict` needs neither"
+            f"{category.name}: the test images are {len(category.test) - anomalous} normal and "
+            f"{anomalous} anomalous; an evaluation needs both (test/good and test/<defect>); "
+            "`detect predict` needs neither"
         )
 
 
-def native_masks(records: Sequence[Record]) -> list[NDArray[np.bool_]] | None:
-    """The test images' masks at their own resolution, empty for normal images; None unless every defect has one.
+class TestSet(NamedTuple):
+    """The test images of a category, all readable; masks: bool [H, W] each, or None for none."""
 
-    Raises UserError for a mask of another size than its image.
+    category: Category
+    records: tuple[Record, ...]
+    masks: Sequence[NDArray[np.bool_]] | None
+
+    @property
+    def paths(self) -> list[Path]:
+        """The image files."""
+        return [record.path for record in self.records]
+
+
+def open_test_set(category: Category, bars: Bars) -> TestSet:
+    """Read every test image and mask once, before long work.
+
+    Raises UserError for a single label, an unreadable file, and a mask of another size than its
+    image.
     """
-    if any(record.is_anomalous and record.mask_path is None for record in records):
-        return None
-    masks = []
-    for record in records:
+    require_both_labels(category)
+    with bars("checking test images", "image") as update:
+        return TestSet(category, category.test, native_masks(category.test, update))
+
+
+def native_masks(
+    records: Sequence[Record], progress: Progress | None = None
+) -> list[NDArray[np.bool_]] | None:
+    """The images' masks at their own resolution, empty for normal images.
+
+    None unless every anomalous image has one. Raises UserError as `open_test_set`.
+    """
+    masks: list[NDArray[np.bool_]] = []
+    for done, record in enumerate(records, start=1):
         shape = read_image(record.path).shape[:2]
-        masks.append(
-            np.zeros(shape, np.bool_)
-            if record.mask_path is None
-            else read_mask(record.mask_path, shape)
-        )
-    return masks
+        path = record.mask_path
+        masks.append(np.zeros(shape, np.bool_) if path is None else read_mask(path, shape))
+        if progress is not None:
+            progress(done, len(records))
+    known = all(record.mask_path or not record.is_anomalous for record in records)
+    return masks if known else None
 
 
-def native_maps(
-    maps: NDArray[np.float32], masks: Sequence[NDArray[np.bool_]]
-) -> list[NDArray[np.float32]]:
-    """Anomaly maps [N, H, W] brought bilinearly to each mask's own size."""
-    return [
-        np.asarray(cv2.resize(m, mask.shape[::-1], interpolation=cv2.INTER_LINEAR), np.float32)
-        for m, mask in zip(maps, masks, strict=True)
-    ]
+def native_map(anomaly_map: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Bring a map float32 [h, w] bilinearly to an image's or mask's shape (H, W)."""
+    size = (shape[1], shape[0])
+    return np.asarray(cv2.resize(anomaly_map, size, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def evaluate(
-    records: Sequence[Record], scored: Scored, masks: Sequence[NDArray[np.bool_]] | None
-) -> Evaluation:
-    """All figures of scored test images; an image's label is its record's, whatever its mask.
+def evaluate(test: TestSet, scored: Scored) -> Evaluation:
+    """All figures of scored test images, pixels at the masks' own resolution.
+
+    An image's label is its record's, whatever its mask.
 
     Raises UserError for a single label and for scores that are not finite.
     """
-    labels = np.array([record.is_anomalous for record in records])
-    defects = [record.defect for record in records]
-    maps = None if masks is None else native_maps(scored.maps, masks)
+    masks = test.masks
+    labels = np.array([record.is_anomalous for record in test.records])
+    defects = [record.defect for record in test.records]
+    maps = None
+    if masks is not None:
+        pairs = zip(scored.maps, masks, strict=True)
+        maps = [native_map(scores, mask.shape) for scores, mask in pairs]
     return Evaluation(
         image=image_metrics(labels, scored.scores),
         image_roc=roc_curve(labels, scored.scores),
@@ -108,120 +130,3 @@ def comparison(name: str, evaluation: Evaluation) -> Comparison:
     return Comparison(
         name, evaluation.image.auroc, pixel.auroc if pixel else None, pixel.aupro if pixel else None
     )
-
-
-def make_report(
-    category: Category,
-    method: str,
-    evaluation: Evaluation,
-    scored: Scored,
-    masks: Sequence[NDArray[np.bool_]] | None,
-    calibration: Calibration,
-    comparisons: Sequence[Comparison],
-    protocol: Mapping[str, str],
-) -> ReportData:
-    """What the report shows: figures, curves, and the test images worth looking at."""
-    records = category.test
-    labels = np.array([record.is_anomalous for record in records])
-    picks = pick_examples(labels, scored.scores)
-
-    def examples(numbers: Sequence[int]) -> tuple[Example, ...]:
-        found = []
-        for n in numbers:
-            image = read_image(records[n].path)
-            found.append(
-                Example(
-                    name=records[n].path.name,
-                    defect=records[n].defect,
-                    score=float(scored.scores[n]),
-                    image=image,
-                    anomaly_map=cv2.resize(
-                        scored.maps[n], image.shape[1::-1], interpolation=cv2.INTER_LINEAR
-                    ),
-                    mask=None if masks is None else masks[n],
-                )
-            )
-        return tuple(found)
-
-    return ReportData(
-        title=f"{method} on {category.name}",
-        dataset=category.dataset,
-        category=category.name,
-        method=method,
-        defects=tuple(record.defect for record in records),
-        scores=scored.scores,
-        calibration=calibration,
-        image=evaluation.image,
-        image_roc=evaluation.image_roc,
-        pixel=evaluation.pixel,
-        pixel_roc=evaluation.pixel_roc,
-        pro=evaluation.pro,
-        per_type=evaluation.per_type,
-        heat=heat_range(scored.maps),
-        comparisons=tuple(comparisons),
-        misses=examples(picks.misses),
-        false_alarms=examples(picks.false_alarms),
-        detections=examples(picks.detections),
-        protocol=protocol,
-    )
-
-
-def write_results(out: Path, data: ReportData, records: Sequence[Record], scored: Scored) -> None:
-    """results.json (figures), scores.csv (a row per image), scores.npz (scores, labels, float16 maps)."""
-    write_json(out / "results.json", results_json(data))
-    with atomic_path(out / "scores.npz") as partial, partial.open("wb") as file:
-        np.savez_compressed(
-            file,
-            paths=np.array([str(record.path) for record in records]),
-            defects=np.array(data.defects),
-            scores=scored.scores,
-            maps=scored.maps.astype(np.float16),
-        )
-    rows = zip(records, scored.scores, strict=True)
-    write_scores(
-        out / "scores.csv",
-        [(record.path, record.defect, float(score)) for record, score in rows],
-        data.calibration,
-    )
-
-
-def results_json(data: ReportData) -> dict[str, Any]:
-    """The report's figures as plain JSON types."""
-
-    def figures(image: ImageMetrics, pixel: PixelMetrics | None) -> dict[str, Any]:
-        return {"image": image._asdict(), "pixel": pixel._asdict() if pixel else None}
-
-    return {
-        "dataset": data.dataset,
-        "category": data.category,
-        "method": data.method,
-        **figures(data.image, data.pixel),
-        "per_type": [
-            {"defect": row.defect, "num_images": row.num_images, **figures(row.image, row.pixel)}
-            for row in data.per_type
-        ],
-        "threshold": data.calibration.threshold,
-        "false_reject_rate": {
-            "asked": data.calibration.false_reject_rate,
-            "guaranteed": data.calibration.guaranteed_rate,
-            "on_test_normals": data.caught(data.normal).share,
-        },
-        "defects_caught": data.caught_defects.share,
-        "comparisons": [row._asdict() for row in data.comparisons],
-        "protocol": dict(data.protocol),
-    }
-
-
-def write_scores(
-    path: Path, rows: Sequence[tuple[Path, str, float]], calibration: Calibration
-) -> None:
-    """A CSV row per image: file, what it is (if known), score, p-value among held-out normals, verdict."""
-    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["file", "defect", "score", "threshold", "p_value", "verdict"])
-        for image, defect, score in rows:
-            verdict = "anomalous" if calibration.rejects(score) else "normal"
-            p_value = f"{calibration.p_value(score):.4g}"
-            table.writerow(
-                [image, defect, f"{score:.6g}", f"{calibration.threshold:.6g}", p_value, verdict]
-            )

@@ -36,9 +36,10 @@ def detector_scorer(detector: Detector, device: torch.device) -> Scorer:
 
 
 def mean_image_scorer(training: Images) -> Scorer:
-    """Score by the squared distance to the mean training image: a baseline that learns nothing.
+    """Score by the squared distance to the mean training image: the baseline that learns least.
 
-    training: uint8 [N, H, W, 3]. The map is the mean over the channels; the image score pools it as RealNet does.
+    training: uint8 [N, H, W, 3]. The map is the mean over the channels; the image score pools it
+    as RealNet does.
     """
     mean = training.mean(axis=0, dtype=np.float64).astype(np.float32) / 255
 
@@ -62,7 +63,7 @@ def score_files(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Scored:
-    """Decode, resize to `size` and score files, in order. Raises UserError for an unreadable one."""
+    """Decode, resize to `size` and score files, in order; UserError for an unreadable one."""
     parts = []
     for start in range(0, len(paths), batch_size):
         batch = paths[start : start + batch_size]

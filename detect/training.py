@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from detect.data import Sample, batches
 from detect.detector import Detector, Stage
 from synth.errors import UserError
-from synth.resume import OnStep, run_steps
+from synth.resume import OnStep, StepFunction, run_steps
 
 
 def train_detector(
@@ -24,47 +24,22 @@ def train_detector(
     on_step: OnStep | None = None,
     checkpoint_steps: int = 100,
 ) -> None:
-    """Train all stages in place, each continued from its state in `folder`/<stage> when there is one.
+    """Train all stages in place, each gone on with from its state in `folder`/<stage>.
 
-    batch_size: images per step over all processes. Raises UserError when it cannot be shared evenly, or when a loss
-    is not finite.
+    batch_size: images per step over all processes. Batch normalisation sees each process's share;
+    the first process's running statistics are kept. Raises UserError when the batch cannot be
+    shared evenly, and when a loss is not finite.
     """
     if batch_size % accelerator.num_processes:
         raise UserError(
-            f"batch_size: got {batch_size}, must be a multiple of the {accelerator.num_processes} processes"
+            f"--batch-size: got {batch_size}, must be a multiple of the "
+            f"{accelerator.num_processes} processes"
         )
     detector.to(accelerator.device)
     detector.train()
     for stage in detector.stages():
         optimizer = stage.make_optimizer()
-        data = None
-
-        def step_function(
-            step: int, stage: Stage = stage, optimizer: torch.optim.Optimizer = optimizer
-        ) -> dict[str, Tensor]:
-            nonlocal data
-            if data is None:
-                data = batches(
-                    dataset,
-                    batch_size,
-                    step,
-                    stage.num_steps,
-                    accelerator.device,
-                    process=accelerator.process_index,
-                    num_processes=accelerator.num_processes,
-                    num_workers=num_workers,
-                )
-            with accelerator.autocast():
-                terms = stage.loss(next(data))
-            loss = torch.stack(list(terms.values())).sum()
-            accelerator.backward(loss)
-            average_gradients(accelerator, stage.parameters)
-            if stage.max_grad_norm is not None:
-                nn.utils.clip_grad_norm_(stage.parameters, stage.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            return {"loss": loss, **terms}
-
+        step_function = stage_steps(accelerator, stage, optimizer, dataset, batch_size, num_workers)
         run_steps(
             accelerator,
             step_function,
@@ -76,6 +51,44 @@ def train_detector(
             on_step=on_step,
         )
     detector.eval()
+
+
+def stage_steps(
+    accelerator: Accelerator,
+    stage: Stage,
+    optimizer: torch.optim.Optimizer,
+    dataset: Dataset[Sample],
+    batch_size: int,
+    num_workers: int,
+) -> StepFunction:
+    """The steps of one stage, to be called in order from any first one; each returns its losses."""
+    data = None
+
+    def step_function(step: int) -> dict[str, Tensor]:
+        nonlocal data
+        if data is None:
+            data = batches(
+                dataset,
+                batch_size,
+                step,
+                stage.num_steps,
+                accelerator.device,
+                process=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+                num_workers=num_workers,
+            )
+        with accelerator.autocast():
+            terms = stage.loss(next(data))
+        loss = torch.stack(list(terms.values())).sum()
+        accelerator.backward(loss)
+        average_gradients(accelerator, stage.parameters)
+        if stage.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_(stage.parameters, stage.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        return {"loss": loss, **terms}
+
+    return step_function
 
 
 def average_gradients(accelerator: Accelerator, parameters: tuple[nn.Parameter, ...]) -> None:

@@ -1,97 +1,187 @@
-"""What the `synth` and `detect` commands share: options, progress, one line for a user's mistake."""
+"""What the `synth` and `detect` commands share: options, bars, one line for a user's mistake.
+
+Nothing here imports torch, so that `--help` comes at once; commands import their work when run.
+"""
 
 import contextlib
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tqdm import tqdm
 
-from synth.catalog import READERS, Category, open_category
+from synth.catalog import Category, open_category
 from synth.errors import UserError
-from synth.images import require_images
+from synth.progress import Update
+
+OF_PRESET = "(default: the preset's)"
+PresetInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=OF_PRESET)]
+PresetFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=OF_PRESET)]
+PresetStr = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=OF_PRESET)]
+PresetSize = Annotated[
+    tuple[int, int] | None,
+    tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint=OF_PRESET),
+]
+Size = Annotated[tuple[int, int], tyro.conf.arg(metavar="HEIGHT WIDTH")]
+Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+OptionalFolder = Annotated[
+    Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(optional)")
+]
+
+DATASET_NAMES = Literal["folder", "mvtec", "mtd", "textures"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Which images."""
 
-    dataset: str = "folder"
-    """Layout of the data: folder (any folder of normal images), mvtec, mtd, or textures (embedded)."""
-    root: Path | None = None
+    dataset: DATASET_NAMES = "folder"
+    """Layout: any folder of normal images, MVTec AD's, Magnetic Tile's, or embedded photographs."""
+    root: OptionalFolder = None
     """Folder of the data; textures needs none."""
-    category: str | None = None
-    """Category below the root; may be left out where there is only one."""
+    category: Annotated[
+        str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: the only one)")
+    ] = None
+    """Category below the root."""
 
     def open(self) -> Category:
-        """Read the layout. Raises UserError (see `open_category`)."""
-        if self.dataset not in READERS:
-            raise UserError(f"--dataset: got {self.dataset!r}, allowed are {', '.join(READERS)}")
+        """List the images; none is opened. Raises UserError as `open_category`."""
         return open_category(self.dataset, self.root, self.category)
 
-    def open_checked(self) -> Category:
-        """Read the layout and every image once, so that a broken one is named before long work begins."""
-        category = self.open()
-        with progress_bar("checking images", "image") as update:
-            require_images([record.path for record in category.records], update)
-        return category
+
+# Checks of options
+
+
+def require_output(folder: Path) -> None:
+    """Make the folder that results go to, before long work; UserError where nothing can go."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out: {folder} is no folder that can be written to ({error.strerror}); "
+            "give another one"
+        ) from error
+
+
+def require_positive(**options: float | None) -> None:
+    """Raise UserError for the first option that is given and not greater than 0."""
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{option_name(name)}: got {value}, must be greater than 0")
+
+
+def require_not_negative(**options: int | None) -> None:
+    """Raise UserError for the first option that is given and below 0."""
+    for name, value in options.items():
+        if value is not None and value < 0:
+            raise UserError(f"{option_name(name)}: got {value}, must be 0 or more")
+
+
+def require_size(size: tuple[int, int] | None) -> None:
+    """Raise UserError for a height or width below 8 pixels."""
+    if size is not None and min(size) < 8:
+        raise UserError(f"--size: got {size[0]} {size[1]}, both must be 8 pixels or more")
+
+
+def option_name(name: str) -> str:
+    """`batch_size` as it is typed: `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+# Progress and lines
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A bar on stderr, told (done, total, terms to show) each time; silent on all processes but the first."""
+def progress_bar(title: str, unit: str, *, continues: bool = False) -> Iterator[Update]:
+    """Show a bar on stderr, on the first process only (see `synth.progress.Bars`).
+
+    The title stands alone until the first unit is done. Where work continues, what was done before
+    counts in the percentage but not in the rate.
+    """
+    interval = 0.1 if sys.stderr.isatty() else 10.0  # a log file needs few lines
     with tqdm(
-        desc=title, unit=unit, disable=int(os.environ.get("RANK", "0")) > 0, dynamic_ncols=True
+        desc=title,
+        unit=unit,
+        bar_format="{desc} ...",
+        mininterval=interval,
+        maxinterval=interval,
+        disable=not is_first_process(),
+        dynamic_ncols=True,
     ) as bar:
 
-        def update(done: int, total: int, terms: Mapping[str, float] | None = None) -> None:
-            if bar.total != total:
-                bar.total = total
-                bar.initial = bar.n = done - 1
-                bar.reset(total) if done == 1 else bar.refresh()
+        def update(done: int, total: int, terms: Mapping[str, float] | None = None, /) -> None:
+            if bar.total is None:
+                bar.bar_format, bar.total = None, total
+                bar.initial = bar.n = done - 1 if continues else 0
             if terms:
-                bar.set_postfix(
-                    {name: f"{value:.4f}" for name, value in terms.items()}, refresh=False
-                )
+                shown = {name: f"{value:.4f}" for name, value in terms.items()}
+                bar.set_postfix(shown, refresh=False)
             bar.update(done - bar.n)
 
         yield update
+        bar.leave = bar.total is not None  # nothing was left to do: no bar remains
 
 
 def say(line: str) -> None:
-    """One line of result on stdout, from the first process only."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        tqdm.write(line, file=sys.stdout)
-        sys.stdout.flush()
+    """Print a result on stdout, from the first process only."""
+    if is_first_process():
+        print(line, flush=True)
 
 
 def warn(line: str) -> None:
-    """One line of warning on stderr, from the first process only."""
-    if int(os.environ.get("RANK", "0")) == 0:
-        tqdm.write(f"warning: {line}", file=sys.stderr)
+    """Print one line of warning on stderr, from the first process only."""
+    if is_first_process():
+        print(f"warning: {line}", file=sys.stderr)
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks; `accelerate launch` and `torchrun` number them."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+# Running
 
 
 def run_command(name: str, description: str, commands: Mapping[str, Callable[..., Any]]) -> int:
-    """Parse the command line, run the chosen command, return the exit code: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Parse the command line, run the chosen command and return the exit code.
+
+    0: done; 2: a user's mistake, in one line on stderr; 130: Ctrl-C. Other errors pass through.
+    """
+    if sys.argv[1:] == ["--version"]:
+        say(f"{name} (siaforge) {version('siaforge')}")
+        return 0
     quiet_libraries()
     try:
         tyro.extras.subcommand_cli_from_dict(
-            dict(commands), prog=name, description=description, config=(tyro.conf.OmitArgPrefixes,)
+            dict(commands),
+            prog=name,
+            description=description,
+            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
         )
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(
-            f"\n{name}: interrupted; the same command continues where it stopped", file=sys.stderr
+            f"{name}: interrupted; run the same command again to go on from what is saved",
+            file=sys.stderr,
         )
         return 130
+    except RuntimeError as error:
+        if "out of memory" not in str(error):  # of torch, which must not be imported for this
+            raise
+        print(f"{name}: out of memory; lower --batch-size or --size", file=sys.stderr)
+        return 2
     return 0
 
 

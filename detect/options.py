@@ -1,0 +1,66 @@
+"""Options of `detect train`, whatever the detector."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from synth.command import (
+    PresetFloat,
+    PresetInt,
+    PresetSize,
+    PresetStr,
+    require_not_negative,
+    require_positive,
+    require_size,
+)
+from synth.config import Precision
+from synth.errors import UserError
+
+Workers = Annotated[
+    int | None,
+    tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4 with a GPU, 0 without)"),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How to train."""
+
+    method: Literal["realnet"] = "realnet"
+    """Detector."""
+    preset: Literal["tiny", "small", "paper"] = "tiny"
+    """tiny: 128 px, a CPU; small: 256 px; paper: 256 px, 524 M parameters, a GPU."""
+    backbone: PresetStr = None
+    """Name of a timm network."""
+    backbone_weights: PresetStr = None
+    """hub (downloaded once), random, bundled (resnet10t only), or a safetensors file."""
+    size: PresetSize = None
+    """Pixels that images are squeezed to."""
+    num_steps: PresetInt = None
+    """Optimiser steps; a finished detector trains on when this is raised."""
+    batch_size: PresetInt = None
+    """Images per step over all processes."""
+    learning_rate: PresetFloat = None
+    """Of Adam."""
+    false_reject_rate: float = 0.05
+    """Share of normal images that may be called anomalous; sets the threshold."""
+    workers: Workers = None
+    """Processes that blend images; changes speed only."""
+    precision: Precision = "auto"
+    """Arithmetic of training; auto takes the faster on this device. Scoring is fp32."""
+    seed: int = 0
+    """Of weights, batches and blending."""
+
+    def check(self) -> None:
+        """Raise UserError for the first value out of range."""
+        require_positive(
+            num_steps=self.num_steps, batch_size=self.batch_size, learning_rate=self.learning_rate
+        )
+        require_not_negative(workers=self.workers, seed=self.seed)
+        require_size(self.size)
+        if not 0 < self.false_reject_rate < 1:
+            raise UserError(
+                f"--false-reject-rate: got {self.false_reject_rate}, must lie between 0 and 1; "
+                "0.05 rejects up to one normal image in twenty"
+            )

@@ -1,0 +1,61 @@
+"""Names and facts that stand beside figures, and the figures as a table."""
+
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from detect.checkpoint import TrainedDetector
+from detect.report_data import Comparison
+from detect.report_text import number
+from synth.catalog import Category
+
+SOURCE_NAMES = {"sia": "SDAS images", "noise": "noise images"}
+METHOD_NAMES = {"realnet": "RealNet"}
+
+
+def detector_name(trained: TrainedDetector) -> str:
+    """How a detector is called in tables."""
+    method, source = trained.config["method"], trained.config["source"]["kind"]
+    return f"{METHOD_NAMES[method]} on {SOURCE_NAMES[source]}"
+
+
+def protocol(trained: TrainedDetector, category: Category) -> dict[str, str]:
+    """The facts that a figure needs beside it."""
+    config, detector = trained.config, trained.config["detector"]
+    backbone = detector["backbone"]
+    height, width = trained.image_size
+    num_held_out = len(trained.calibration.scores)
+    num_trained = sum(p.numel() for p in trained.detector.parameters() if p.requires_grad)
+    return {
+        "Training": f"{config['data']['num_images'] - num_held_out} normal images of "
+        f"{config['category']}; {num_held_out} more held out for the threshold",
+        "Test": f"{len(category.test)} images, read for this evaluation only",
+        "Anomaly source": source_facts(config["source"]),
+        "Image size": f"{height} x {width} px; maps compared at the masks' own size",
+        "Backbone": f"{backbone['name']}, {Path(backbone['weights']).name} weights, layers "
+        f"{', '.join(map(str, backbone['layers']))}",
+        "Detector": f"{num_trained / 1e6:.1f} M trained parameters; {trained.num_steps} steps of "
+        f"{detector['batch_size']} images, the last step is the model",
+        "Seed": str(detector["seed"]),
+        "Precision": f"training {config['precision']}, scoring fp32",
+        "Date": date.today().isoformat(),
+    }
+
+
+def source_facts(source: dict[str, Any]) -> str:
+    """Where the pixels of the synthetic anomalies came from."""
+    if source["kind"] == "noise":
+        return "uniform noise"
+    low, high = source["strength"]
+    return f"{source['num_images']} SDAS images, s in [{low}, {high}], {source['num_steps']} steps"
+
+
+def table(rows: Sequence[Comparison]) -> str:
+    """Comparison rows as aligned text."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'':{width}}  image AUROC  pixel AUROC   AUPRO"]
+    for row in rows:
+        image, pixel, pro = map(number, (row.image_auroc, row.pixel_auroc, row.aupro))
+        lines.append(f"{row.name:{width}}  {image:>11}  {pixel:>11}  {pro:>6}")
+    return "\n".join(lines)

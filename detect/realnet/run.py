@@ -1,0 +1,178 @@
+"""A training run of RealNet: channels, reconstruction and head, threshold, all in one folder."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from detect.calibration import Calibration, calibrate
+from detect.checkpoint import CONFIG_FILE, save_detector
+from detect.data import BlendedDataset, batches
+from detect.detector import Batch, Detector
+from detect.options import TrainOptions
+from detect.realnet.afs import AFSResult, select_channels
+from detect.realnet.config import PRESETS, RealNetConfig
+from detect.realnet.model import RealNet
+from detect.scoring import detector_scorer, score_files
+from detect.sources import NamedSource
+from detect.training import train_detector
+from synth.catalog import Category
+from synth.config import Precision
+from synth.device import make_accelerator
+from synth.errors import UserError
+from synth.features import Backbone, build_backbone
+from synth.files import claim_folder, read_json, write_json
+from synth.foreground import ForegroundRule
+from synth.normals import Normals, load_normals
+from synth.progress import Bars
+from synth.seeding import derive_seed
+from synth.trace import require_no_fewer_steps
+
+AFS_FILE = "afs.json"
+AFS_KEY, TRAINING_KEY = 2, 3
+"""Keys of the samples' seeds: the channels are chosen on other samples than the weights."""
+
+
+def realnet_config(options: TrainOptions) -> RealNetConfig:
+    """The preset with what was chosen besides. Raises UserError for values out of range."""
+    options.check()
+    preset = PRESETS[options.preset]
+    return replace(
+        preset,
+        image_size=options.size or preset.image_size,
+        num_steps=options.num_steps or preset.num_steps,
+        batch_size=options.batch_size or preset.batch_size,
+        learning_rate=options.learning_rate or preset.learning_rate,
+        seed=options.seed,
+        backbone=replace(
+            preset.backbone,
+            name=options.backbone or preset.backbone.name,
+            weights=options.backbone_weights or preset.backbone.weights,
+            seed=options.seed,
+        ),
+    )
+
+
+def train_realnet(
+    category: Category, source: NamedSource, options: TrainOptions, out: Path, bars: Bars
+) -> Calibration | None:
+    """Train on a category's normal images into the folder `out`, or go on where that stopped.
+
+    Held-out images set the threshold and nothing else. Returns the calibration, None on all
+    processes but the first. Raises UserError for unreadable images, an empty foreground and a
+    folder that was made with another configuration.
+    """
+    config = realnet_config(options)
+    normals = load_normals(category, config.image_size, bars)
+    rule = normals.foreground_rule()
+    backbone = build_backbone(config.backbone)
+    accelerator = make_accelerator(saved_precision(out, options.precision))
+    about = description(normals, source, rule, backbone, config, accelerator)
+    claim_folder(out, about)
+    require_no_fewer_steps(out / "realnet", config.num_steps)
+
+    backbone = backbone.to(accelerator.device)
+    blended = BlendedDataset(
+        normals.fit, rule, source.draw, seed=derive_seed(config.seed, AFS_KEY), anomalous_share=1.0
+    )
+    afs = selected_channels(out / AFS_FILE, backbone, config, blended, accelerator.device, bars)
+    detector = RealNet(config, backbone, afs.indices)
+    dataset = BlendedDataset(
+        normals.fit, rule, source.draw, seed=derive_seed(config.seed, TRAINING_KEY)
+    )
+    has_gpu = accelerator.device.type == "cuda"
+    with bars("training", "step", continues=True) as update:
+        train_detector(
+            accelerator,
+            detector,
+            dataset,
+            batch_size=config.batch_size,
+            folder=out,
+            num_workers=4 * has_gpu if options.workers is None else options.workers,
+            on_step=update,
+        )
+    if not accelerator.is_main_process:
+        return None
+    calibration = calibrated(detector, normals, options.false_reject_rate, accelerator.device, bars)
+    save_detector(out, detector, config.num_steps, calibration)
+    return calibration
+
+
+def saved_precision(out: Path, asked: Precision) -> Precision:
+    """What to compute in: a run that goes on keeps its own arithmetic where "auto" is asked for."""
+    if asked != "auto" or not (out / CONFIG_FILE).exists():
+        return asked
+    return read_json(out / CONFIG_FILE).get("precision", "auto")
+
+
+def description(
+    normals: Normals,
+    source: NamedSource,
+    rule: ForegroundRule,
+    backbone: Backbone,
+    config: RealNetConfig,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """What the detector depends on, but for the number of steps, which may be raised."""
+    detector = {key: value for key, value in config.to_json().items() if key != "num_steps"}
+    return {
+        "method": "realnet",
+        "dataset": normals.category.dataset,
+        "category": normals.category.name,
+        "data": normals.to_json(),
+        "source": source.config,
+        "foreground": rule.to_dict(),
+        "backbone_digest": backbone.digest,
+        "detector": detector,
+        "precision": "bf16" if accelerator.mixed_precision == "bf16" else "fp32",
+    }
+
+
+def selected_channels(
+    path: Path,
+    backbone: Backbone,
+    config: RealNetConfig,
+    blended: BlendedDataset,
+    device: torch.device,
+    bars: Bars,
+) -> AFSResult:
+    """The channels AFS keeps: chosen once, then read from the file at `path`."""
+    if path.exists():
+        return read_channels(path)
+    with bars("selecting channels", "batch") as update:
+
+        def triplets() -> Iterator[Batch]:
+            num = config.num_afs_batches
+            for done, batch in enumerate(batches(blended, config.batch_size, 0, num, device), 1):
+                yield batch
+                update(done, num)
+
+        chosen = select_channels(backbone, triplets(), config.num_selected)
+    indices = [index.tolist() for index in chosen.indices]
+    write_json(path, {"indices": indices, "scores": [s.tolist() for s in chosen.scores]})
+    return chosen
+
+
+def read_channels(path: Path) -> AFSResult:
+    """What `selected_channels` wrote. Raises UserError for a damaged file."""
+    match read_json(path):
+        case {"indices": [*indices], "scores": [*scores]}:
+            return AFSResult(
+                tuple(torch.tensor(index, dtype=torch.int64) for index in indices),
+                tuple(torch.tensor(score, dtype=torch.float32) for score in scores),
+            )
+        case _:
+            raise UserError(f"{path}: damaged; delete it and run the same command again")
+
+
+def calibrated(
+    detector: Detector, normals: Normals, rate: float, device: torch.device, bars: Bars
+) -> Calibration:
+    """The threshold from the held-out images, scored from their files as prediction does."""
+    paths = [record.path for record in normals.held_records]
+    with bars("calibrating", "image") as update:
+        held = score_files(detector_scorer(detector, device), paths, normals.size, progress=update)
+    return calibrate(held.scores.tolist(), rate)
