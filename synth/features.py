@@ -32,7 +32,10 @@ class BackboneConfig:
     layers: tuple[int, ...]
     """Layers in use, ascending, from 1 (stride 4) to 4 (stride 32)."""
     weights: str = "hub"
-    """"hub" (downloaded once by timm), "random", or a safetensors file with timm's names."""
+    """"hub" (downloaded once by timm), "bundled" (of a name in BUNDLED), "random", or a file.
+
+    A file is a safetensors file with timm's names.
+    """
     seed: int = 0
     """Of random weights."""
     mean: tuple[float, float, float] | None = None
@@ -49,7 +52,10 @@ class BackboneConfig:
             )
 
 
-DEFAULT_BACKBONE = BackboneConfig(name="resnet10t", layers=(1, 2, 3), weights="random")
+BUNDLED = {"resnet10t": Path(__file__).parent / "weights" / "resnet10t_textures.safetensors"}
+"""Weights that come with the package, by timm's name; scripts/train_backbone.py makes them."""
+
+DEFAULT_BACKBONE = BackboneConfig(name="resnet10t", layers=(1, 2, 3), weights="bundled")
 """Needs no download: for the demo and the check of a diffusion model's samples."""
 
 
@@ -119,6 +125,8 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     net = FeatureGetterNet(full, out_indices=_feature_indices(full, config))
     if config.weights == "random":
         _open_closed_blocks(net)
+    elif config.weights == "bundled":
+        _load_file(net, full_keys, _bundled_file(config.name))
     elif config.weights != "hub":
         _load_file(net, full_keys, Path(config.weights))
     default = timm.get_pretrained_cfg(config.name)
@@ -182,6 +190,15 @@ def _open_closed_blocks(net: nn.Module) -> None:
 # --- weights from a file -------------------------------------------------------------------
 
 
+def _bundled_file(name: str) -> Path:
+    if name not in BUNDLED:
+        raise UserError(
+            f"backbone weights: none are bundled for {name!r}, only for {', '.join(BUNDLED)}; "
+            'use "hub", "random" or the path of a safetensors file'
+        )
+    return BUNDLED[name]
+
+
 def _load_file(net: FeatureGetterNet, full_keys: set[str], path: Path) -> None:
     """Load every weight of the cut network; only weights of the part cut off may be left over."""
     weights = _read_file(path)
@@ -202,8 +219,8 @@ def _load_file(net: FeatureGetterNet, full_keys: set[str], path: Path) -> None:
 def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(
-            f'backbone weights: got {path}, which is not a file; allowed are "hub", "random" '
-            "or the path of a safetensors file"
+            f'backbone weights: got {path}, which is not a file; allowed are "hub", "bundled", '
+            '"random" or the path of a safetensors file'
         )
     try:
         return load_file(path)
