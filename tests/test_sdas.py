@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from torch import Tensor
+
+from synth.config import UNetConfig
+from synth.ddpm import build_unet, noise_schedule
+from synth.sdas import sample_sdas, sdas_step
+from synth.seeding import generator
+
+SHAPE = (3, 16, 16)
+
+
+def reference_scheduler(num_steps: int = 20) -> DDPMScheduler:
+    scheduler = DDPMScheduler(
+        1000, 1e-4, 0.02, variance_type="learned_range", timestep_spacing="leading"
+    )
+    scheduler.set_timesteps(num_steps)
+    return scheduler
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DModel:
+    """A tiny network whose every parameter counts (half of them start at zero)."""
+    config = UNetConfig(image_size=(16, 16), block_channels=(8, 16), head_channels=8, norm_groups=4)
+    network = build_unet(config).eval().requires_grad_(False)
+    g = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=g))
+    return network
+
+
+def generators(*indices: int) -> list[torch.Generator]:
+    return [generator(7, index) for index in indices]
+
+
+def test_at_strength_0_every_step_equals_diffusers() -> None:
+    schedule, reference = noise_schedule(20), reference_scheduler()
+    for k in range(20):
+        g = torch.Generator().manual_seed(k)
+        x_t, output = torch.randn(2, 3, 8, 8, generator=g), torch.randn(2, 6, 8, 8, generator=g)
+        noise = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(99))
+        ours = sdas_step(schedule, x_t, output, k, torch.zeros(2), noise)
+        t, seeded = int(schedule.timesteps[k]), torch.Generator().manual_seed(99)
+        theirs = reference.step(output, t, x_t, generator=seeded, return_dict=False)[0]
+        # diffusers keeps alpha_bar in float32, we in float64 up to the constants themselves.
+        torch.testing.assert_close(ours, theirs, rtol=3e-4, atol=3e-5)
+
+
+def test_at_strength_0_the_whole_chain_equals_diffusers(unet: UNet2DModel) -> None:
+    ours = sample_sdas(
+        lambda x, t: unet(x, t).sample, noise_schedule(20), SHAPE, [0.0], generators(0)
+    )
+    reference, (g,) = reference_scheduler(), generators(0)
+    x = torch.randn(SHAPE, generator=g)[None]
+    for t in reference.timesteps:
+        x = reference.step(unet(x, t).sample, int(t), x, generator=g, return_dict=False)[0]
+    torch.testing.assert_close(ours, x.clamp(-1, 1), rtol=0, atol=2e-4)
+
+
+def test_strength_multiplies_the_variance_of_a_step() -> None:
+    schedule, num, k = noise_schedule(20), 20_000, 10
+    s = torch.tensor([0.0, 0.2, 1.0]).repeat_interleave(num)
+    x_t, output = torch.full((3 * num, 1, 1, 1), 0.3), torch.zeros(3 * num, 2, 1, 1)
+    noise = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(0))
+    drawn = sdas_step(schedule, x_t, output, k, s, noise).view(3, num)
+    plain, *stronger = drawn.var(dim=1).tolist()
+    # A sample variance of n normal draws has variance 2 sigma^4 / n: six deviations of a ratio.
+    tolerance = 6 * math.sqrt(4 / num)
+    assert [variance / plain for variance in stronger] == pytest.approx([1.2, 2.0], rel=tolerance)
+    sigma2 = (0.5 * (schedule.log_beta[k] + schedule.log_beta_tilde[k])).exp().item()
+    assert plain == pytest.approx(sigma2, rel=tolerance)
+    assert drawn.mean(dim=1).tolist() == pytest.approx([drawn.mean().item()] * 3, abs=0.01)
+
+
+def test_the_last_step_adds_no_noise() -> None:
+    x_t, output, noise = (torch.ones(1, c, 2, 2) for c in (1, 2, 1))
+    schedule, s = noise_schedule(20), torch.ones(1)
+    first = sdas_step(schedule, x_t, output, 0, s, noise)
+    assert torch.equal(first, sdas_step(schedule, x_t, output, 0, s, -noise))
+    assert not torch.equal(
+        sdas_step(schedule, x_t, output, 1, s, noise),
+        sdas_step(schedule, x_t, output, 1, s, -noise),
+    )
+
+
+def test_an_image_depends_on_its_own_generator_and_strength_alone(unet: UNet2DModel) -> None:
+    def draw(strengths: list[float], *indices: int) -> Tensor:
+        chain = noise_schedule(4)
+        return sample_sdas(
+            lambda x, t: unet(x, t).sample, chain, SHAPE, strengths, generators(*indices)
+        )
+
+    batch = draw([0.0, 0.1, 0.2, 0.2], 0, 1, 2, 3)
+    # The noise is bit-equal; batched convolutions round differently, in units of 1e-6 a step.
+    torch.testing.assert_close(draw([0.2], 2), batch[2:3], rtol=0, atol=1e-4)
+    torch.testing.assert_close(draw([0.2, 0.0], 3, 0), batch[[3, 0]], rtol=0, atol=1e-4)
+    assert (draw([0.1], 2) - batch[2:3]).abs().max() > 1e-2
+    assert (batch[2] - batch[3]).abs().max() > 0.1
+    assert batch.min() >= -1
+    assert batch.max() <= 1
+
+
+def test_a_negative_strength_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"strength: got -0\.1"):
+        sample_sdas(lambda x, t: x, noise_schedule(4), SHAPE, [0.1, -0.1], generators(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("sigma2", "v", "ratios"),
+    [
+        (0.02, -1.0, (0.32, 0.35, 0.38)),
+        (0.02, 1.0, (2.34, 2.57, 2.80)),
+        (0.2, -1.0, (0.59, 0.65, 0.71)),
+    ],
+)
+def test_gaussian_data_come_out_with_the_variance_of_the_closed_form(
+    sigma2: float, v: float, ratios: tuple[float, float, float]
+) -> None:
+    """x_0 ~ N(0, sigma2) with its optimal denoiser; v = -1 is the small variance, 1 the large.
+
+    The chain is linear, so that its variance follows from a recursion; the ratios to sigma2 that
+    this gives by hand for s = 0, 0.1, 0.2 are the expected values. It holds while the clip of x_0
+    to [-1, 1] hardly acts, which is why sigma2 = 0.2 is left out for the large variance.
+    """
+    schedule, side = noise_schedule(20), 300
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        a_bar = schedule.alpha_bar[int(t[0]) // 50]
+        eps = (1 - a_bar).sqrt() * x_t / (a_bar * sigma2 + 1 - a_bar)
+        return torch.cat([eps, torch.full_like(eps, v)], dim=1)
+
+    strengths = [0.0, 0.1, 0.2]
+    x = sample_sdas(denoiser, schedule, (1, side, side), strengths, generators(0, 1, 2))
+    measured = (x.var(dim=(1, 2, 3)) / sigma2).tolist()
+    assert measured == pytest.approx(ratios, rel=0.03)
