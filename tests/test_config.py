@@ -1,0 +1,97 @@
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from synth.config import PRESETS, SdasConfig, TrainConfig, UNetConfig, nearest_multiple
+from synth.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((100, 101), "multiple of 4 and at least 16; try 100 for 101"),
+        ((8, 64), "try 16 for 8"),
+        ((0, 64), "try 16 for 0"),
+    ],
+)
+def test_a_size_that_does_not_fit_names_one_that_does(size: tuple[int, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        UNetConfig(image_size=size)
+
+
+@pytest.mark.parametrize("side", range(0, 200, 7))
+def test_the_suggested_side_is_allowed_and_nearest(side: int) -> None:
+    suggestion = nearest_multiple(side, 4)
+    assert UNetConfig(image_size=(suggestion, 64)).image_size[0] == suggestion
+    assert all(abs(suggestion - side) <= abs(other - side) for other in range(16, 400, 4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention_levels": 4}, "attention_levels: got 4, allowed 1 to 3"),
+        ({"attention_levels": 0}, "attention_levels: got 0"),
+        ({"block_channels": (32, 64, 100)}, "block_channels: got 100"),
+        ({"head_channels": 48}, "head_channels"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        UNetConfig.from_json(asdict(UNetConfig()) | changes)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_steps", 0),
+        ("batch_size", 0),
+        ("warmup_steps", -1),
+        ("seed", -1),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", 1.0),
+        ("ema_decay", 1.0),
+        ("ema_decay", -0.1),
+    ],
+)
+def test_training_values_out_of_range_are_named(field: str, value: float) -> None:
+    with pytest.raises(UserError, match=field):
+        replace(TrainConfig(), **{field: value})
+
+
+@pytest.mark.parametrize("strength", [(0.2, 0.1), (-0.1, 0.1), (0.0, float("inf"))])
+def test_a_strength_that_is_no_range_is_refused(strength: tuple[float, float]) -> None:
+    with pytest.raises(UserError, match="strength: got"):
+        SdasConfig(strength=strength)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 30, 600, 1001])
+def test_steps_that_do_not_divide_the_chain_are_refused(num_steps: int) -> None:
+    with pytest.raises(UserError, match=f"num_steps: got {num_steps}, must divide 1000; try 20"):
+        SdasConfig(num_steps=num_steps)
+
+
+def test_a_negative_seed_is_refused() -> None:
+    with pytest.raises(UserError, match="seed: got -1"):
+        SdasConfig(seed=-1)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_configurations_come_back_from_json(preset: TrainConfig) -> None:
+    values = json.loads(json.dumps(preset.to_json()))
+    assert TrainConfig(**values | {"unet": UNetConfig.from_json(values["unet"])}) == preset
+
+
+@pytest.mark.parametrize("values", [{"sides": [64, 64]}, {"image_size": 64}])
+def test_a_foreign_network_description_is_a_type_error(values: dict[str, object]) -> None:
+    with pytest.raises(TypeError):
+        UNetConfig.from_json(values)
+
+
+def test_another_size_changes_nothing_else() -> None:
+    config = PRESETS["small"].with_size((64, 96))
+    assert config.unet.image_size == (64, 96)
+    assert config.with_size((128, 128)) == PRESETS["small"]
