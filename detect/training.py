@@ -38,6 +38,7 @@ def train_detector(
     detector.to(accelerator.device)
     detector.train()
     for stage in detector.stages():
+        detector.zero_grad()  # an earlier stage's losses leave gradients in all parameters
         optimizer = stage.make_optimizer()
         step_function = stage_steps(accelerator, stage, optimizer, dataset, batch_size, num_workers)
         run_steps(

@@ -69,7 +69,7 @@ def generate(
         out: The images go to OUT/<dataset>/<category>.
         num: How many images there shall be.
         strength: Range of s, drawn per image; 0 0 is the plain DDPM.
-        num_steps: Reverse steps of the chain, 2 to 1000.
+        num_steps: Reverse steps of the chain, a divisor of 1000.
         batch_size: Images drawn at once; changes speed and memory only.
         seed: Of every image, together with its index.
 

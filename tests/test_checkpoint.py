@@ -1,0 +1,137 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from detect.calibration import calibrate
+from detect.checkpoint import load_detector, save_detector
+from detect.realnet import RealNet, RealNetConfig
+from synth.errors import UserError
+from synth.features import BackboneConfig, build_backbone
+from synth.files import write_json
+
+CONFIG = RealNetConfig(
+    image_size=(32, 32),
+    backbone=BackboneConfig(name="resnet10t", layers=(1, 2), weights="random"),
+    num_selected=(4, 4),
+    num_max=3,
+    num_mean=3,
+    head_widths=(8, 8, 4, 4),
+    num_steps=7,
+)
+CPU = torch.device("cpu")
+IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    indices = [torch.tensor([1, 3, 5, 7]), torch.tensor([0, 2, 4, 6])]
+    detector = RealNet(CONFIG, build_backbone(CONFIG.backbone), indices).eval()
+    with torch.no_grad():
+        for parameter in detector.head.parameters():
+            parameter.add_(0.01)  # unlike any fresh model
+    config = {key: value for key, value in CONFIG.to_json().items() if key != "num_steps"}
+    about = {"method": "realnet", "category": "widget", "detector": config}
+    write_json(tmp_path / "config.json", about)
+    save_detector(tmp_path, detector, 7, calibrate([0.1, 0.2, 0.3], 0.25))
+    return tmp_path, detector
+
+
+def test_loaded_detector_predicts_the_same(saved):
+    folder, detector = saved
+    trained = load_detector(folder, CPU)
+    for one, other in zip(detector.predict(IMAGES), trained.detector.predict(IMAGES), strict=True):
+        assert torch.equal(one, other)
+    assert not trained.detector.training
+    assert trained.image_size == (32, 32)
+    assert trained.num_steps == 7
+    assert trained.calibration == calibrate([0.1, 0.2, 0.3], 0.25)
+
+
+def test_unfinished_training_is_told(saved):
+    (saved[0] / "calibration.json").unlink()
+    with pytest.raises(UserError, match="unfinished"):
+        load_detector(saved[0], CPU)
+
+
+def test_calibration_never_stands_beside_newer_weights(saved, monkeypatch):
+    folder, detector = saved
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("detect.checkpoint.write_json", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_detector(folder, detector, 9, calibrate([0.5], 0.5))
+    with pytest.raises(UserError, match="unfinished"):
+        load_detector(folder, CPU)
+
+
+def break_weights(folder):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def remove_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+def drop_tensor(folder):
+    state = load_file(folder / "model.safetensors")
+    state.pop(sorted(state)[0])
+    save_file(state, folder / "model.safetensors", {"num_steps": "7"})
+
+
+def drop_steps(folder):
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+
+
+def break_json(folder):
+    (folder / "config.json").write_text("{")
+
+
+def other_kind(folder):
+    write_json(folder / "config.json", {"train": {"unet": {}}})
+
+
+def drop_field(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["detector"]
+    write_json(folder / "config.json", config)
+
+
+def drop_detector_field(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["detector"]["num_max"]
+    write_json(folder / "config.json", config)
+
+
+def break_calibration(folder):
+    write_json(folder / "calibration.json", {"scores": []})
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (break_weights, r"model\.safetensors: damaged"),
+        (remove_weights, r"model\.safetensors: damaged"),
+        (drop_tensor, "do not fit"),
+        (drop_steps, r"model\.safetensors: damaged"),
+        (break_json, r"config\.json: damaged"),
+        (other_kind, "not a detector"),
+        (drop_field, r"config\.json: damaged"),
+        (drop_detector_field, "num_max"),
+        (break_calibration, "calibration"),
+    ],
+)
+def test_damage_is_told_in_one_line(saved, fault, reason):
+    fault(saved[0])
+    with pytest.raises(UserError, match=reason) as caught:
+        load_detector(saved[0], CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder_is_told(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.*no such file"):
+        load_detector(tmp_path / "nowhere", CPU)

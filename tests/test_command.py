@@ -1,0 +1,173 @@
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+
+from synth.catalog import READERS
+from synth.command import (
+    DATASET_NAMES,
+    DataOptions,
+    progress_bar,
+    require_not_negative,
+    require_output,
+    require_positive,
+    require_size,
+    run_command,
+)
+from synth.errors import UserError
+
+
+def test_every_layout_is_on_offer():
+    assert get_args(DATASET_NAMES) == tuple(READERS)
+
+
+def run(monkeypatch, command, *arguments):
+    def work(data: DataOptions, *, num: int = 1) -> None:
+        """Work."""
+        command(num)
+
+    monkeypatch.setattr(sys, "argv", ["tool", "work", *arguments])
+    return run_command("tool", "A tool.", {"work": work, "other": work})
+
+
+def raising(error):
+    def command(num):
+        raise error
+
+    return command
+
+
+def test_result_of_a_command(monkeypatch):
+    got = []
+    assert run(monkeypatch, got.append, "--num", "3") == 0
+    assert got == [3]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("--num: got 0, must be 1"), 2, "tool: --num: got 0, must be 1\n"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "tool: interrupted; run the same command again to go on from what is saved\n",
+        ),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            2,
+            "tool: out of memory; lower --batch-size or --size\n",
+        ),
+    ],
+)
+def test_expected_ends_are_one_line(monkeypatch, capsys, error, code, line):
+    assert run(monkeypatch, raising(error)) == code
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), ZeroDivisionError()])
+def test_our_own_faults_are_not_hidden(monkeypatch, error):
+    with pytest.raises(type(error)):
+        run(monkeypatch, raising(error))
+
+
+@pytest.mark.parametrize("arguments", [("--num", "x"), ("--dataset", "none"), ("--odd", "1")])
+def test_wrong_usage_exits_with_2(monkeypatch, capsys, arguments):
+    with pytest.raises(SystemExit) as caught:
+        run(monkeypatch, raising(AssertionError()), *arguments)
+    assert caught.value.code == 2
+    assert arguments[0].strip("-") in capsys.readouterr().err
+
+
+def test_version(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tool", "--version"])
+    assert run_command("tool", "A tool.", {}) == 0
+    assert capsys.readouterr().out.startswith("tool (siaforge) ")
+
+
+def test_help_needs_no_torch():
+    for name in ("synth", "detect"):
+        code = f"import sys, {name}.cli; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Bars
+
+
+def last_bar(text: str) -> str:
+    return text.replace("\r", "\n").strip().splitlines()[-1]
+
+
+def test_bar_counts_to_the_end(capsys):
+    with progress_bar("work", "image") as update:
+        for done in (16, 32, 40):
+            update(done, 40, {"loss": 0.5})
+    text = capsys.readouterr().err
+    assert "work: 100%" in last_bar(text)
+    assert "40/40" in last_bar(text)
+    assert "loss=0.5000" in last_bar(text)
+    assert "None" not in text
+
+
+def test_bar_that_continues_begins_where_work_stopped(capsys, monkeypatch):
+    clock = iter([0.0, *(float(n) for n in range(1, 100))])
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+    with progress_bar("training", "step", continues=True) as update:
+        update(991, 1000)
+        update(992, 1000)
+    shown = last_bar(capsys.readouterr().err)
+    assert "99%" in shown
+    rate = float(shown.rpartition("step/s")[0].rpartition(" ")[2]) if "step/s" in shown else 0
+    assert rate < 10  # not 992 steps in a few seconds
+
+
+def test_bar_without_work_says_nothing_odd(capsys):
+    with progress_bar("training", "step", continues=True):
+        pass
+    text = capsys.readouterr().err
+    assert "0step" not in text
+    assert "None" not in text
+
+
+def test_error_inside_a_bar_begins_its_own_line(monkeypatch, capsys):
+    def command(num):
+        with progress_bar("work", "image") as update:
+            update(1, 3)
+            raise UserError("image.png: broken; remove it")
+
+    assert run(monkeypatch, command) == 2
+    assert capsys.readouterr().err.endswith("\ntool: image.png: broken; remove it\n")
+
+
+def test_other_processes_are_silent(monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    with progress_bar("work", "image") as update:
+        update(1, 1)
+    assert capsys.readouterr().err == ""
+
+
+# Checks
+
+
+def test_checks_of_options():
+    require_positive(num=1, rate=0.1, batch_size=None)
+    require_not_negative(seed=0, workers=None)
+    require_size((8, 300))
+    with pytest.raises(UserError, match="--batch-size: got 0, must be greater than 0"):
+        require_positive(num=1, batch_size=0)
+    with pytest.raises(UserError, match="--learning-rate: got nan"):
+        require_positive(learning_rate=float("nan"))
+    with pytest.raises(UserError, match="--seed: got -1"):
+        require_not_negative(seed=-1)
+    with pytest.raises(UserError, match="--size: got 300 7"):
+        require_size((300, 7))
+
+
+def test_output_must_be_a_folder(tmp_path):
+    require_output(tmp_path / "new" / "deep")
+    assert list((tmp_path / "new/deep").iterdir()) == []
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match=r"--out: .* is no folder that can be written to"):
+            require_output(path)
+    assert (tmp_path / "file").read_text() == "kept"

@@ -1,0 +1,154 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from products import SIZE, normal_image, write_sources
+
+from detect.data import BlendedDataset, batches
+from detect.sources import SiaSource, noise_source, open_source
+from synth.errors import UserError
+from synth.foreground import EVERYTHING, ForegroundRule
+from synth.progress import no_bars
+from synth.sia import open_sia
+
+NORMALS = np.stack([normal_image(n) for n in range(5)])
+CPU = torch.device("cpu")
+
+
+def dataset(seed: int = 0, **kwargs) -> BlendedDataset:
+    return BlendedDataset(NORMALS, EVERYTHING, noise_source, seed=seed, **kwargs)
+
+
+def as_bytes(batch) -> bytes:
+    return b"".join(part.contiguous().numpy().tobytes() for part in batch)
+
+
+def test_sample_depends_on_seed_and_number_alone():
+    forward, backward = dataset(), dataset()
+    one = [as_bytes(forward[n]) for n in range(20)]
+    other = [as_bytes(backward[n]) for n in reversed(range(20))][::-1]
+    assert one == other
+    assert len(set(one)) > 10
+    assert [as_bytes(dataset(seed=1)[n]) for n in range(20)] != one
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_workers_and_restarts_leave_batches_as_they_are(num_workers):
+    whole = [as_bytes(b) for b in batches(dataset(), 4, 0, 6, CPU)]
+    again = [as_bytes(b) for b in batches(dataset(), 4, 2, 6, CPU, num_workers=num_workers)]
+    assert again == whole[2:]
+
+
+def test_processes_share_a_batch_without_overlap():
+    (whole,) = batches(dataset(), 4, 3, 4, CPU)
+    parts = [next(batches(dataset(), 4, 3, 4, CPU, process=r, num_processes=2)) for r in (0, 1)]
+    for r, part in enumerate(parts):
+        assert as_bytes(part) == as_bytes([field[r::2] for field in whole])
+
+
+def test_half_are_blended_and_each_epoch_shows_every_normal_once():
+    data = dataset()
+    samples = [data[n] for n in range(1000)]
+    share = np.mean([bool(s.mask.any()) for s in samples])
+    assert abs(share - 0.5) < 4 * np.sqrt(0.25 / 1000)
+    for epoch in range(3):
+        shown = [samples[5 * epoch + k].normal.permute(1, 2, 0).numpy() for k in range(5)]
+        places = [int((image == NORMALS).all((1, 2, 3)).argmax()) for image in shown]
+        assert sorted(places) == [0, 1, 2, 3, 4]
+
+
+def test_image_differs_from_normal_inside_the_mask_only():
+    data = dataset()
+    changed = 0
+    for n in range(100):
+        image, normal, mask = data[n]
+        assert image.dtype == normal.dtype == torch.uint8
+        assert image.shape == (3, *SIZE)
+        assert torch.equal(image[:, ~mask], normal[:, ~mask])
+        changed += int((image != normal)[:, mask].sum())
+        if not mask.any():
+            assert torch.equal(image, normal)
+    assert changed > 0
+
+
+def test_share_of_one_blends_every_sample():
+    data = dataset(anomalous_share=1.0)
+    assert all(data[n].mask.any() for n in range(50))
+
+
+def test_batch_is_scaled_to_unit_range():
+    (batch,) = batches(dataset(), 8, 0, 1, CPU)
+    assert batch.image.dtype == torch.float32
+    assert 0 <= batch.image.min() <= batch.image.max() <= 1
+    assert torch.equal((batch.normal * 255).round().to(torch.uint8)[0], dataset()[0].normal)
+
+
+def test_missing_foreground_is_told_with_its_number():
+    dark = np.concatenate([NORMALS, np.zeros_like(NORMALS[:2])])
+    rule = ForegroundRule(method="otsu")
+    with pytest.raises(UserError, match="none found in 2 of 7"):
+        BlendedDataset(dark, rule, noise_source, seed=0)
+
+
+class BrokenSource:
+    def __call__(self, rng, size):
+        raise UserError("file.png: broken in some way; remove it")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_users_mistake_in_a_worker_stays_one_line(num_workers):
+    data = BlendedDataset(NORMALS, EVERYTHING, BrokenSource(), seed=0, anomalous_share=1.0)
+    with pytest.raises(UserError) as caught:
+        list(batches(data, 2, 0, 1, CPU, num_workers=num_workers))
+    assert str(caught.value) == "file.png: broken in some way; remove it"
+
+
+# Sources
+
+
+def test_noise_is_uniform_over_all_levels():
+    levels = noise_source(np.random.default_rng(0), (64, 64)).ravel()
+    assert levels.dtype == np.uint8
+    assert (levels.min(), levels.max()) == (0, 255)
+    assert abs(levels.mean() - 127.5) < 4 * np.sqrt((256**2 - 1) / 12 / levels.size)
+
+
+def test_sia_source_draws_every_image_at_the_size(tmp_path):
+    source = SiaSource(open_sia(write_sources(tmp_path / "sia")))
+    rng = np.random.default_rng(0)
+    colours = {tuple(source(rng, (20, 24))[0, 0]) for _ in range(100)}
+    assert source(rng, (20, 24)).shape == (20, 24, 3)
+    assert colours == {tuple(source.folder.read_image(n)[0, 0]) for n in range(6)}
+
+
+def test_cache_stops_at_its_limit_and_changes_nothing(tmp_path):
+    folder = open_sia(write_sources(tmp_path / "sia"))
+    image_bytes = SIZE[0] * SIZE[1] * 3
+    free, tight = SiaSource(folder), SiaSource(folder, cache_bytes=2 * image_bytes + 1)
+    draws = [
+        [source(rng, SIZE).tobytes() for _ in range(60)]
+        for source, rng in ((s, np.random.default_rng(1)) for s in (free, tight))
+    ]
+    assert draws[0] == draws[1]
+    assert (len(free.kept), len(tight.kept)) == (6, 2)
+
+
+def test_sources_can_be_sent_to_spawned_workers(tmp_path):
+    source = SiaSource(open_sia(write_sources(tmp_path / "sia")))
+    copy = pickle.loads(pickle.dumps(source))
+    one, other = (s(np.random.default_rng(3), SIZE) for s in (source, copy))
+    assert np.array_equal(one, other)
+
+
+def test_open_source_refuses_what_does_not_fit(tmp_path):
+    with pytest.raises(UserError, match="--sia: missing"):
+        open_source("sia", None, no_bars)
+    with pytest.raises(UserError, match="--sia: not used"):
+        open_source("noise", tmp_path, no_bars)
+    with pytest.raises(UserError, match="found none"):
+        open_source("sia", tmp_path, no_bars)
+    folder = write_sources(tmp_path / "sia")
+    (folder / "images/000/000003.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"1 of 6 images cannot be read.*000003\.png"):
+        open_source("sia", folder, no_bars)

@@ -1,0 +1,117 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from products import normal_image
+from torch import Tensor, nn
+
+from detect.data import BlendedDataset, batches
+from detect.detector import Batch, Detector, Scores, Stage
+from detect.sources import noise_source
+from detect.training import train_detector
+from synth.errors import UserError
+from synth.foreground import EVERYTHING
+
+NORMALS = np.stack([normal_image(n) for n in range(4)])
+CPU = torch.device("cpu")
+
+
+class TwoStages(Detector):
+    """A convolution, then a bias of its own: each stage must leave the other's part alone."""
+
+    def __init__(self, num_steps: int = 5, scale: float = 1.0):
+        super().__init__()
+        self.num_steps, self.scale = num_steps, scale
+        self.conv = nn.Conv2d(3, 1, 3, padding=1)
+        nn.init.constant_(self.conv.weight, 0.01)
+        nn.init.zeros_(self.conv.bias)
+        self.offset = nn.Parameter(torch.zeros(()))
+        self.modes: list[bool] = []
+
+    def forward(self, images: Tensor) -> Scores:
+        maps = self.conv(images)[:, 0] + self.offset
+        return Scores(maps.amax((1, 2)), maps)
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        self.modes.append(self.training)
+        error = self(batch.image).maps - batch.mask.float()
+        return {"error": self.scale * error.square().mean(), "zero": error.sum() * 0}
+
+    def stages(self) -> list[Stage]:
+        conv = Stage(
+            name="conv",
+            parameters=tuple(self.conv.parameters()),
+            num_steps=self.num_steps,
+            loss=self.losses,
+            lr=1e-2,
+        )
+        return [conv, replace(conv, name="offset", parameters=(self.offset,), num_steps=3)]
+
+
+def dataset():
+    return BlendedDataset(NORMALS, EVERYTHING, noise_source, seed=0)
+
+
+def train(detector, folder, **kwargs):
+    train_detector(
+        Accelerator(cpu=True), detector, dataset(), batch_size=4, folder=folder, **kwargs
+    )
+    return detector
+
+
+def trace(folder, stage):
+    return [json.loads(row) for row in (folder / stage / "trace.jsonl").read_text().splitlines()]
+
+
+def test_steps_are_those_of_a_plain_loop(tmp_path):
+    trained = train(TwoStages(), tmp_path)
+    plain = TwoStages()
+    for stage, count in zip(plain.stages(), (5, 3), strict=True):
+        optimizer = torch.optim.Adam(stage.parameters, lr=1e-2)
+        for batch in batches(dataset(), 4, 0, count, CPU):
+            plain.zero_grad()
+            plain.losses(batch)["error"].backward()
+            optimizer.step()
+    for one, other in zip(trained.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert trained.modes == [True] * 8
+    assert not trained.training
+    rows = trace(tmp_path, "conv")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    assert all(row["loss"] == row["error"] for row in rows)
+
+
+class Killed(Exception):
+    pass
+
+
+def test_killed_training_goes_on_as_if_never_stopped(tmp_path):
+    def kill(done, total, terms):
+        if done == 4:
+            raise Killed
+
+    whole = train(TwoStages(), tmp_path / "whole", checkpoint_steps=2)
+    with pytest.raises(Killed):
+        train(TwoStages(), tmp_path / "cut", checkpoint_steps=3, on_step=kill)
+    assert len(trace(tmp_path / "cut", "conv")) == 3
+    again = train(TwoStages(), tmp_path / "cut", checkpoint_steps=3, num_workers=1)
+    assert len(again.modes) == 2 + 3
+    for stage in ("conv", "offset"):
+        assert trace(tmp_path / "cut", stage) == trace(tmp_path / "whole", stage)
+    for one, other in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_finished_training_is_loaded_and_nothing_is_done(tmp_path):
+    whole = train(TwoStages(), tmp_path)
+    again = train(TwoStages(), tmp_path)
+    assert again.modes == []
+    assert torch.equal(whole.conv.weight, again.conv.weight)
+
+
+def test_loss_that_is_not_finite_stops(tmp_path):
+    with pytest.raises(UserError, match="loss became"):
+        train(TwoStages(scale=float("inf")), tmp_path)

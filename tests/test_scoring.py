@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+import torch
+from products import SIZE, normal_image, write_product
+from torch import Tensor
+
+from detect.detector import Detector, Scores
+from detect.scoring import Scored, detector_scorer, mean_image_scorer, score_files
+from synth.errors import UserError
+from synth.images import write_png
+
+
+class Brightness(Detector):
+    """Scores by brightness; counts the images of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls: list[int] = []
+
+    def forward(self, images: Tensor) -> Scores:
+        self.calls.append(len(images))
+        maps = images.mean(dim=1)
+        return Scores(maps.amax((1, 2)), maps)
+
+
+def test_files_are_scored_in_order_as_the_detector_sees_them(tmp_path):
+    paths = sorted((write_product(tmp_path) / "train/good").iterdir())
+    detector, told = Brightness(), []
+    scored = score_files(
+        detector_scorer(detector, torch.device("cpu")),
+        paths,
+        SIZE,
+        batch_size=4,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    expected = np.stack([normal_image(n).mean(axis=2) / 255 for n in range(10)])
+    np.testing.assert_allclose(scored.maps, expected, atol=1e-6)
+    np.testing.assert_allclose(scored.scores, expected.max((1, 2)), atol=1e-6)
+    assert scored.scores.dtype == scored.maps.dtype == np.float32
+    assert detector.calls == [4, 4, 2]
+    assert told == [(4, 10), (8, 10), (10, 10)]
+
+
+def test_images_of_any_size_are_brought_to_the_detectors(tmp_path):
+    write_png(tmp_path / "large.png", normal_image(0, (70, 50)))
+    write_png(tmp_path / "small.png", normal_image(0, (9, 12)))
+    paths = [tmp_path / "large.png", tmp_path / "small.png"]
+    scored = score_files(detector_scorer(Brightness(), torch.device("cpu")), paths, (16, 24))
+    assert scored.maps.shape == (2, 16, 24)
+
+
+def test_unreadable_file_is_named(tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"bad\.png"):
+        score_files(mean_image_scorer(normal_image(0)[None]), [tmp_path / "bad.png"], SIZE)
+
+
+def test_baseline_is_the_squared_distance_to_the_mean_image():
+    training = np.stack([np.full((*SIZE, 3), level, np.uint8) for level in (100, 110)])
+    image = np.full((1, *SIZE, 3), 105, np.uint8)
+    image[0, 4:6, 4:6] = (156, 105, 105)
+    scored: Scored = mean_image_scorer(training)(image)
+    expected = np.zeros(SIZE)
+    expected[4:6, 4:6] = (51 / 255) ** 2 / 3
+    np.testing.assert_allclose(scored.maps[0], expected, atol=1e-7)
+    # the window has 2 pixels at 32 px: it fits into the square
+    np.testing.assert_allclose(scored.scores, [expected.max()], atol=1e-7)
