@@ -21,8 +21,9 @@ import noise
 import numpy as np
 import torch
 
-from detect.data import BlendedDataset, sia_source
+from detect.data import BlendedDataset
 from detect.metrics import pixel_metrics
+from detect.sources import SiaSource
 from synth.config import PRESETS, UNetConfig
 from synth.ddpm import build_unet, noise_schedule
 from synth.foreground import ForegroundRule
@@ -74,7 +75,7 @@ def blended_samples(folder: Path) -> list[Figure]:
     """Training samples per second of one worker at 256 px, everything cached that can be."""
     rng = np.random.default_rng(0)
     normals = rng.integers(0, 256, (64, *SIZE, 3), dtype=np.uint8)
-    sources = sia_source(open_sia(write_noise_images(folder, 200, (128, 128))))
+    sources = SiaSource(open_sia(write_noise_images(folder, 200, (128, 128))))
     dataset = BlendedDataset(normals, ForegroundRule(method="everything"), sources, seed=0)
     seconds = median_seconds(lambda: [dataset[n] for n in range(400)], 3)
     return [Figure("blended training samples, 256 px, one worker", 400 / seconds, "samples/s", "150 or more")]
