@@ -122,10 +122,10 @@ def progress_bar(title: str, unit: str, *, continues: bool = False) -> Iterator[
         def update(done: int, total: int, terms: Mapping[str, float] | None = None, /) -> None:
             if bar.total is None:
                 bar.bar_format, bar.total = None, total
-                bar.initial = bar.n = done - 1 if continues else 0
+                bar.initial = bar.n = bar.last_print_n = done - 1 if continues else 0
             if terms:
-                shown = {name: f"{value:.4f}" for name, value in terms.items()}
-                bar.set_postfix(shown, refresh=False)
+                name, value = next(iter(terms.items()))  # the trace has the others
+                bar.set_postfix({name: f"{value:.4f}"}, refresh=False)
             bar.update(done - bar.n)
 
         yield update

@@ -320,8 +320,8 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_training_goes_on_as_if_never_stopped(run, product, tmp_path, kind):
-    assert run(*train_words(product, tmp_path / "whole", steps=250)).code == 0
-    cut = train_words(product, tmp_path / "cut", steps=250)
+    assert run(*train_words(product, tmp_path / "whole", steps=120)).code == 0
+    cut = train_words(product, tmp_path / "cut", steps=120)
     process = start(cut)
     wait_for(tmp_path / "cut/realnet/state.safetensors", process)
     process.send_signal(kind)
