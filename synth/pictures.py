@@ -65,7 +65,7 @@ def contact_sheet(rows: Sequence[SheetRow], cell_px: int = 128) -> NDArray[np.ui
 
 
 def cell(image: NDArray[np.uint8] | NDArray[np.bool_], height: int, gap: int) -> NDArray[np.uint8]:
-    """One image of a sheet at `height`, aspect kept, with a white gap at its right.
+    """One image of a sheet at `height`, aspect kept, with a white gap at its right and below.
 
     Enlarged pixels stay visible as squares.
     """
