@@ -184,8 +184,12 @@ def check_row(path: Path, row: object, fields: Mapping[str, type], cure: str) ->
 def missing_indices(folder: Path, shard: int, num_images: int) -> list[int]:
     """The images of a shard, below `num_images`, that no record vouches for or that are gone."""
     wanted = range(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, num_images))
-    rows = shard_rows(folder, shard)
-    present = {row["index"] for row in rows if (folder / row["file_name"]).exists()}
+    present = {
+        row["index"]
+        for row in shard_rows(folder, shard)
+        if (folder / row["file_name"]).exists()
+        and (folder / row.get("mask_file_name", row["file_name"])).exists()
+    }
     return [index for index in wanted if index not in present]
 
 

@@ -175,6 +175,14 @@ def test_a_deleted_image_is_made_again(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+def test_a_deleted_mask_is_made_again(tmp_path: Path) -> None:
+    write_sia(tmp_path, header("blended"), 3, make_blended)
+    before = contents(tmp_path)
+    (tmp_path / "masks/000/000001.png").unlink()
+    assert write_sia(tmp_path, header("blended"), 3, make_blended) == 1
+    assert contents(tmp_path) == before
+
+
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 1, 2, 0)])
 def test_several_processes_in_any_order_make_the_folder_of_one(
     tmp_path: Path, order: tuple[int, ...]
