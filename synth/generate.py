@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from synth.blend import blend_random
-from synth.catalog import Category, Record
+from synth.catalog import Record
 from synth.config import SdasConfig
 from synth.errors import UserError
-from synth.foreground import MAX_FIT_IMAGES, ForegroundRule, foreground_for
+from synth.foreground import ForegroundRule
 from synth.images import read_image, resize
 from synth.model import DiffusionModel, sample_images
-from synth.pictures import Images, digest, load_images
+from synth.pictures import Images, digest
 from synth.seeding import derive_seed
 from synth.sia import Item, OnImage, SiaFolder, SiaHeader, write_sia
 
@@ -67,13 +67,6 @@ def generate_sia(
         on_image=on_image,
     )
     return folder
-
-
-def fit_rule(category: Category, size: tuple[int, int]) -> ForegroundRule:
-    """The category's foreground rule: the table's, or fitted to a few training images at `size`."""
-    step = max(1, len(category.train) // MAX_FIT_IMAGES)
-    few = [record.path for record in category.train[::step][:MAX_FIT_IMAGES]]
-    return foreground_for(category.dataset, category.name, list(load_images(few, size)))
 
 
 def blend_sia(

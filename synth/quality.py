@@ -96,7 +96,7 @@ def embed(backbone: Backbone, images: Images, batch_size: int = 32) -> NDArray[n
             batch = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2)
             batch = batch.float() / 255  # [N, 3, H, W]
             maps = [feature.flatten(2) for feature in backbone(batch)]  # [N, C_k, H_k * W_k]
-            moments = [m for f in maps for m in (f.mean(dim=2), f.std(dim=2))]
+            moments = [m for f in maps for m in (f.mean(dim=2), f.std(dim=2, correction=0))]
             rows.append(torch.cat(moments, dim=1))
     return torch.cat(rows).numpy()
 
