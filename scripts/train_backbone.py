@@ -1,11 +1,13 @@
 """Train the small backbone that ships with detect, from procedural textures alone.
 
 Pretext: mosaics of procedural materials in irregular regions; every cell of layers 1, 2 and 3 must
-name its material out of hundreds through a 1 x 1 head of its own, thrown away afterwards. Materials
+name its material out of 2,000 through a 1 x 1 head of its own, thrown away afterwards. Materials
 share colour ramps and each sample has its own light, so texture has to be learnt, and it has to be
 learnt locally. Figures: image AUROC by patch distance on materials and damage never trained on.
 
-    python scripts/train_backbone.py            (about half an hour on one CPU core)
+    python scripts/train_backbone.py            (about half an hour on one shared CPU core)
+
+Measured with seed 0: 0.764, against 0.599 for random weights of the same network.
 
 Shapes: B images of S x S pixels, C_k channels and stride s_k of layer k, K materials, P cells.
 """
@@ -30,7 +32,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from synth.features import Backbone, BackboneConfig, build_backbone
+from synth.features import BUNDLED, Backbone, BackboneConfig, build_backbone
 
 Pool = NDArray[np.uint8]
 """Samples in the order of their materials: [K x samples, S, S, 3], RGB."""
@@ -64,7 +66,7 @@ class Recipe:
 
 def main(
     recipe: Recipe,
-    out: Path = Path("detect/weights/resnet10t_textures.safetensors"),
+    out: Path = BUNDLED["resnet10t"],
     pool_dir: Path = Path("runs/backbone"),
     threads: int = 1,
 ) -> None:
