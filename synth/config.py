@@ -77,7 +77,7 @@ class TrainConfig:
     """How a diffusion model is trained. One step is one optimiser update on `batch_size` images."""
 
     unet: UNetConfig = UNetConfig()
-    num_steps: int = 450
+    num_steps: int = 360
     """Optimiser steps."""
     batch_size: int = 16
     """Images per step over all processes."""

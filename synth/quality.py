@@ -71,7 +71,9 @@ def check_samples(samples: Images, held_out: Images, training: Images) -> Sample
     f_train, f_held, f_sample = (
         embed(backbone, images) for images in (training, held_out, samples)
     )
-    mean, std = f_train.mean(axis=0), f_train.std(axis=0) + 1e-6
+    mean, std = f_train.mean(axis=0), f_train.std(axis=0)
+    # A channel that hardly moves on normal images would decide alone.
+    std = np.maximum(std, np.median(std)) + 1e-6
     f_train, f_held, f_sample = ((f - mean) / std for f in (f_train, f_held, f_sample))
     d_held, d_sample = nearest_distance(f_held, f_train), nearest_distance(f_sample, f_train)
     share_far = float((d_sample > np.quantile(d_held, FAR_QUANTILE)).mean())
