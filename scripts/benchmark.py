@@ -1,4 +1,4 @@
-"""Speed and memory of the pieces that must not be the bottleneck: python scripts/benchmark.py --out runs/benchmark.json
+"""Speed and memory of the pieces that must not be the bottleneck: python scripts/benchmark.py
 
 All figures are of one run on one machine; each is the median of several repeats.
 """
@@ -78,7 +78,14 @@ def blended_samples(folder: Path) -> list[Figure]:
     sources = SiaSource(open_sia(write_noise_images(folder, 200, (128, 128))))
     dataset = BlendedDataset(normals, ForegroundRule(method="everything"), sources, seed=0)
     seconds = median_seconds(lambda: [dataset[n] for n in range(400)], 3)
-    return [Figure("blended training samples, 256 px, one worker", 400 / seconds, "samples/s", "150 or more")]
+    return [
+        Figure(
+            "blended training samples, 256 px, one worker",
+            400 / seconds,
+            "samples/s",
+            "150 or more",
+        )
+    ]
 
 
 def write_noise_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
@@ -86,7 +93,9 @@ def write_noise_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
 
     def items(indices: list[int]) -> list[Item]:
         rng = np.random.default_rng(0)
-        return [Item(i, rng.integers(0, 256, (*size, 3), dtype=np.uint8), None, {}) for i in indices]
+        return [
+            Item(i, rng.integers(0, 256, (*size, 3), dtype=np.uint8), None, {}) for i in indices
+        ]
 
     write_sia(folder, SiaHeader("source", "benchmark", "noise", {}), count, items)
     return folder
@@ -122,26 +131,26 @@ def metrics() -> list[Figure]:
     maps = rng.random((200, *SIZE), dtype=np.float32)
     masks = np.zeros(maps.shape, bool)
     for mask in masks[:120]:
-        y, x, h, w = rng.integers(0, 200), rng.integers(0, 200), rng.integers(8, 56), rng.integers(8, 56)
+        y, x, h, w = (
+            rng.integers(0, 200),
+            rng.integers(0, 200),
+            rng.integers(8, 56),
+            rng.integers(8, 56),
+        )
         mask[y : y + h, x : x + w] = True
     maps += masks * 0.3
     seconds = median_seconds(lambda: pixel_metrics(list(masks), list(maps)), 3)
     return [Figure("pixel AUROC, AP and AUPRO, 200 maps 256x256", seconds, "s", "1 or less")]
 
 
-GROWTH = """
-import resource, sys, tempfile
-from pathlib import Path
-from scripts.benchmark import generate_images
-generate_images(Path(sys.argv[1]), int(sys.argv[2]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-"""
-
-
 def generate_images(folder: Path, count: int) -> None:
     """Generate with a very small untrained network: memory is that of the loop, not of the network."""
     config = UNetConfig(
-        image_size=(16, 16), block_channels=(16, 16), head_channels=16, norm_groups=8, num_channels=1
+        image_size=(16, 16),
+        block_channels=(16, 16),
+        head_channels=16,
+        norm_groups=8,
+        num_channels=1,
     )
     unet, schedule = build_unet(config).eval(), noise_schedule(20)
 
@@ -149,7 +158,10 @@ def generate_images(folder: Path, count: int) -> None:
         for start in range(0, len(indices), 50):
             batch = indices[start : start + 50]
             generators = [generator(0, index) for index in batch]
-            x = sample_sdas(lambda x, t: unet(x, t).sample, schedule, (1, 16, 16), [0.1] * len(batch), generators)
+            strengths = [0.1] * len(batch)
+            x = sample_sdas(
+                lambda x, t: unet(x, t).sample, schedule, (1, 16, 16), strengths, generators
+            )
             levels = ((x + 1) * 127.5).byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
             for index, image in zip(batch, levels.numpy(), strict=True):
                 yield Item(index, image, None, {"seed": 0, "strength": 0.1, "num_steps": 20})
@@ -162,8 +174,10 @@ def memory() -> list[Figure]:
     peaks = []
     for count in (200, 2000):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-c", GROWTH, folder, str(count)]
-            peaks.append(float(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+            command = [sys.executable, __file__, "--generate", folder, str(count)]
+            peaks.append(
+                float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            )
     return [
         Figure("peak memory, 200 images generated", peaks[0], "MiB", ""),
         Figure("peak memory, 2,000 images generated", peaks[1], "MiB", "the same"),
@@ -174,12 +188,26 @@ def main() -> None:
     """Measure everything, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"))
+    parser.add_argument("--generate", nargs=2, metavar=("FOLDER", "COUNT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.generate:  # the process whose memory is measured
+        generate_images(Path(options.generate[0]), int(options.generate[1]))
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
-        for part in (perlin, lambda: blended_samples(Path(folder)), sampler_overhead, metrics, memory):
+        for part in (
+            perlin,
+            lambda: blended_samples(Path(folder)),
+            sampler_overhead,
+            metrics,
+            memory,
+        ):
             for figure in part():
-                print(f"{figure.name:46} {figure.value:10.2f} {figure.unit:10} {figure.goal}", flush=True)
+                print(
+                    f"{figure.name:46} {figure.value:10.2f} {figure.unit:10} {figure.goal}",
+                    flush=True,
+                )
                 figures.append(figure)
     about = {
         "date": date.today().isoformat(),
@@ -189,7 +217,9 @@ def main() -> None:
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"about": about, "figures": [f._asdict() for f in figures]}, indent=2))
+    options.out.write_text(
+        json.dumps({"about": about, "figures": [f._asdict() for f in figures]}, indent=2)
+    )
     print(f"figures: {options.out}")
 
 

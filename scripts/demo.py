@@ -1,4 +1,4 @@
-"""The stages of the demo, one command after another, each timed: python scripts/demo.py --category brick --out DIR."""
+"""The stages of the demo, one command after another, each timed; scripts/demo.sh calls it."""
 
 import argparse
 import json

@@ -6,8 +6,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from synth.features import Backbone, BackboneConfig, build_backbone, seeded_init
 from synth.errors import UserError
+from synth.features import Backbone, BackboneConfig, build_backbone, seeded_init
 
 RESNET = BackboneConfig(name="resnet18", layers=(1, 2), weights="random")
 

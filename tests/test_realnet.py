@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from detect.detector import Batch, Stage
-from synth.features import BackboneConfig, build_backbone
 from detect.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
 from detect.realnet.model import image_scores
 from synth.errors import UserError
+from synth.features import BackboneConfig, build_backbone
 
 CONFIG = RealNetConfig(
     image_size=(32, 48),

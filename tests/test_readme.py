@@ -1,0 +1,70 @@
+"""The README's commands run as they stand, on a tiny folder and with sizes and steps made tiny."""
+
+import re
+import shlex
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import detect.cli
+import synth.cli
+from synth.command import run_command
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+TINY = {
+    ("synth", "train"): "--num-steps 2 --batch-size 2 --size 16 16",
+    ("synth", "generate"): "--num-steps 2",
+    ("synth", "blend"): "--size 32 32",
+    ("detect", "train"): "--num-steps 2 --batch-size 2 --size 32 32",
+}
+COMMANDS = {
+    "synth": {name: getattr(synth.cli, name) for name in ("train", "generate", "blend", "inspect")},
+    "detect": {name: getattr(detect.cli, name) for name in ("train", "evaluate", "predict")},
+}
+
+
+def readme_commands() -> list[str]:
+    """Return the indented lines that call `synth` or `detect`."""
+    return re.findall(r"^    ((?:synth|detect) .*)$", README, re.MULTILINE)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    base = cv2.GaussianBlur(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8), (0, 0), 3)
+    folders = {"photos/train": 12, "photos/test/good": 4, "photos/test/hole": 4, "new_photos": 3}
+    for folder, count in folders.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for number in range(count):
+            y, x = rng.integers(0, 150, 2)
+            crop = base[y : y + 48, x : x + 48].copy()
+            if "hole" in folder:
+                crop[10:20, 10:20] = 0
+            cv2.imwrite(str(tmp_path / folder / f"{number}.png"), crop)
+    return tmp_path
+
+
+def test_readme_names_every_command_of_the_first_hour() -> None:
+    named = {tuple(line.split()[:2]) for line in readme_commands()}
+    assert named == {(p, c) for p, commands in COMMANDS.items() for c in commands}
+
+
+def test_the_commands_of_the_readme_work_in_their_order(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(photos)
+    for line in readme_commands():
+        program, command, *arguments = shlex.split(line)
+        tiny = shlex.split(TINY.get((program, command), ""))
+        arguments = [re.sub(r"^(100|200)$", "4", argument) for argument in arguments]
+        monkeypatch.setattr("sys.argv", [program, command, *arguments, *tiny])
+        assert run_command(program, "", COMMANDS[program]) == 0, capsys.readouterr().err
+    assert (photos / "runs/results/report.html").stat().st_size > 10_000
+    assert len((photos / "runs/predictions/scores.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!https?:)([^)]+)\)", README))
+def test_what_the_readme_links_to_exists(path: str) -> None:
+    assert (Path(__file__).parent.parent / path).exists()
