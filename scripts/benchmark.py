@@ -144,7 +144,7 @@ def metrics() -> list[Figure]:
 
 
 def generate_images(folder: Path, count: int) -> None:
-    """Generate with a very small untrained network: memory is that of the loop, not of the network."""
+    """Generate with a very small untrained network: the memory is that of the loop."""
     config = UNetConfig(
         image_size=(16, 16),
         block_channels=(16, 16),
