@@ -134,9 +134,7 @@ def blend(
     normals = load_normals(category, size, progress_bar)
     rule = normals.foreground_rule()
     with progress_bar("blending", "image") as update:
-        folder = blend_sia(
-            normals.fit_records, normals.fit, sources, rule, out, num, seed=seed, on_image=update
-        )
+        folder = blend_sia(normals, rule, sources, out, num, seed=seed, on_image=update)
     say(f"foreground rule: {rule.method}\nblended images and masks: {folder}")
 
 

@@ -1,18 +1,18 @@
 """SDAS images into an SIA folder, and blended training images made from one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from synth.blend import blend_random
-from synth.catalog import Record
 from synth.config import SdasConfig
 from synth.errors import UserError
 from synth.foreground import ForegroundRule
 from synth.images import read_image, resize
 from synth.model import DiffusionModel, sample_images
-from synth.pictures import Images, digest
+from synth.normals import Normals
+from synth.pictures import digest
 from synth.seeding import derive_seed
 from synth.sia import Item, OnImage, SiaFolder, SiaHeader, write_sia
 
@@ -70,10 +70,9 @@ def generate_sia(
 
 
 def blend_sia(
-    normals: Sequence[Record],
-    normal_images: Images,
-    sources: SiaFolder,
+    normals: Normals,
     rule: ForegroundRule,
+    sources: SiaFolder,
     out: Path,
     num_images: int,
     *,
@@ -82,13 +81,13 @@ def blend_sia(
 ) -> Path:
     """Fill `out`/<dataset>/<category> with blended images and their masks; the SIA folder's path.
 
-    normals: the records of normal_images, uint8 [N, H, W, 3]. Image i blends normal i mod N with a
-    random source by its own seed. Raises UserError as `write_sia`, and when a foreground is empty.
+    Dataset and category are the normals'. Image i blends normal i mod N with a random source by its
+    own seed. Raises UserError as `write_sia`, and when a foreground is empty.
     """
-    size = normal_images.shape[1:3]
-    foregrounds = [rule.apply(image) for image in normal_images]
+    size, records, images = normals.size, normals.fit_records, normals.fit
+    foregrounds = [rule.apply(image) for image in images]
     empty = [
-        record.path for record, mask in zip(normals, foregrounds, strict=True) if not mask.any()
+        record.path for record, mask in zip(records, foregrounds, strict=True) if not mask.any()
     ]
     if empty:
         raise UserError(
@@ -98,10 +97,10 @@ def blend_sia(
     def make_items(indices: list[int]) -> Iterator[Item]:
         for index in indices:
             rng = np.random.default_rng(derive_seed(seed, index))
-            n, p = index % len(normals), int(rng.integers(len(sources.rows)))
+            n, p = index % len(images), int(rng.integers(len(sources.rows)))
             source = resize(read_image(sources.path / sources.rows[p]["file_name"]), size)
-            blended = blend_random(normal_images[n], foregrounds[n], source, rng, opacity=OPACITY)
-            row = {"seed": seed, "opacity": blended.opacity, "normal_file": normals[n].path.name}
+            blended = blend_random(images[n], foregrounds[n], source, rng, opacity=OPACITY)
+            row = {"seed": seed, "opacity": blended.opacity, "normal_file": records[n].path.name}
             row |= {
                 "source_index": sources.rows[p]["index"],
                 "strength": sources.rows[p].get("strength"),
@@ -109,9 +108,11 @@ def blend_sia(
             yield Item(index, blended.image, blended.mask, row)
 
     made_by = {"method": "blend", "seed": seed, "opacity": list(OPACITY), "image_size": list(size)}
-    made_by |= {"foreground": rule.to_dict(), "normals": digest(normal_images)}
+    made_by |= {"foreground": rule.to_dict(), "normals": digest(images)}
     made_by |= {"sources": dict(sources.config), "num_sources": len(sources.rows)}
-    folder = out / sources.dataset / sources.category
-    header = SiaHeader("blended", sources.dataset, sources.category, made_by)
+    made_by |= {"sources_of": f"{sources.dataset}/{sources.category}"}
+    category = normals.category
+    folder = out / category.dataset / category.name
+    header = SiaHeader("blended", category.dataset, category.name, made_by)
     write_sia(folder, header, num_images, make_items, on_image=on_image)
     return folder

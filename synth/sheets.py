@@ -54,7 +54,9 @@ def normal_rows(category: Category, num: int, size: tuple[int, int], bars: Bars)
     rows = [SheetRow(f"normal images of {category.name}", list(normals))]
     if rule.method != "everything":
         masks = [rule.apply(image) for image in normals]
-        rows.append(SheetRow(f"foreground ({rule.method})", masks))
+        rows.append(
+            SheetRow(f"their foreground, where anomalies may lie (rule: {rule.method})", masks)
+        )
     return rows
 
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from tiny import UNET, write_model
 
-from synth.catalog import Record
+from synth.catalog import Category, Record
 from synth.config import SdasConfig
 from synth.errors import UserError
 from synth.foreground import ForegroundRule
 from synth.generate import blend_sia, draw_strength, generate_sia
 from synth.images import write_png
 from synth.model import DiffusionModel, load_model, sample_images
+from synth.normals import Normals
 from synth.sia import SiaFolder, open_sia
 
 CONFIG = SdasConfig(num_steps=2)
@@ -107,23 +108,26 @@ def sources(model: DiffusionModel, tmp_path: Path) -> SiaFolder:
     return open_sia(generate_sia(model, CONFIG, tmp_path / "sources", 4, batch_size=4))
 
 
-def normals(folder: Path, num: int = 3) -> tuple[list[Record], np.ndarray]:
+def normals(folder: Path, num: int = 3) -> Normals:
     images = np.random.default_rng(0).integers(90, 110, (num, 32, 32, 3), dtype=np.uint8)
     paths = [folder / f"{index}.png" for index in range(num)]
     for path, image in zip(paths, images, strict=True):
         write_png(path, image)
-    return [Record(path, "train", "good", None) for path in paths], images
+    records = [Record(path, "train", "good", None) for path in paths]
+    category = Category("folder", "plate", tuple(records))
+    return Normals(category, records, images, [], images[:0])
 
 
 def test_blended_images_differ_from_their_normal_under_the_mask_only(
     sources: SiaFolder, tmp_path: Path
 ) -> None:
-    records, images = normals(tmp_path / "normals")
-    path = blend_sia(records, images, sources, EVERYWHERE, tmp_path / "out", 7, seed=1)
+    plates = normals(tmp_path / "normals")
+    path = blend_sia(plates, EVERYWHERE, sources, tmp_path / "out", 7, seed=1)
+    assert path == tmp_path / "out" / "folder" / "plate"
     folder = open_sia(path, kind="blended")
     for index, row in enumerate(folder.rows):
         mask, blended = folder.read_mask(index), folder.read_image(index)
-        normal = images[index % 3]
+        normal = plates.fit[index % 3]
         assert row["normal_file"] == f"{index % 3}.png"
         assert mask.any()
         np.testing.assert_array_equal(blended[~mask], normal[~mask])
@@ -135,18 +139,19 @@ def test_blended_images_differ_from_their_normal_under_the_mask_only(
 def test_other_normal_images_are_refused_in_the_same_folder(
     sources: SiaFolder, tmp_path: Path
 ) -> None:
-    records, images = normals(tmp_path / "normals")
-    blend_sia(records, images, sources, EVERYWHERE, tmp_path / "out", 2, seed=1)
+    plates = normals(tmp_path / "normals")
+    blend_sia(plates, EVERYWHERE, sources, tmp_path / "out", 2, seed=1)
+    others = plates._replace(fit=plates.fit + np.uint8(1))
     with pytest.raises(UserError, match=r"config\.normals: .* there, .* here"):
-        blend_sia(records, images + 1, sources, EVERYWHERE, tmp_path / "out", 4, seed=1)
+        blend_sia(others, EVERYWHERE, sources, tmp_path / "out", 4, seed=1)
 
 
 def test_blended_images_do_not_depend_on_a_stop(sources: SiaFolder, tmp_path: Path) -> None:
-    records, images = normals(tmp_path / "normals")
+    plates = normals(tmp_path / "normals")
 
     def blend(name: str, on_image: Callable[[int, int], None] | None = None) -> Path:
         out = tmp_path / name
-        blend_sia(records, images, sources, EVERYWHERE, out, 12, seed=1, on_image=on_image)
+        blend_sia(plates, EVERYWHERE, sources, out, 12, seed=1, on_image=on_image)
         return out
 
     with pytest.raises(Killed):
