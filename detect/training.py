@@ -22,7 +22,7 @@ def train_detector(
     folder: Path,
     num_workers: int = 0,
     on_step: OnStep | None = None,
-    checkpoint_steps: int = 100,
+    checkpoint_steps: int | None = None,
 ) -> None:
     """Train all stages in place, each gone on with from its state in `folder`/<stage>.
 

@@ -12,10 +12,10 @@ bash scripts/setup.sh
 export PATH="$PWD/.venv/bin:$PATH"
 
 data=(--dataset mtd --root "$root")
-synth train "${data[@]}" --preset small --size 96 96 --batch-size 8 --num-steps 1200 --out "$out/model"
-synth generate --model "$out/model" --num 400 --out "$out/sia"
+synth train "${data[@]}" --preset small --size 96 96 --batch-size 8 --num-steps 1000 --out "$out/model"
+synth generate --model "$out/model" --num 300 --out "$out/sia"
 for seed in ${SEEDS:-0}; do
   detect train "${data[@]}" --sia "$out/sia" --preset small --backbone resnet18 --backbone-weights "$weights" \
-    --num-steps 800 --seed "$seed" --out "$out/detector_$seed"
+    --num-steps 500 --seed "$seed" --out "$out/detector_$seed"
   detect evaluate "${data[@]}" --model "$out/detector_$seed" --out "$out/results_$seed"
 done

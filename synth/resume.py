@@ -6,6 +6,7 @@ one that never stopped.
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -25,6 +26,7 @@ StepFunction = Callable[[int], Mapping[str, Tensor]]
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 """Told (steps done, steps in all, loss terms) after every step."""
 
+CHECKPOINT_SECONDS, SAVE_SHARE = 60.0, 20.0
 STATE_FILE, TRACE_FILE = "state.safetensors", "trace.jsonl"
 
 
@@ -37,11 +39,13 @@ def run_steps(
     model: nn.Module,
     optimizer: Optimizer,
     ema: EMAModel | None = None,
-    checkpoint_steps: int = 100,
+    checkpoint_steps: int | None = None,
     on_step: OnStep | None = None,
 ) -> None:
     """Run steps up to `num_steps`, going on from the state in `folder` when there is one.
 
+    The state is written every `checkpoint_steps`; None is every minute, or more rarely where
+    writing would take more than a twentieth of the time. When it is written changes no result.
     Raises UserError when a loss is not finite (the last good state stays), the state does not fit
     the model or has gone beyond `num_steps`.
     """
@@ -56,6 +60,7 @@ def run_steps(
             f"num_steps: got {num_steps}, but {folder} has done {start} already; "
             "give that many or more, or another --out"
         )
+    saved_at, save_seconds = time.monotonic(), 0.0
     for step in range(start, num_steps):
         terms = step_function(step)
         row = {name: float(mean) for name, mean in reduce_terms(accelerator, terms).items()}
@@ -66,9 +71,17 @@ def run_steps(
             )
         trace.append(json.dumps({"step": step + 1, **row}))
         done = step + 1
-        if accelerator.is_main_process and (done % checkpoint_steps == 0 or done == num_steps):
+        if checkpoint_steps is None:
+            wait = max(CHECKPOINT_SECONDS, SAVE_SHARE * save_seconds)
+            due = time.monotonic() - saved_at >= wait
+        else:
+            due = done % checkpoint_steps == 0
+        if accelerator.is_main_process and (due or done == num_steps):
+            began = time.monotonic()
             write_text(folder / TRACE_FILE, "\n".join(trace) + "\n")
             save_state(folder / STATE_FILE, done, accelerator.unwrap_model(model), optimizer, ema)
+            saved_at = time.monotonic()
+            save_seconds = saved_at - began
         if on_step is not None:
             on_step(done, num_steps, row)
     accelerator.wait_for_everyone()

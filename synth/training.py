@@ -35,7 +35,7 @@ def train_ddpm(
     images: np.ndarray,
     folder: Path,
     on_step: OnStep | None = None,
-    checkpoint_steps: int = 100,
+    checkpoint_steps: int | None = None,
 ) -> UNet2DModel:
     """Train on images, uint8 [N, H, W, 3] at the network's size.
 

@@ -36,7 +36,7 @@ class Toy:
         folder: Path,
         num_steps: int,
         step: Callable[[int], Mapping[str, Tensor]] | None = None,
-        checkpoint_steps: int = 4,
+        checkpoint_steps: int | None = 4,
     ) -> None:
         run_steps(
             Accelerator(cpu=True),
@@ -64,6 +64,20 @@ def killed_at(toy: Toy, last: int) -> Callable[[int], Mapping[str, Tensor]]:
         return toy.step(number)
 
     return step
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(0.0, 3), (3600.0, 0)])
+def test_without_a_number_of_steps_the_clock_decides_when_to_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, kept: int
+) -> None:
+    monkeypatch.setattr("synth.resume.CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr("synth.resume.SAVE_SHARE", 0.0)
+    toy, state = Toy(), tmp_path / STATE_FILE
+    with pytest.raises(Killed):
+        toy.run(tmp_path, 5, killed_at(toy, 3), checkpoint_steps=None)
+    assert state.exists() == (kept > 0)
+    if kept:
+        assert load_state(state, toy.model, toy.optimizer, toy.ema) == kept
 
 
 @pytest.mark.parametrize("last", [1, 4, 7, 9])
