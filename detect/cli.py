@@ -160,7 +160,7 @@ def predict(images: Paths, *, model: Folder, out: Folder, batch_size: int = 16) 
         )
     rows = [(path, "", float(score)) for path, score in zip(paths, scored.scores, strict=True)]
     write_scores(out / "scores.csv", rows, trained.calibration)
-    write_overlays(out / "overlays", paths, scored, progress_bar)
+    write_overlays(out / "overlays", paths, scored, trained.calibration.threshold, progress_bar)
     rejected = sum(trained.calibration.rejects(score) for _, _, score in rows)
     threshold = trained.calibration.threshold
     say(f"{rejected} of {len(paths)} images are anomalous (score above {threshold:.4g})")

@@ -14,14 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from detect.detector import Batch
 from detect.sources import AnomalySource
-from synth.blend import blend_random
+from synth.blend import OPACITY, blend_random
 from synth.errors import UserError
 from synth.foreground import ForegroundRule
 from synth.pictures import Images
 from synth.seeding import derive_seed
 
 ANOMALOUS_SHARE = 0.5
-OPACITY = (0.5, 1.0)
 
 
 class Sample(NamedTuple):
@@ -56,7 +55,8 @@ class BlendedDataset(Dataset[Sample]):
         if bare:
             raise UserError(
                 f"foreground: none found in {bare} of {len(normals)} normal images (rule "
-                f"{rule.method}); look at them with `synth inspect`, or remove them"
+                f"{rule.method}); look at them with `synth inspect`, remove them, or give "
+                "--foreground everything"
             )
 
     def __getitem__(self, number: int) -> Sample:

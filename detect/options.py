@@ -14,7 +14,7 @@ from synth.command import (
     require_positive,
     require_size,
 )
-from synth.config import Precision
+from synth.config import Foreground, Precision
 from synth.errors import UserError
 
 Workers = Annotated[
@@ -43,6 +43,8 @@ class TrainOptions:
     """Images per step over all processes."""
     learning_rate: PresetFloat = None
     """Of Adam."""
+    foreground: Foreground = "auto"
+    """Where anomalies may lie: auto finds the product, everything is the whole image."""
     false_reject_rate: float = 0.05
     """Share of normal images that may be called anomalous; sets the threshold."""
     workers: Workers = None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from detect.evaluation import native_map
-from detect.heatmap import heat_range, overlay
+from detect.heatmap import HeatRange, heat_range, overlay
 from detect.scoring import Scored
 from synth.errors import UserError
 from synth.images import list_images, read_image, write_png
@@ -33,9 +33,15 @@ def images_at(place: Path) -> list[Path]:
     return found
 
 
-def write_overlays(folder: Path, paths: Sequence[Path], scored: Scored, bars: Bars) -> None:
-    """Write <number>_<name>.png for each image: its map laid over it, one colour scale for all."""
+def write_overlays(
+    folder: Path, paths: Sequence[Path], scored: Scored, threshold: float, bars: Bars
+) -> None:
+    """Write <number>_<name>.png for each image: its map laid over it, one colour scale for all.
+
+    The scale reaches at least to the threshold: normal images alone do not glow.
+    """
     heat = heat_range(list(scored.maps))
+    heat = HeatRange(heat.low, max(heat.high, threshold))
     width = len(str(len(paths) - 1))
     with bars("writing overlays", "image") as update:
         for number, (path, scores) in enumerate(zip(paths, scored.maps, strict=True)):

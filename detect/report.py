@@ -14,6 +14,7 @@ from detect.report_data import Comparison, Example, ReportData
 from detect.report_plots import pro_plot, roc_plot, score_plot
 from detect.report_style import CSS
 from detect.report_text import cautions, findings, number, percent
+from synth.files import write_text
 
 PICTURE_PX = 256  # longest side of an example picture
 WEBP_QUALITY = 85
@@ -23,8 +24,8 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_report(path: Path, data: ReportData) -> None:
-    """Write the report as one HTML file (UTF-8); its folder must exist."""
-    path.write_text(render_report(data), encoding="utf-8")
+    """Write the report as one HTML file (UTF-8), whole or not at all."""
+    write_text(path, render_report(data))
 
 
 def render_report(data: ReportData) -> str:

@@ -43,12 +43,25 @@ def noise_source(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.
     return rng.integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
+def grey_noise_source(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """As `noise_source`, the same in red, green and blue."""
+    return np.repeat(rng.integers(0, 256, (*size, 1), dtype=np.uint8), 3, axis=2)
+
+
 class NamedSource(NamedTuple):
     """A source and what to record of it; `category` is None where it has none."""
 
     draw: AnomalySource
     config: dict[str, Any]
     category: str | None
+
+
+def matched(source: NamedSource, grey: bool) -> NamedSource:
+    """Noise is as grey as the product: colour alone would give it away. Other sources stay."""
+    if source.config["kind"] != "noise":
+        return source
+    draw = grey_noise_source if grey else noise_source
+    return NamedSource(draw, {**source.config, "grey": grey}, source.category)
 
 
 def open_source(kind: str, sia: Path | None, bars: Bars) -> NamedSource:

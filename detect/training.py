@@ -1,5 +1,6 @@
 """One loop for every detector: its stages in order, resumable, on one or several processes."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -83,11 +84,11 @@ def stage_steps(
         loss = torch.stack(list(terms.values())).sum()
         accelerator.backward(loss)
         average_gradients(accelerator, stage.parameters)
-        if stage.max_grad_norm is not None:
-            nn.utils.clip_grad_norm_(stage.parameters, stage.max_grad_norm)
+        limit = math.inf if stage.max_grad_norm is None else stage.max_grad_norm
+        norm = nn.utils.clip_grad_norm_(stage.parameters, limit)
         optimizer.step()
         optimizer.zero_grad()
-        return {"loss": loss, **terms}
+        return {"loss": loss, **terms, "gradient_norm": norm}
 
     return step_function
 

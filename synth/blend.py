@@ -9,6 +9,8 @@ from synth.errors import UserError
 from synth.perlin import perlin_mask
 
 MAX_DRAWS = 64
+OPACITY = (0.5, 1.0)
+"""Range of δ for SDAS images."""
 
 
 class Blended(NamedTuple):
@@ -54,7 +56,7 @@ def blend_random(
     source: NDArray[np.uint8],
     rng: np.random.Generator,
     *,
-    opacity: tuple[float, float] = (0.5, 1.0),
+    opacity: tuple[float, float] = OPACITY,
     allow_empty: bool = False,
 ) -> Blended:
     """Make one training sample: M = Perlin ∧ foreground, δ ~ U(opacity), then the blend.
@@ -71,7 +73,7 @@ def blend_random(
         raise UserError(
             f"foreground: got {np.count_nonzero(foreground)} of {foreground.size} pixels, which "
             f"{MAX_DRAWS} Perlin masks miss; allowed is a part of the image that masks can hit; "
-            'use another foreground rule, or "everything"'
+            "give --foreground everything"
         )
     delta = float(rng.uniform(*opacity))
     return Blended(blend(normal, source, mask, delta), mask, delta)

@@ -20,7 +20,7 @@ from synth.command import (
     say,
     warn,
 )
-from synth.config import SdasConfig
+from synth.config import Foreground, SdasConfig
 from synth.errors import UserError
 from synth.options import TrainOptions
 
@@ -104,6 +104,7 @@ def blend(
     out: Folder,
     num: int = 200,
     size: Size = (256, 256),
+    foreground: Foreground = "auto",
     seed: int = 0,
 ) -> None:
     """Paste SDAS images into normal ones under Perlin masks; images and masks to disk.
@@ -116,6 +117,7 @@ def blend(
         out: The images go to OUT/<dataset>/<category>.
         num: How many images there shall be.
         size: Pixels.
+        foreground: Where anomalies may lie: auto finds the product, everything is the whole image.
         seed: Of every image, together with its index.
 
     """
@@ -132,7 +134,7 @@ def blend(
     if sources.category != category.name:
         warn(f"{sia} is of category {sources.category}, the normal images of {category.name}")
     normals = load_normals(category, size, progress_bar)
-    rule = normals.foreground_rule()
+    rule = normals.foreground_rule(foreground)
     with progress_bar("blending", "image") as update:
         folder = blend_sia(normals, rule, sources, out, num, seed=seed, on_image=update)
     say(f"foreground rule: {rule.method}\nblended images and masks: {folder}")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from synth.errors import UserError
 
 Precision = Literal["auto", "fp32", "bf16"]
+Foreground = Literal["auto", "everything"]
 NUM_TRAIN_TIMESTEPS = 1000
 
 
@@ -152,7 +153,7 @@ class SdasConfig:
 PRESETS: dict[str, TrainConfig] = {
     # 3.2 M parameters, 64 px: minutes on two CPU cores.
     "tiny": TrainConfig(),
-    # 3.3 M parameters, 128 px: an hour on two CPU cores, minutes on a GPU.
+    # 3.3 M parameters, 128 px: hours on two CPU cores; made for a GPU.
     "small": TrainConfig(
         unet=UNetConfig(image_size=(128, 128), block_channels=(32, 32, 64, 128)),
         num_steps=4000,

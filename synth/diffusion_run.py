@@ -14,6 +14,7 @@ from synth.normals import Normals, load_normals
 from synth.pictures import SheetRow, all_grey, contact_sheet
 from synth.progress import Bars
 from synth.quality import SampleCheck, check_samples
+from synth.resume import STATE_FILE
 from synth.sheets import STRENGTHS, draw_samples, strength_rows
 from synth.trace import require_no_fewer_steps
 from synth.training import train_ddpm
@@ -38,7 +39,7 @@ def train_model(
         precision="bf16" if accelerator.mixed_precision == "bf16" else "fp32",
         unet=replace(config.unet, num_channels=1 if all_grey(normals.fit) else 3),
     )
-    claim_folder(out, description(normals, config))
+    claim_folder(out, description(normals, config), work=out / STATE_FILE)
     require_no_fewer_steps(out, config.num_steps)
     with bars("training", "step", continues=True) as update:
         unet = train_ddpm(accelerator, config, normals.fit, out, update)

@@ -87,11 +87,17 @@ def read_json(path: Path, cure: str = "delete its folder and make it anew") -> J
     return value
 
 
-def claim_folder(folder: Path, config: Mapping[str, Any], name: str = "config.json") -> bool:
+def claim_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    name: str = "config.json",
+    work: Path | None = None,
+) -> bool:
     """Mark `folder` as made with `config`; True when it already was, so that the work goes on.
 
-    Raises UserError that lists the differences when the folder was made with another
-    configuration.
+    work: the first thing that is made in the folder; while it does not exist, another configuration
+    takes the folder over, since nothing would be lost. Otherwise raises UserError that lists the
+    differences when the folder was made with another configuration.
     """
     path = folder / name
     wanted = json.loads(json.dumps(config))
@@ -99,6 +105,9 @@ def claim_folder(folder: Path, config: Mapping[str, Any], name: str = "config.js
         write_json(path, wanted)
         return False
     differences = config_differences(read_json(path), wanted)
+    if differences and work is not None and not work.exists():
+        write_json(path, wanted)
+        return False
     if differences:
         raise UserError(
             f"{folder}: made with another configuration ({'; '.join(differences)}); "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from synth.blend import blend_random
+from synth.blend import OPACITY, blend_random
 from synth.config import SdasConfig
 from synth.errors import UserError
 from synth.foreground import ForegroundRule
@@ -15,8 +15,6 @@ from synth.normals import Normals
 from synth.pictures import digest
 from synth.seeding import derive_seed
 from synth.sia import Item, OnImage, SiaFolder, SiaHeader, write_sia
-
-OPACITY = (0.5, 1.0)
 
 
 def draw_strength(config: SdasConfig, index: int) -> float:
@@ -91,7 +89,8 @@ def blend_sia(
     ]
     if empty:
         raise UserError(
-            f"{empty[0]}: no foreground found (rule {rule.method}); look at it, or leave it out"
+            f"{empty[0]}: no foreground found (rule {rule.method}); remove the image, or give "
+            "--foreground everything"
         )
 
     def make_items(indices: list[int]) -> Iterator[Item]:

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from synth.catalog import Category, Record, held_out
+from synth.config import Foreground
 from synth.errors import UserError
-from synth.foreground import MAX_FIT_IMAGES, ForegroundRule, foreground_for
+from synth.foreground import EVERYTHING, MAX_FIT_IMAGES, ForegroundRule, foreground_for
 from synth.images import require_images
 from synth.pictures import Images, digest, load_images
 from synth.progress import Bars
@@ -38,8 +39,10 @@ class Normals(NamedTuple):
             "held_out_digest": digest(self.held),
         }
 
-    def foreground_rule(self) -> ForegroundRule:
+    def foreground_rule(self, choice: Foreground = "auto") -> ForegroundRule:
         """The category's rule, from the table or fitted to a few of the images to train on."""
+        if choice == "everything":
+            return EVERYTHING
         few = [self.fit[n] for n in spread(len(self.fit))]
         return foreground_for(self.category.dataset, self.category.name, few)
 
@@ -65,6 +68,7 @@ def load_readable(paths: Sequence[Path], size: tuple[int, int], bars: Bars) -> I
         raise
 
 
-def spread(count: int) -> range:
+def spread(count: int) -> list[int]:
     """Up to MAX_FIT_IMAGES of 0..count-1, evenly spread."""
-    return range(0, count, max(1, count // MAX_FIT_IMAGES))[:MAX_FIT_IMAGES]
+    chosen = min(count, MAX_FIT_IMAGES)
+    return [number * count // chosen for number in range(chosen)]

@@ -19,7 +19,7 @@ class TrainOptions:
     """How to train."""
 
     preset: Literal["tiny", "small"] = "tiny"
-    """tiny: 64 px, minutes on a CPU; small: 128 px, an hour on a CPU."""
+    """tiny: 64 px, minutes on a CPU; small: 128 px, hours on a CPU."""
     size: PresetSize = None
     """Pixels that images are squeezed to."""
     num_steps: PresetInt = None

@@ -18,6 +18,10 @@ Verdict = Literal["under-fit", "fit", "copies"]
 FAR_QUANTILE, NEAR_QUANTILE = 0.95, 0.05
 NEAR_FACTOR = 0.5
 """A copy is nearer to a training image than this times the near quantile of held-out normals."""
+FAR_SHARE, COPY_SHARE = 0.3, 0.3
+"""More samples than this beyond the far quantile are an under-fit model, nearer than a copy copies.
+
+Of fresh normal images 5 % lie beyond the quantile, up to 20 % when it rests on 20 images."""
 GRAIN_FACTOR = 1.5
 """Samples with this many times the noise of normal images are called grainy."""
 
@@ -78,7 +82,9 @@ def check_samples(samples: Images, held_out: Images, training: Images) -> Sample
     d_held, d_sample = nearest_distance(f_held, f_train), nearest_distance(f_sample, f_train)
     share_far = float((d_sample > np.quantile(d_held, FAR_QUANTILE)).mean())
     share_copies = float((d_sample < NEAR_FACTOR * np.quantile(d_held, NEAR_QUANTILE)).mean())
-    verdict: Verdict = "under-fit" if share_far > 0.5 else "copies" if share_copies > 0.5 else "fit"
+    verdict: Verdict = (
+        "under-fit" if share_far > FAR_SHARE else "copies" if share_copies > COPY_SHARE else "fit"
+    )
     return SampleCheck(
         verdict=verdict,
         distance=float(np.median(d_sample) / max(np.median(d_held), 1e-6)),

@@ -17,7 +17,7 @@ from detect.realnet.afs import AFSResult, select_channels
 from detect.realnet.config import PRESETS, RealNetConfig
 from detect.realnet.model import RealNet
 from detect.scoring import detector_scorer, score_files
-from detect.sources import NamedSource
+from detect.sources import NamedSource, matched
 from detect.training import train_detector
 from synth.catalog import Category
 from synth.config import Precision
@@ -27,7 +27,9 @@ from synth.features import Backbone, build_backbone
 from synth.files import claim_folder, read_json, write_json
 from synth.foreground import ForegroundRule
 from synth.normals import Normals, load_normals
+from synth.pictures import all_grey
 from synth.progress import Bars
+from synth.resume import STATE_FILE
 from synth.seeding import derive_seed
 from synth.trace import require_no_fewer_steps
 
@@ -67,11 +69,14 @@ def train_realnet(
     """
     config = realnet_config(options)
     normals = load_normals(category, config.image_size, bars)
-    rule = normals.foreground_rule()
+    rule = normals.foreground_rule(options.foreground)
+    source = matched(source, all_grey(normals.fit))
     backbone = build_backbone(config.backbone)
+    config = fitted(config, backbone.channels)
     accelerator = make_accelerator(saved_precision(out, options.precision))
     about = description(normals, source, rule, backbone, config, accelerator)
-    claim_folder(out, about)
+    if not claim_folder(out, about, work=out / "realnet" / STATE_FILE):
+        (out / AFS_FILE).unlink(missing_ok=True)
     require_no_fewer_steps(out / "realnet", config.num_steps)
 
     backbone = backbone.to(accelerator.device)
@@ -99,6 +104,18 @@ def train_realnet(
     calibration = calibrated(detector, normals, options.false_reject_rate, accelerator.device, bars)
     save_detector(out, detector, config.num_steps, calibration)
     return calibration
+
+
+def fitted(config: RealNetConfig, channels: tuple[int, ...]) -> RealNetConfig:
+    """The configuration for a backbone whose layers have fewer channels than the preset keeps."""
+    kept = tuple(min(m, C) for m, C in zip(config.num_selected, channels, strict=True))
+    total = sum(kept)
+    return replace(
+        config,
+        num_selected=kept,
+        num_max=min(config.num_max, total),
+        num_mean=min(config.num_mean, total),
+    )
 
 
 def saved_precision(out: Path, asked: Precision) -> Precision:
