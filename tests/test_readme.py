@@ -14,10 +14,10 @@ from synth.command import run_command
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TINY = {
-    ("synth", "train"): "--num-steps 2 --batch-size 2 --size 16 16",
+    ("synth", "train"): "--num-steps 2 --batch-size 2 --size 16 16 --precision fp32",
     ("synth", "generate"): "--num-steps 2",
     ("synth", "blend"): "--size 32 32",
-    ("detect", "train"): "--num-steps 2 --batch-size 2 --size 32 32",
+    ("detect", "train"): "--num-steps 2 --batch-size 2 --size 32 32 --precision fp32",
 }
 COMMANDS = {
     "synth": {name: getattr(synth.cli, name) for name in ("train", "generate", "blend", "inspect")},
