@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -12,6 +13,10 @@ from detect.data import Sample, batches
 from detect.detector import Detector, Stage
 from synth.errors import UserError
 from synth.resume import OnStep, StepFunction, run_steps
+
+EMA_DECAY = 0.999
+"""Upper limit of the averaging decay (1 + n) / (10 + n) at step n."""
+NUM_NORM_BATCHES = 32
 
 
 def train_detector(
@@ -27,9 +32,10 @@ def train_detector(
 ) -> None:
     """Train all stages in place, each gone on with from its state in `folder`/<stage>.
 
-    batch_size: images per step over all processes. Batch normalisation sees each process's share;
-    the first process's running statistics are kept. Raises UserError when the batch cannot be
-    shared evenly, and when a loss is not finite.
+    The averaged weights are kept, and batch normalisation gets statistics of its own for them: a
+    single last step, and RRS's statistics that are nearly those of one batch, make results of short
+    trainings a matter of luck. batch_size: images per step over all processes. Raises UserError
+    when the batch cannot be shared evenly, and when a loss is not finite.
     """
     if batch_size % accelerator.num_processes:
         raise UserError(
@@ -41,7 +47,10 @@ def train_detector(
     for stage in detector.stages():
         detector.zero_grad()  # an earlier stage's losses leave gradients in all parameters
         optimizer = stage.make_optimizer()
-        step_function = stage_steps(accelerator, stage, optimizer, dataset, batch_size, num_workers)
+        ema = EMAModel(stage.parameters, decay=EMA_DECAY, foreach=True)
+        step_function = stage_steps(
+            accelerator, stage, optimizer, ema, dataset, batch_size, num_workers
+        )
         run_steps(
             accelerator,
             step_function,
@@ -49,9 +58,12 @@ def train_detector(
             num_steps=stage.num_steps,
             model=detector,
             optimizer=optimizer,
+            ema=ema,
             checkpoint_steps=checkpoint_steps,
             on_step=on_step,
         )
+        ema.copy_to(stage.parameters)
+    settle_batch_norms(detector, dataset, batch_size, accelerator.device)
     detector.eval()
 
 
@@ -59,6 +71,7 @@ def stage_steps(
     accelerator: Accelerator,
     stage: Stage,
     optimizer: torch.optim.Optimizer,
+    ema: EMAModel,
     dataset: Dataset[Sample],
     batch_size: int,
     num_workers: int,
@@ -88,9 +101,31 @@ def stage_steps(
         norm = nn.utils.clip_grad_norm_(stage.parameters, limit)
         optimizer.step()
         optimizer.zero_grad()
+        ema.step(stage.parameters)
         return {"loss": loss, **terms, "gradient_norm": norm}
 
     return step_function
+
+
+@torch.no_grad()
+def settle_batch_norms(
+    detector: Detector, dataset: Dataset[Sample], batch_size: int, device: torch.device
+) -> None:
+    """Replace running statistics by the mean over NUM_NORM_BATCHES batches of training samples.
+
+    Frozen parts, which stay in evaluation mode, keep theirs.
+    """
+    detector.train()
+    norms = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a cumulative average
+    if norms:
+        for batch in batches(dataset, batch_size, 0, NUM_NORM_BATCHES, device):
+            detector(batch.image)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def average_gradients(accelerator: Accelerator, parameters: tuple[nn.Parameter, ...]) -> None:

@@ -1,6 +1,6 @@
 """Speed and memory of the pieces that must not be the bottleneck: python scripts/benchmark.py
 
-All figures are of one run on one machine; each is the median of several repeats.
+All figures are of one run on one machine; times of repeated work are medians.
 """
 
 import argparse

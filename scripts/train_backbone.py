@@ -1,4 +1,4 @@
-"""Train the small backbone that ships with detect, from procedural textures alone.
+"""Train the small backbone that ships with the package, from procedural textures alone.
 
 Pretext: mosaics of procedural materials in irregular regions; every cell of layers 1, 2 and 3 must
 name its material out of 2,000 through a 1 x 1 head of its own, thrown away afterwards. Materials

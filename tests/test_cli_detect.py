@@ -338,3 +338,27 @@ def test_stopped_training_goes_on_as_if_never_stopped(run, product, tmp_path, ki
     assert (tmp_path / "cut/afs.json").stat().st_mtime_ns == afs
     for name in ("realnet/trace.jsonl", "calibration.json", "model.safetensors"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_start_that_failed_does_not_lock_its_folder(run, product, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "config.json").write_text('{"method": "realnet", "seed": 7}')
+    (out / "afs.json").write_text("{}")
+    run(*train_words(product, out))
+    assert json.loads((out / "config.json").read_text())["detector"]["image_size"] == [32, 32]
+
+
+def test_a_backbone_with_fewer_channels_than_the_preset_keeps(run, product, tmp_path):
+    out = tmp_path / "out"
+    words = [*train_words(product, out, steps=1), "--backbone", "mobilenetv2_050"]
+    run(*words)
+    kept = json.loads((out / "config.json").read_text())["detector"]["num_selected"]
+    assert kept == [16, 16, 48]  # the widths of its layers 1 to 3
+    assert (out / "model.safetensors").exists()
+
+
+def test_foreground_everything_overrules_the_finder(run, product, tmp_path):
+    out = tmp_path / "out"
+    run(*train_words(product, out, steps=1), "--foreground", "everything")
+    assert json.loads((out / "config.json").read_text())["foreground"]["method"] == "everything"

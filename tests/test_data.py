@@ -6,7 +6,7 @@ import torch
 from products import SIZE, normal_image, write_sources
 
 from detect.data import BlendedDataset, batches
-from detect.sources import SiaSource, noise_source, open_source
+from detect.sources import SiaSource, matched, noise_source, open_source
 from synth.errors import UserError
 from synth.foreground import EVERYTHING, ForegroundRule
 from synth.progress import no_bars
@@ -152,3 +152,17 @@ def test_open_source_refuses_what_does_not_fit(tmp_path):
     (folder / "images/000/000003.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"1 of 6 images cannot be read.*000003\.png"):
         open_source("sia", folder, no_bars)
+
+
+@pytest.mark.parametrize("grey", [True, False])
+def test_noise_is_as_grey_as_the_product(grey):
+    source = matched(open_source("noise", None, no_bars), grey)
+    image = source.draw(np.random.default_rng(0), (32, 32))
+    assert (image[..., :1] == image).all() == grey
+    assert source.config == {"kind": "noise", "grey": grey}
+    assert np.unique(image).size > 200
+
+
+def test_matching_leaves_anomaly_images_as_they_are(tmp_path):
+    source = open_source("sia", write_sources(tmp_path), no_bars)
+    assert matched(source, True) is source

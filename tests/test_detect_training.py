@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from detect.data import BlendedDataset, batches
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.sources import noise_source
-from detect.training import train_detector
+from detect.training import NUM_NORM_BATCHES, settle_batch_norms, train_detector
 from synth.errors import UserError
 from synth.foreground import EVERYTHING
 
@@ -71,12 +71,18 @@ def test_steps_are_those_of_a_plain_loop(tmp_path):
     plain = TwoStages()
     for stage, count in zip(plain.stages(), (5, 3), strict=True):
         optimizer = torch.optim.Adam(stage.parameters, lr=1e-2)
-        for batch in batches(dataset(), 4, 0, count, CPU):
+        means = [torch.zeros_like(parameter) for parameter in stage.parameters]
+        for n, batch in enumerate(batches(dataset(), 4, 0, count, CPU)):
             plain.zero_grad()
             plain.losses(batch)["error"].backward()
             optimizer.step()
+            decay = (1 + n) / (10 + n) if n else 0.0
+            for mean, parameter in zip(means, stage.parameters, strict=True):
+                mean.copy_(decay * mean + (1 - decay) * parameter.detach())
+        for mean, parameter in zip(means, stage.parameters, strict=True):
+            parameter.data.copy_(mean)  # the next stage builds on the averaged weights
     for one, other in zip(trained.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
     assert trained.modes == [True] * 8
     assert not trained.training
     rows = trace(tmp_path, "conv")
@@ -115,3 +121,31 @@ def test_finished_training_is_loaded_and_nothing_is_done(tmp_path):
 def test_loss_that_is_not_finite_stops(tmp_path):
     with pytest.raises(UserError, match="loss became"):
         train(TwoStages(scale=float("inf")), tmp_path)
+
+
+class Normalised(Detector):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, momentum=0.9)
+        self.frozen = nn.BatchNorm2d(3)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, images):
+        maps = self.frozen(self.norm(images)).mean(dim=1)
+        return Scores(maps.amax((1, 2)), maps)
+
+
+def test_batch_norms_settle_on_the_mean_over_training_batches():
+    detector = Normalised()
+    settle_batch_norms(detector, dataset(), 4, CPU)
+    seen = [batch.image for batch in batches(dataset(), 4, 0, NUM_NORM_BATCHES, CPU)]
+    mean = torch.stack([images.mean((0, 2, 3)) for images in seen]).mean(0)
+    var = torch.stack([images.var((0, 2, 3)) for images in seen]).mean(0)
+    torch.testing.assert_close(detector.norm.running_mean, mean, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(detector.norm.running_var, var, rtol=1e-4, atol=1e-6)
+    assert detector.norm.momentum == 0.9
+    assert detector.frozen.running_mean.abs().max() == 0

@@ -131,3 +131,13 @@ def test_differences_name_added_removed_and_nested_fields() -> None:
         "e: null there, 5 here",
     ]
     assert config_differences(new, new) == []
+
+
+def test_a_folder_in_which_nothing_was_made_yet_can_be_taken_over(tmp_path: Path) -> None:
+    work = tmp_path / "state"
+    assert not claim_folder(tmp_path, {"seed": 0}, work=work)
+    assert claim_folder(tmp_path, {"seed": 0}, work=work)
+    assert not claim_folder(tmp_path, {"seed": 1}, work=work)
+    work.touch()
+    with pytest.raises(UserError, match="seed: 1 there, 2 here"):
+        claim_folder(tmp_path, {"seed": 2}, work=work)
