@@ -115,7 +115,7 @@ TINY = RealNetConfig(
     num_max=32,
     num_mean=32,
     head_widths=(32, 16, 8, 4),
-    num_steps=300,
+    num_steps=400,
     learning_rate=1e-3,
     num_afs_batches=8,
 )
