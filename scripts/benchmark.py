@@ -197,11 +197,11 @@ def main() -> None:
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
         for part in (
+            memory,  # first: a child's peak counts from its parent's size
             perlin,
             lambda: blended_samples(Path(folder)),
             sampler_overhead,
             metrics,
-            memory,
         ):
             for figure in part():
                 print(
