@@ -40,8 +40,8 @@ def train(
 ) -> None:
     """Train a detector on normal images and anomalies blended into them.
 
-    The same command goes on after an interruption. The last step is the model. A tenth of the
-    normal images is held out and sets the threshold.
+    The same command goes on after an interruption. The averaged weights of the last step are the
+    model. A tenth of the normal images is held out and sets the threshold.
 
     Args:
         data: Which normal images.

@@ -36,7 +36,7 @@ def protocol(trained: TrainedDetector, category: Category) -> dict[str, str]:
         "Backbone": f"{backbone['name']}, {Path(backbone['weights']).name} weights, layers "
         f"{', '.join(map(str, backbone['layers']))}",
         "Detector": f"{num_trained / 1e6:.1f} M trained parameters; {trained.num_steps} steps of "
-        f"{detector['batch_size']} images, the last step is the model",
+        f"{detector['batch_size']} images, averaged weights of the last step",
         "Seed": str(detector["seed"]),
         "Precision": f"training {config['precision']}, scoring fp32",
         "Date": date.today().isoformat(),
