@@ -65,6 +65,6 @@ def test_the_commands_of_the_readme_work_in_their_order(
     assert len((photos / "runs/predictions/scores.csv").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!https?:)([^)]+)\)", README))
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!https?:|#)([^)]+)\)", README))
 def test_what_the_readme_links_to_exists(path: str) -> None:
     assert (Path(__file__).parent.parent / path).exists()
