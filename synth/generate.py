@@ -10,9 +10,10 @@ from synth.config import SdasConfig
 from synth.errors import UserError
 from synth.foreground import ForegroundRule
 from synth.images import read_image, resize
-from synth.model import DiffusionModel, sample_images
+from synth.model import DiffusionModel
 from synth.normals import Normals
 from synth.pictures import digest
+from synth.sampling import sample_images
 from synth.seeding import derive_seed
 from synth.sia import Item, OnImage, SiaFolder, SiaHeader, write_sia
 

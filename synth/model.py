@@ -3,25 +3,19 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from synth.config import Precision, UNetConfig
-from synth.ddpm import build_scheduler, build_unet, noise_schedule
+from synth.ddpm import build_scheduler, build_unet
 from synth.errors import UserError
 from synth.files import atomic_path, read_json
-from synth.sdas import sample_sdas
-from synth.seeding import generator
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -98,29 +92,3 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
     unet.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     unet.eval().requires_grad_(False)
     return DiffusionModel(unet, config, digest)
-
-
-def sample_images(
-    model: DiffusionModel,
-    strengths: Sequence[float],
-    seed: int,
-    indices: Sequence[int],
-    num_steps: int,
-) -> NDArray[np.uint8]:
-    """SDAS images with these indices, uint8 [N, H, W, 3] RGB.
-
-    Image i depends on (model, num_steps, strength, seed, i) alone. Raises ValueError for a negative
-    strength.
-    """
-    device = model.unet.device
-    bf16 = model.precision == "bf16"
-
-    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return model.unet(x_t.contiguous(memory_format=torch.channels_last), t).sample
-
-    shape = (model.num_channels, *model.image_size)
-    generators = [generator(seed, index, device=device) for index in indices]
-    x = sample_sdas(denoiser, noise_schedule(num_steps).to(device), shape, strengths, generators)
-    levels = ((x + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)  # [N, H, W, C]
-    return levels.expand(-1, -1, -1, 3).cpu().numpy()

@@ -6,10 +6,11 @@ import numpy as np
 
 from synth.catalog import Category, held_out
 from synth.foreground import foreground_for
-from synth.model import DiffusionModel, sample_images
+from synth.model import DiffusionModel
 from synth.normals import load_readable, spread
 from synth.pictures import Images, SheetRow
 from synth.progress import Bars
+from synth.sampling import sample_images
 from synth.sia import SiaFolder
 
 STRENGTHS = (0.0, 0.1, 0.2, 0.5)

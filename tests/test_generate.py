@@ -13,8 +13,9 @@ from synth.errors import UserError
 from synth.foreground import ForegroundRule
 from synth.generate import blend_sia, draw_strength, generate_sia
 from synth.images import write_png
-from synth.model import DiffusionModel, load_model, sample_images
+from synth.model import DiffusionModel, load_model
 from synth.normals import Normals
+from synth.sampling import sample_images
 from synth.sia import SiaFolder, open_sia
 
 CONFIG = SdasConfig(num_steps=2)

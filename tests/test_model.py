@@ -14,7 +14,8 @@ from tiny import UNET, write_model
 
 from synth.errors import UserError
 from synth.files import write_json
-from synth.model import CONFIG_FILE, WEIGHTS_FILE, DiffusionModel, load_model, sample_images
+from synth.model import CONFIG_FILE, WEIGHTS_FILE, DiffusionModel, load_model
+from synth.sampling import sample_images
 
 CPU = torch.device("cpu")
 

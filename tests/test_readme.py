@@ -20,7 +20,7 @@ TINY = {
     ("detect", "train"): "--num-steps 2 --batch-size 2 --size 32 32 --precision fp32",
 }
 COMMANDS = {
-    "synth": {name: getattr(synth.cli, name) for name in ("train", "generate", "blend", "inspect")},
+    "synth": dict(synth.cli.COMMANDS),
     "detect": {name: getattr(detect.cli, name) for name in ("train", "evaluate", "predict")},
 }
 

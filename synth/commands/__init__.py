@@ -1,0 +1,1 @@
+"""One module per command of `synth`; what they need of torch is imported when they run."""

@@ -1,0 +1,39 @@
+"""Images from a trained diffusion model."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synth.ddpm import noise_schedule
+from synth.model import DiffusionModel
+from synth.sdas import sample_sdas
+from synth.seeding import generator
+
+
+def sample_images(
+    model: DiffusionModel,
+    strengths: Sequence[float],
+    seed: int,
+    indices: Sequence[int],
+    num_steps: int,
+) -> NDArray[np.uint8]:
+    """SDAS images with these indices, uint8 [N, H, W, 3] RGB.
+
+    Image i depends on (model, num_steps, strength, seed, i) alone. Raises ValueError for a negative
+    strength.
+    """
+    device = model.unet.device
+    bf16 = model.precision == "bf16"
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            return model.unet(x_t.contiguous(memory_format=torch.channels_last), t).sample
+
+    shape = (model.num_channels, *model.image_size)
+    generators = [generator(seed, index, device=device) for index in indices]
+    x = sample_sdas(denoiser, noise_schedule(num_steps).to(device), shape, strengths, generators)
+    levels = ((x + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)  # [N, H, W, C]
+    return levels.expand(-1, -1, -1, 3).cpu().numpy()
