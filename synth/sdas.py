@@ -5,11 +5,12 @@ leading steps of a network with learned-range variance. N images, C channels, H 
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from synth.ddpm import NoiseSchedule, log_variance, posterior_mean, predict_x0
+from synth.ddpm import NoiseSchedule, add_noise, log_variance, posterior_mean, predict_x0
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """(x_t [N, C, H, W], timestep int [N]) -> [N, 2C, H, W]: eps and v."""
@@ -20,8 +21,8 @@ def sdas_step(
 ) -> Tensor:
     """x_{t-1} ~ N(mu, (1 + s) Sigma): a reverse step of greater variance. Source: RealNet, SDAS.
 
-    x_t, noise: [N, C, H, W]; output: [N, 2C, H, W]; s: [N]. s = 0 is DDPM. Step k = 0 adds no
-    noise.
+    x_t, noise: [N, C, H, W]; output: [N, 2C, H, W]; s: [N, 1, 1, 1], or [N, 1, H, W] where it
+    differs from pixel to pixel. s = 0 is DDPM. Step k = 0 adds no noise.
     """
     index = torch.full((x_t.shape[0],), k, device=x_t.device)
     eps, v = output.chunk(2, dim=1)
@@ -30,7 +31,19 @@ def sdas_step(
     if k == 0:
         return mean
     std = (0.5 * log_variance(schedule, v, index)).exp()
-    return mean + (1 + s).sqrt().view(-1, 1, 1, 1) * std * noise
+    return mean + (1 + s).sqrt() * std * noise
+
+
+class Start(NamedTuple):
+    """Where a chain starts instead of pure noise: at images, noised to position k of the schedule.
+
+    images: float32 [N, C, H, W] in [-1, 1]. Source: SDEdit (Meng et al., ICLR 2022).
+    regions: float32 [N, 1, H, W] in [0, 1], which the strength is multiplied by; None is 1.
+    """
+
+    images: Tensor
+    k: int
+    regions: Tensor | None = None
 
 
 @torch.no_grad()
@@ -40,12 +53,13 @@ def sample_sdas(
     shape: tuple[int, int, int],
     strengths: Sequence[float],
     generators: Sequence[torch.Generator],
+    start: Start | None = None,
 ) -> Tensor:
     """One image of `shape` (C, H, W) per strength, float32 [N, C, H, W] in [-1, 1].
 
     Image n draws from generators[n] alone: the start, then one field per step, so that it does not
-    depend on the batch. The generators' device is where the chain runs; `schedule` must be there
-    too.
+    depend on the batch. The generators' device is where the chain runs; `schedule` and `start` must
+    be there too. Without a start the chain begins at its end, with pure noise.
     Raises ValueError for a negative strength.
     """
     if min(strengths) < 0:
@@ -53,13 +67,18 @@ def sample_sdas(
             f"strength: got {min(strengths)}, must not be negative (0 is the plain DDPM)"
         )
     device = generators[0].device
-    s = torch.tensor(strengths, dtype=torch.float32, device=device)
+    s = torch.tensor(strengths, dtype=torch.float32, device=device).view(-1, 1, 1, 1)
 
     def draw() -> Tensor:
         return torch.stack([torch.randn(shape, generator=g, device=device) for g in generators])
 
-    x = draw()
-    for k in range(len(schedule.timesteps) - 1, -1, -1):
+    x, first = draw(), len(schedule.timesteps) - 1
+    if start is not None:
+        first = start.k
+        k_n = torch.full((len(generators),), first, device=device)
+        x = add_noise(schedule, start.images, x, k_n)
+        s = s if start.regions is None else s * start.regions
+    for k in range(first, -1, -1):
         t = schedule.timesteps[k].expand(x.shape[0])
         output = denoiser(x, t).float()
         x = sdas_step(schedule, x, output, k, s, draw() if k > 0 else x)

@@ -7,8 +7,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from synth.config import UNetConfig
-from synth.ddpm import build_unet, noise_schedule
-from synth.sdas import sample_sdas, sdas_step
+from synth.ddpm import NoiseSchedule, build_unet, noise_schedule
+from synth.sdas import Denoiser, Start, sample_sdas, sdas_step
 from synth.seeding import generator
 
 SHAPE = (3, 16, 16)
@@ -43,7 +43,7 @@ def test_at_strength_0_every_step_equals_diffusers() -> None:
         g = torch.Generator().manual_seed(k)
         x_t, output = torch.randn(2, 3, 8, 8, generator=g), torch.randn(2, 6, 8, 8, generator=g)
         noise = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(99))
-        ours = sdas_step(schedule, x_t, output, k, torch.zeros(2), noise)
+        ours = sdas_step(schedule, x_t, output, k, torch.zeros(2, 1, 1, 1), noise)
         t, seeded = int(schedule.timesteps[k]), torch.Generator().manual_seed(99)
         theirs = reference.step(output, t, x_t, generator=seeded, return_dict=False)[0]
         # diffusers keeps alpha_bar in float32, we in float64 up to the constants themselves.
@@ -66,7 +66,7 @@ def test_strength_multiplies_the_variance_of_a_step() -> None:
     s = torch.tensor([0.0, 0.2, 1.0]).repeat_interleave(num)
     x_t, output = torch.full((3 * num, 1, 1, 1), 0.3), torch.zeros(3 * num, 2, 1, 1)
     noise = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(0))
-    drawn = sdas_step(schedule, x_t, output, k, s, noise).view(3, num)
+    drawn = sdas_step(schedule, x_t, output, k, s.view(-1, 1, 1, 1), noise).view(3, num)
     plain, *stronger = drawn.var(dim=1).tolist()
     # A sample variance of n normal draws has variance 2 sigma^4 / n: six deviations of a ratio.
     tolerance = 6 * math.sqrt(4 / num)
@@ -78,7 +78,7 @@ def test_strength_multiplies_the_variance_of_a_step() -> None:
 
 def test_the_last_step_adds_no_noise() -> None:
     x_t, output, noise = (torch.ones(1, c, 2, 2) for c in (1, 2, 1))
-    schedule, s = noise_schedule(20), torch.ones(1)
+    schedule, s = noise_schedule(20), torch.ones(1, 1, 1, 1)
     first = sdas_step(schedule, x_t, output, 0, s, noise)
     assert torch.equal(first, sdas_step(schedule, x_t, output, 0, s, -noise))
     assert not torch.equal(
@@ -102,6 +102,111 @@ def test_an_image_depends_on_its_own_generator_and_strength_alone(unet: UNet2DMo
     assert (batch[2] - batch[3]).abs().max() > 0.1
     assert batch.min() >= -1
     assert batch.max() <= 1
+
+
+# Chains that start at an image
+
+
+def test_a_start_that_noises_to_the_chain_s_first_noise_gives_the_whole_chain(
+    unet: UNet2DModel,
+) -> None:
+    """x_0 is chosen such that sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps = eps at the end."""
+    schedule = noise_schedule(4)
+    last = len(schedule.timesteps) - 1
+    alpha_bar = schedule.alpha_bar[last]
+    (g,) = generators(3)
+    eps = torch.randn(SHAPE, generator=g)[None]
+    x_0 = eps * (1 - (1 - alpha_bar).sqrt()) / alpha_bar.sqrt()
+
+    def draw(start: Start | None) -> Tensor:
+        return sample_sdas(
+            lambda x, t: unet(x, t).sample, schedule, SHAPE, [0.2], generators(3), start
+        )
+
+    torch.testing.assert_close(draw(Start(x_0, last)), draw(None), rtol=0, atol=1e-5)
+    assert (draw(Start(-x_0, last)) - draw(None)).abs().max() > 1e-2
+
+
+def test_a_start_at_0_takes_one_step_and_no_noise_but_the_first() -> None:
+    schedule, asked = noise_schedule(20), []
+    x_0 = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    (g,) = generators(0)
+    eps = torch.randn((1, 8, 8), generator=g)[None]
+
+    def perfect(x_t: Tensor, t: Tensor) -> Tensor:
+        asked.append(int(t[0]))
+        return torch.cat([eps, torch.zeros_like(eps)], dim=1)
+
+    x = sample_sdas(perfect, schedule, (1, 8, 8), [5.0], generators(0), Start(x_0, 0))
+    assert asked == [0]
+    torch.testing.assert_close(x, x_0, rtol=0, atol=1e-5)
+
+
+def gaussian_denoiser(schedule: NoiseSchedule, sigma2: float) -> Denoiser:
+    """The optimal one for x_0 ~ N(0, sigma2), with the small variance."""
+    stride = int(schedule.timesteps[1])
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        a_bar = schedule.alpha_bar[int(t[0]) // stride]
+        eps = (1 - a_bar).sqrt() * x_t / (a_bar * sigma2 + 1 - a_bar)
+        return torch.cat([eps, -torch.ones_like(eps)], dim=1)
+
+    return denoiser
+
+
+@pytest.mark.parametrize("k", [250, 400, 600])
+def test_from_an_image_a_fine_chain_draws_from_the_gaussian_posterior(k: int) -> None:
+    """x_k ~ q(x_k | x_0 = m), then x_0' ~ p(x_0 | x_k): both Gaussian, so x_0' | m is known.
+
+    With r = alpha_bar sigma2 / (alpha_bar sigma2 + 1 - alpha_bar) its mean is r m and its variance
+    sigma2 (1 - r) + r^2 (1 - alpha_bar) / alpha_bar.
+    """
+    schedule, sigma2, m, side = noise_schedule(1000), 0.02, 0.3, 100
+    x = sample_sdas(
+        gaussian_denoiser(schedule, sigma2),
+        schedule,
+        (1, side, side),
+        [0.0],
+        generators(k),
+        Start(torch.full((1, 1, side, side), m), k),
+    )
+    a_bar = schedule.alpha_bar[k].item()
+    r = a_bar * sigma2 / (a_bar * sigma2 + 1 - a_bar)
+    variance = sigma2 * (1 - r) + r**2 * (1 - a_bar) / a_bar
+    # Six standard errors; the discrete chain's small variance costs some percent besides.
+    assert x.mean().item() == pytest.approx(r * m, abs=6 * math.sqrt(variance) / side)
+    assert x.var().item() == pytest.approx(variance, rel=6 * math.sqrt(2) / side + 0.05)
+
+
+def test_strength_acts_inside_its_region_only() -> None:
+    """With a denoiser that looks at each pixel alone, nothing leaves the region."""
+    schedule = noise_schedule(20)
+    x_0, region = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
+    region[0, :, 2:5, 3:7] = 1
+
+    def draw(s: float, regions: Tensor | None) -> Tensor:
+        denoiser = gaussian_denoiser(schedule, 0.02)
+        start = Start(x_0, 9, regions)
+        return sample_sdas(denoiser, schedule, (1, 8, 8), [s, s], generators(0, 1), start)
+
+    plain, strong, inside = draw(0.0, None), draw(1.0, None), draw(1.0, region)
+    assert torch.equal(inside, torch.where(region > 0, strong, plain))
+    assert ((strong - plain)[region > 0] != 0).all()
+
+
+def test_an_image_from_a_start_does_not_depend_on_its_batch(unet: UNet2DModel) -> None:
+    x_0 = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+    def draw(*indices: int) -> Tensor:
+        chain, start = noise_schedule(10), Start(x_0[list(indices)], 4)
+        strengths = [0.1 * n for n in indices]
+        return sample_sdas(
+            lambda x, t: unet(x, t).sample, chain, SHAPE, strengths, generators(*indices), start
+        )
+
+    batch = draw(0, 1, 2)
+    torch.testing.assert_close(draw(2, 0), batch[[2, 0]], rtol=0, atol=1e-4)
+    assert (batch[0] - batch[2]).abs().max() > 0.1
 
 
 def test_a_negative_strength_is_refused() -> None:
