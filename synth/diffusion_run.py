@@ -14,6 +14,7 @@ from synth.normals import Normals, load_normals
 from synth.pictures import SheetRow, all_grey, contact_sheet
 from synth.progress import Bars
 from synth.quality import SampleCheck, check_samples
+from synth.reference import make_reference, save_reference
 from synth.resume import STATE_FILE
 from synth.sheets import STRENGTHS, draw_samples, strength_rows
 from synth.trace import require_no_fewer_steps
@@ -64,9 +65,14 @@ def description(normals: Normals, config: TrainConfig) -> dict[str, Any]:
 
 
 def judge_samples(model: DiffusionModel, normals: Normals, out: Path, bars: Bars) -> SampleCheck:
-    """Draw samples at s = 0, judge them by the held-out normals; write check.json, samples.png."""
+    """Draw samples at s = 0, judge them by the held-out normals; write check.json, samples.png.
+
+    The reference that they are judged by stays in the folder, for the scores of later images.
+    """
+    reference = make_reference(normals.fit, normals.held)
+    save_reference(out, reference)
     samples = draw_samples(model, 0.0, NUM_CHECK_SAMPLES, 0, bars)
-    check = check_samples(samples, normals.held, normals.fit)
+    check = check_samples(reference, samples, normals.held)
     write_json(out / CHECK_FILE, check.to_json())
     rows = [
         SheetRow("normal images, held out", list(normals.held[:NUM_SHEET_IMAGES])),

@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from synth.features import DEFAULT_BACKBONE, Backbone, build_backbone
 from synth.pictures import Images
+from synth.reference import Reference, quality_scores
 
 Verdict = Literal["under-fit", "fit", "copies"]
 
@@ -69,25 +67,18 @@ class SampleCheck:
         return {**asdict(self), "sentence": self.sentence}
 
 
-def check_samples(samples: Images, held_out: Images, training: Images) -> SampleCheck:
-    """Judge samples drawn at strength 0; all uint8 [N, H, W, 3] RGB of one size."""
-    backbone = build_backbone(DEFAULT_BACKBONE)
-    f_train, f_held, f_sample = (
-        embed(backbone, images) for images in (training, held_out, samples)
-    )
-    mean, std = f_train.mean(axis=0), f_train.std(axis=0)
-    # A channel that hardly moves on normal images would decide alone.
-    std = np.maximum(std, np.median(std)) + 1e-6
-    f_train, f_held, f_sample = ((f - mean) / std for f in (f_train, f_held, f_sample))
-    d_held, d_sample = nearest_distance(f_held, f_train), nearest_distance(f_sample, f_train)
+def check_samples(reference: Reference, samples: Images, held_out: Images) -> SampleCheck:
+    """Judge samples drawn at strength 0; both uint8 [N, H, W, 3] RGB of one size."""
+    d_held = reference.held_distances
+    d_sample = quality_scores(reference, samples) * reference.unit
     share_far = float((d_sample > np.quantile(d_held, FAR_QUANTILE)).mean())
-    share_copies = float((d_sample < NEAR_FACTOR * np.quantile(d_held, NEAR_QUANTILE)).mean())
+    share_copies = float((d_sample < copy_distance(reference)).mean())
     verdict: Verdict = (
         "under-fit" if share_far > FAR_SHARE else "copies" if share_copies > COPY_SHARE else "fit"
     )
     return SampleCheck(
         verdict=verdict,
-        distance=float(np.median(d_sample) / max(np.median(d_held), 1e-6)),
+        distance=float(np.median(d_sample)) / reference.unit,
         share_far=share_far,
         share_copies=share_copies,
         grain=pixel_noise(samples) / max(pixel_noise(held_out), 1e-3),
@@ -96,24 +87,9 @@ def check_samples(samples: Images, held_out: Images, training: Images) -> Sample
     )
 
 
-def embed(backbone: Backbone, images: Images, batch_size: int = 32) -> NDArray[np.float32]:
-    """Spatial mean and deviation of every channel of every layer, float32 [N, 2 * sum(C_k)]."""
-    rows = []
-    with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            batch = torch.from_numpy(images[start : start + batch_size]).permute(0, 3, 1, 2)
-            batch = batch.float() / 255  # [N, 3, H, W]
-            maps = [feature.flatten(2) for feature in backbone(batch)]  # [N, C_k, H_k * W_k]
-            moments = [m for f in maps for m in (f.mean(dim=2), f.std(dim=2, correction=0))]
-            rows.append(torch.cat(moments, dim=1))
-    return torch.cat(rows).numpy()
-
-
-def nearest_distance(
-    queries: NDArray[np.float32], references: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Euclidean distance of each query [N, D] to its nearest reference [M, D]: [N]."""
-    return torch.cdist(torch.from_numpy(queries), torch.from_numpy(references)).amin(dim=1).numpy()
+def copy_distance(reference: Reference) -> float:
+    """An image nearer than this to a training image is a copy of it; normal images never are."""
+    return NEAR_FACTOR * float(np.quantile(reference.held_distances, NEAR_QUANTILE))
 
 
 def pixel_noise(images: Images) -> float:

@@ -2,11 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from synth.features import DEFAULT_BACKBONE
-from synth.quality import check_samples, embed, nearest_distance, pixel_noise
+from synth.quality import SampleCheck, check_samples, pixel_noise
+from synth.reference import make_reference
 
 SIZE = 64
 
@@ -15,7 +14,7 @@ SIZE = 64
 def backbone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdicts hold in the features of the bundled network, and even in random ones."""
     config = replace(DEFAULT_BACKBONE, weights=request.param)
-    monkeypatch.setattr("synth.quality.DEFAULT_BACKBONE", config)
+    monkeypatch.setattr("synth.reference.DEFAULT_BACKBONE", config)
 
 
 def product(rng: np.random.Generator) -> np.ndarray:
@@ -34,6 +33,10 @@ def products(seed: int, num: int) -> np.ndarray:
     return np.stack([product(rng) for _ in range(num)])
 
 
+def check(samples: np.ndarray, held_out: np.ndarray, training: np.ndarray) -> SampleCheck:
+    return check_samples(make_reference(training, held_out), samples, held_out)
+
+
 @pytest.fixture(scope="module")
 def training() -> np.ndarray:
     return products(0, 48)
@@ -48,12 +51,12 @@ def held_out() -> np.ndarray:
 def test_noise_is_under_fit(training: np.ndarray, held_out: np.ndarray) -> None:
     rng = np.random.default_rng(2)
     samples = rng.integers(0, 256, (16, SIZE, SIZE, 3), dtype=np.uint8)
-    check = check_samples(samples, held_out, training)
-    assert check.verdict == "under-fit"
-    assert check.share_far == 1
-    assert check.distance > 2
-    assert check.grain > 5
-    assert "noisier than the product: raise --num-steps" in check.sentence
+    found = check(samples, held_out, training)
+    assert found.verdict == "under-fit"
+    assert found.share_far == 1
+    assert found.distance > 2
+    assert found.grain > 5
+    assert "noisier than the product: raise --num-steps" in found.sentence
 
 
 @pytest.mark.usefixtures("backbone")
@@ -62,61 +65,38 @@ def test_smooth_images_of_something_else_are_under_fit(
 ) -> None:
     stripes = np.uint8(127) * (np.arange(SIZE) // 4 % 2).astype(np.uint8) + np.uint8(64)
     samples = np.broadcast_to(stripes[None, None, :, None], (8, SIZE, SIZE, 3)).copy()
-    check = check_samples(samples, held_out, training)
-    assert check.verdict == "under-fit"
-    assert "their structure is off" in check.sentence
+    found = check(samples, held_out, training)
+    assert found.verdict == "under-fit"
+    assert "their structure is off" in found.sentence
 
 
 @pytest.mark.usefixtures("backbone")
 def test_further_normal_images_fit(training: np.ndarray, held_out: np.ndarray) -> None:
-    check = check_samples(products(3, 16), held_out, training)
-    assert check.verdict == "fit"
-    assert check.share_far < 0.5
-    assert check.distance == pytest.approx(1, abs=0.5)
-    assert check.grain == pytest.approx(1, abs=0.1)
-    assert (check.num_samples, check.num_held_out) == (16, 16)
-    assert check.sentence.startswith("model fits: ")
+    found = check(products(3, 16), held_out, training)
+    assert found.verdict == "fit"
+    assert found.share_far < 0.5
+    assert found.distance == pytest.approx(1, abs=0.5)
+    assert found.grain == pytest.approx(1, abs=0.1)
+    assert (found.num_samples, found.num_held_out) == (16, 16)
+    assert found.sentence.startswith("model fits: ")
 
 
 @pytest.mark.usefixtures("backbone")
 def test_training_images_are_copies(training: np.ndarray, held_out: np.ndarray) -> None:
-    check = check_samples(training[:16], held_out, training)
-    assert check.verdict == "copies"
-    assert check.share_copies == 1
-    # The fast distance of equal vectors is a rounding error, not 0.
-    assert check.distance < 0.05
-    assert "train fewer steps" in check.sentence
+    found = check(training[:16], held_out, training)
+    assert found.verdict == "copies"
+    assert found.share_copies == 1
+    assert found.distance < 0.01
+    assert "train fewer steps" in found.sentence
 
 
 @pytest.mark.usefixtures("backbone")
 def test_a_held_out_that_repeats_the_training_images_gives_finite_figures(
     training: np.ndarray,
 ) -> None:
-    check = check_samples(products(3, 4), training[:4], training)
-    assert np.isfinite(check.distance)
-    assert check.to_json()["sentence"] == check.sentence
-
-
-def test_nearest_distance_equals_brute_force() -> None:
-    rng = np.random.default_rng(0)
-    queries, references = rng.normal(size=(5, 7)), rng.normal(size=(9, 7))
-    expected = [min(np.linalg.norm(q - r) for r in references) for q in queries]
-    measured = nearest_distance(queries.astype(np.float32), references.astype(np.float32))
-    np.testing.assert_allclose(measured, expected, rtol=1e-5)
-
-
-def test_an_embedding_is_the_moments_of_the_maps_and_does_not_depend_on_the_batch() -> None:
-    class Halves(nn.Module):
-        def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-            return [images, images[:, :1, ::2]]
-
-    images = products(0, 5)
-    rows = embed(Halves(), images, batch_size=2)  # pyright: ignore[reportArgumentType]
-    scaled = images / 255
-    first = [*scaled.mean(axis=(1, 2)).T, *scaled.std(axis=(1, 2)).T]
-    red = scaled[:, ::2, :, 0].reshape(5, -1)
-    expected = np.stack([*first, red.mean(axis=1), red.std(axis=1)], axis=1)
-    np.testing.assert_allclose(rows, expected, rtol=1e-4)
+    found = check(products(3, 4), training[:4], training)
+    assert np.isfinite(found.distance)
+    assert found.to_json()["sentence"] == found.sentence
 
 
 @pytest.mark.parametrize("sigma", [8.0, 16.0])
