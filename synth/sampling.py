@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synth.ddpm import noise_schedule
 from synth.model import DiffusionModel
-from synth.sdas import sample_sdas
+from synth.sdas import Start, sample_sdas
 from synth.seeding import generator
 
 
@@ -19,11 +19,13 @@ def sample_images(
     seed: int,
     indices: Sequence[int],
     num_steps: int,
+    *,
+    start: Start | None = None,
 ) -> NDArray[np.uint8]:
     """SDAS images with these indices, uint8 [N, H, W, 3] RGB.
 
-    Image i depends on (model, num_steps, strength, seed, i) alone. Raises ValueError for a negative
-    strength.
+    Image i depends on (model, num_steps, strength, seed, i) and its start alone. `start` must be on
+    the model's device. Raises ValueError for a negative strength.
     """
     device = model.unet.device
     bf16 = model.precision == "bf16"
@@ -34,6 +36,7 @@ def sample_images(
 
     shape = (model.num_channels, *model.image_size)
     generators = [generator(seed, index, device=device) for index in indices]
-    x = sample_sdas(denoiser, noise_schedule(num_steps).to(device), shape, strengths, generators)
+    schedule = noise_schedule(num_steps).to(device)
+    x = sample_sdas(denoiser, schedule, shape, strengths, generators, start)
     levels = ((x + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)  # [N, H, W, C]
     return levels.expand(-1, -1, -1, 3).cpu().numpy()
