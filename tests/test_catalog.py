@@ -6,8 +6,10 @@ import pytest
 from PIL import Image
 
 from synth import textures
-from synth.catalog import MTD_DEFECTS, READERS, Category, categories, held_out, open_category
+from synth.archives import MTD_DEFECTS
+from synth.catalog import Category, categories, held_out, open_category
 from synth.errors import UserError
+from synth.layouts import READERS
 
 
 def tree(root: Path, *names: str) -> Path:

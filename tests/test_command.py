@@ -4,7 +4,6 @@ from typing import get_args
 
 import pytest
 
-from synth.catalog import READERS
 from synth.command import (
     DATASET_NAMES,
     DataOptions,
@@ -16,6 +15,7 @@ from synth.command import (
     run_command,
 )
 from synth.errors import UserError
+from synth.layouts import READERS
 
 
 def test_every_layout_is_on_offer():

@@ -1,0 +1,111 @@
+"""What a layout is read into: image records of a category; and the pieces readers share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from synth.errors import UserError
+from synth.images import SUFFIXES, list_images
+
+GOOD = "good"
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image file; `defect` is "good" for a normal image, `mask_path` None where none exists."""
+
+    path: Path
+    split: Split
+    defect: str
+    mask_path: Path | None
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether the image shows a defect."""
+        return self.defect != GOOD
+
+
+@dataclass(frozen=True)
+class Category:
+    """The records of one category, training first, each split sorted by defect and path."""
+
+    dataset: str
+    name: str
+    records: tuple[Record, ...]
+
+    @property
+    def train(self) -> tuple[Record, ...]:
+        """The normal training images."""
+        return tuple(r for r in self.records if r.split == "train" and not r.is_anomalous)
+
+    @property
+    def test(self) -> tuple[Record, ...]:
+        """The test images, normal and anomalous; may be empty."""
+        return tuple(record for record in self.records if record.split == "test")
+
+
+class Reader(NamedTuple):
+    """A layout: the categories of a root, the records of one, the root when none is given."""
+
+    categories: Callable[[Path], list[str]]
+    records: Callable[[Path, str], list[Record]]
+    default_root: Callable[[], Path] | None = None
+
+
+# Pieces of readers
+
+
+def test_records(folder: Path, find_mask: Callable[[Path, Path], Path | None]) -> list[Record]:
+    """List test/<type>/, with masks by `find_mask(image, ground_truth/<type>/<same place>)`."""
+    test = folder / "test"
+    if not test.is_dir():
+        return []
+    loose = list_images(test)
+    if loose:
+        raise UserError(f"{loose[0]}: loose in {test}; move it to test/{GOOD} or test/<defect>")
+    records: list[Record] = []
+    for kind in subfolders(test):
+        truth = folder / "ground_truth" / kind.name
+        for path in list_images(kind, recursive=True):
+            place = truth / path.relative_to(kind)
+            mask = None if kind.name == GOOD else find_mask(path, place)
+            records.append(Record(path, "test", kind.name, mask))
+    return records
+
+
+def require_mask(image: Path, mask: Path) -> Path:
+    """Return `mask`. Raises UserError, naming both files, where it does not exist."""
+    if not mask.is_file():
+        raise UserError(f"{image}: its mask {mask} is missing; add it or remove the image")
+    return mask
+
+
+def normals_in(folder: Path, split: Split) -> list[Record]:
+    """The images below `folder`, all normal. Raises UserError where there are none."""
+    paths = list_images(folder, recursive=True)
+    return require_some([Record(path, split, GOOD, None) for path in paths], folder)
+
+
+def require_some(records: list[Record], folder: Path) -> list[Record]:
+    """Return `records`. Raises UserError, naming `folder`, where there are none."""
+    if not records:
+        raise UserError(f"{folder}: no images; allowed are files named *{', *'.join(SUFFIXES)}")
+    return records
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The visible folders in `folder`, by name."""
+    visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    return sorted(entry for entry in visible if entry.is_dir())
+
+
+def refuse_others(folder: Path, allowed: set[str], rule: str) -> None:
+    """Raise where `folder` has images outside the `allowed` ones: nothing is skipped in silence."""
+    others = [entry for entry in subfolders(folder) if entry.name not in allowed]
+    stray = [path for other in others for path in list_images(other, recursive=True)]
+    stray += list_images(folder)
+    if stray:
+        raise UserError(f"{stray[0]}: would not be used; {rule}: move or remove it")
