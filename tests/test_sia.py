@@ -48,7 +48,7 @@ def indices_on_disk(folder: Path) -> list[int]:
 
 
 def test_a_folder_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    assert write_sia(tmp_path, header(), 120, make_items) == 120
+    assert write_sia(tmp_path, header(), 120, make_items).num_images == 120
     folder = open_sia(tmp_path, kind="source")
     assert (folder.kind, folder.dataset, folder.category) == ("source", "data", "nut")
     assert folder.config == {"method": "test", "size": [8, 10]}
@@ -76,7 +76,9 @@ def test_datasets_reads_the_folder_as_an_imagefolder(
         "imagefolder", data_dir=str(folder), cache_dir=str(tmp_path / "cache"), split="train"
     )
     fields = {"image", "dataset", "category", "index", "seed", "strength", "sha256"}
-    assert set(data.column_names) == fields | ({"mask"} if kind == "blended" else set())
+    assert set(data.column_names) == fields | (
+        {"mask", "mask_sha256"} if kind == "blended" else set()
+    )
     assert data["index"][:] == list(range(12))
     for index in (0, 11):
         np.testing.assert_array_equal(np.asarray(data[index]["image"]), picture(index))
@@ -118,7 +120,7 @@ def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path) -> None
     assert 150 <= len(indices_on_disk(killed)) < 250
     with pytest.raises(UserError, match="unfinished; run the command that made it once more"):
         open_sia(killed)
-    assert write_sia(killed, header(), 250, make_items) <= 150
+    assert write_sia(killed, header(), 250, make_items).num_images <= 150
     write_sia(whole, header(), 250, make_items)
     left = {name for name in contents(killed) if name.endswith(".partial")}
     assert {n: c for n, c in contents(killed).items() if n not in left} == contents(whole)
@@ -132,10 +134,10 @@ def test_a_larger_number_goes_on_and_the_folder_is_unfinished_meanwhile(tmp_path
         assert not (grown / "metadata.jsonl").exists()
         yield from make_items(indices)
 
-    assert write_sia(grown, header(), 210, watched) == 80
+    assert write_sia(grown, header(), 210, watched).num_images == 80
     write_sia(whole, header(), 210, make_items)
     assert contents(grown) == contents(whole)
-    assert write_sia(grown, header(), 210, watched) == 0
+    assert write_sia(grown, header(), 210, watched).num_images == 0
 
 
 def test_fewer_images_than_there_are_is_refused_with_the_way_out(tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_a_deleted_image_is_made_again(tmp_path: Path) -> None:
     (tmp_path / "images/000/000007.png").unlink()
     with pytest.raises(UserError, match=r"000007\.png: no such file"):
         open_sia(tmp_path).read_image(7)
-    assert write_sia(tmp_path, header(), 12, make_items) == 1
+    assert write_sia(tmp_path, header(), 12, make_items).num_images == 1
     assert contents(tmp_path) == before
 
 
@@ -179,7 +181,7 @@ def test_a_deleted_mask_is_made_again(tmp_path: Path) -> None:
     write_sia(tmp_path, header("blended"), 3, make_blended)
     before = contents(tmp_path)
     (tmp_path / "masks/000/000001.png").unlink()
-    assert write_sia(tmp_path, header("blended"), 3, make_blended) == 1
+    assert write_sia(tmp_path, header("blended"), 3, make_blended).num_images == 1
     assert contents(tmp_path) == before
 
 
@@ -234,12 +236,12 @@ def test_a_full_disk_stops_early_and_is_told(
             made.append(item.number)
             yield item
 
-    monkeypatch.setattr("synth.sia.write_png", full)
+    monkeypatch.setattr("synth.sia_writer.write_png", full)
     with pytest.raises(UserError, match=r"000000\.png: not written, the disk is full"):
         write_sia(tmp_path, header(), 100, counted)
     assert len(made) < 20
     monkeypatch.undo()
-    assert write_sia(tmp_path, header(), 100, make_items) == 100
+    assert write_sia(tmp_path, header(), 100, make_items).num_images == 100
 
 
 @pytest.mark.parametrize(
