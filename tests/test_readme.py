@@ -21,7 +21,7 @@ TINY = {
 }
 COMMANDS = {
     "synth": dict(synth.cli.COMMANDS),
-    "detect": {name: getattr(detect.cli, name) for name in ("train", "evaluate", "predict")},
+    "detect": dict(detect.cli.COMMANDS),
 }
 
 
