@@ -23,7 +23,7 @@ STAGING = ".model.partial"
 
 
 class DiffusionModel(NamedTuple):
-    """A network for one category. `digest` is that of its weights."""
+    """A network for one category, or for several. `digest` is that of its weights."""
 
     unet: UNet2DModel
     config: dict[str, Any]
@@ -39,6 +39,31 @@ class DiffusionModel(NamedTuple):
     def num_channels(self) -> int:
         """1 for grey products, else 3."""
         return self.config["train"]["unet"]["num_channels"]
+
+    @property
+    def categories(self) -> list[str]:
+        """What it draws; a conditional model's categories in the order of its labels."""
+        return self.config.get("categories") or [self.config["category"]]
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it has to be told the category that it shall draw."""
+        return self.config["train"]["unet"].get("num_categories") is not None
+
+    def label(self, category: str | None) -> int | None:
+        """The label that the network is given for `category`; None where it is not conditional.
+
+        Raises UserError for a category that it does not know, and where it needs one.
+        """
+        if category is None and self.conditional:
+            raise UserError(
+                f"category: this model knows several; choose one of {', '.join(self.categories)}"
+            )
+        if category is not None and category not in self.categories:
+            raise UserError(
+                f"category: the model knows no {category!r}; it knows {', '.join(self.categories)}"
+            )
+        return self.categories.index(category) if category and self.conditional else None
 
     @property
     def precision(self) -> Precision:
@@ -70,7 +95,10 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
     config = read_json(folder / CONFIG_FILE)
     try:
         _ = config["dataset"], config["category"], config["train"]["precision"]
-        unet = build_unet(UNetConfig.from_json(config["train"]["unet"]))
+        shape = UNetConfig.from_json(config["train"]["unet"])
+        if shape.num_categories not in (None, len(config.get("categories") or ())):
+            raise LookupError("categories")
+        unet = build_unet(shape)
     except (LookupError, TypeError, AttributeError):
         raise UserError(
             f"{folder}: not a diffusion model; give the --out of `synth train`"

@@ -19,20 +19,25 @@ def sample_images(
     seed: int,
     indices: Sequence[int],
     num_steps: int,
+    category: str | None = None,
     *,
     start: Start | None = None,
 ) -> NDArray[np.uint8]:
     """SDAS images with these indices, uint8 [N, H, W, 3] RGB.
 
-    Image i depends on (model, num_steps, strength, seed, i) and its start alone. `start` must be on
-    the model's device. Raises ValueError for a negative strength.
+    Image i depends on (model, category, num_steps, strength, seed, i) and its start alone. `start`
+    must be on the model's device. A conditional model needs a category. Raises UserError for one
+    that it does not know, ValueError for a negative strength.
     """
     device = model.unet.device
     bf16 = model.precision == "bf16"
+    label = model.label(category)
+    labels = None if label is None else torch.full((len(indices),), label, device=device)
 
     def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return model.unet(x_t.contiguous(memory_format=torch.channels_last), t).sample
+            return model.unet(x_t, t, class_labels=labels).sample
 
     shape = (model.num_channels, *model.image_size)
     generators = [generator(seed, index, device=device) for index in indices]

@@ -18,26 +18,43 @@ NUM_STEPS = 20
 BATCH_SIZE = 8
 
 
-def draw_samples(model: DiffusionModel, strength: float, num: int, seed: int, bars: Bars) -> Images:
-    """SDAS images 0..num-1 at one strength, uint8 [num, H, W, 3] RGB."""
+def draw_samples(
+    model: DiffusionModel,
+    strength: float,
+    num: int,
+    seed: int,
+    bars: Bars,
+    category: str | None = None,
+) -> Images:
+    """SDAS images 0..num-1 at one strength, uint8 [num, H, W, 3] RGB.
+
+    category: which one of a conditional model's.
+    """
     parts = []
     with bars(f"sampling at strength {strength:g}", "image") as update:
         for start in range(0, num, BATCH_SIZE):
             indices = range(start, min(start + BATCH_SIZE, num))
-            parts.append(sample_images(model, [strength] * len(indices), seed, indices, NUM_STEPS))
+            s = [strength] * len(indices)
+            parts.append(sample_images(model, s, seed, indices, NUM_STEPS, category))
             update(indices.stop, num)
     return np.concatenate(parts)
 
 
 def strength_rows(
-    model: DiffusionModel, num: int, seed: int, bars: Bars, strengths: Sequence[float] = STRENGTHS
+    model: DiffusionModel,
+    num: int,
+    seed: int,
+    bars: Bars,
+    strengths: Sequence[float] = STRENGTHS,
+    category: str | None = None,
 ) -> list[SheetRow]:
     """A row of samples per strength, all from the same noise."""
+    of = "" if category is None else f"{category}: "
     return [
         SheetRow(
-            f"SDAS from the same noise, strength s = {strength:g}"
+            f"{of}SDAS from the same noise, strength s = {strength:g}"
             + (" (plain DDPM)" if strength == 0 else ""),
-            list(draw_samples(model, strength, num, seed, bars)),
+            list(draw_samples(model, strength, num, seed, bars, category)),
         )
         for strength in strengths
     ]
