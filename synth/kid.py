@@ -19,10 +19,10 @@ Array = NDArray[np.float64]
 
 
 class Measured(NamedTuple):
-    """A figure and its standard error."""
+    """A figure and its standard error, None where one image tells nothing of it."""
 
     value: float
-    error: float
+    error: float | None
 
 
 def kid(x: NDArray[np.float32], y: NDArray[np.float32], seed: int = 0) -> Measured | None:

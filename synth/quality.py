@@ -1,6 +1,6 @@
 """Are a model's samples at strength 0 normal images?
 
-Judged by distances to training images in the features of a frozen network.
+Judged by their distances to training images, as `synth.reference` measures them.
 """
 
 from dataclasses import asdict, dataclass
@@ -42,10 +42,11 @@ class SampleCheck:
     @property
     def sentence(self) -> str:
         """The check in one sentence."""
-        basis = (
-            f"{self.share_far:.0%} of {self.num_samples} samples at strength 0 lie farther from "
-            f"the training images than 95 % of {self.num_held_out} held-out normals do (median "
-            f"distance {self.distance:.2f} times theirs, pixel noise {self.grain:.2f} times)"
+        judged = (
+            f"{percent(self.share_far)} of {self.num_samples} samples at strength 0 look unlike "
+            f"the product, where 5 % of normal images do, and {percent(self.share_copies)} are "
+            f"near-copies of a training image (distance to these {self.distance:.2f} times, pixel "
+            f"noise {self.grain:.2f} times that of {self.num_held_out} held-out normal images)"
         )
         if self.verdict == "under-fit":
             cause = (
@@ -54,13 +55,11 @@ class SampleCheck:
                 else "their structure is off"
             )
             cure = "raise --num-steps and run the same command again"
-            return f"model under-fit: {basis}; {cause}: {cure}"
+            return f"model under-fit: {judged}; {cause}: {cure}"
         if self.verdict == "copies":
-            return (
-                f"model copies its training images: {self.share_copies:.0%} of the samples are "
-                "nearer to one than normals ever are; train fewer steps, or on more images"
-            )
-        return f"model fits: {basis}"
+            cure = "train fewer steps, or on more images"
+            return f"model copies its training images: {judged}; {cure}"
+        return f"model fits: {judged}"
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types, with the sentence."""
@@ -69,16 +68,15 @@ class SampleCheck:
 
 def check_samples(reference: Reference, samples: Images, held_out: Images) -> SampleCheck:
     """Judge samples drawn at strength 0; both uint8 [N, H, W, 3] RGB of one size."""
-    d_held = reference.held_distances
-    d_sample = quality_scores(reference, samples) * reference.unit
-    share_far = float((d_sample > np.quantile(d_held, FAR_QUANTILE)).mean())
-    share_copies = float((d_sample < copy_distance(reference)).mean())
+    quality = quality_scores(reference, samples)
+    share_far = float((quality > far_distance(reference)).mean())
+    share_copies = float((quality < copy_distance(reference)).mean())
     verdict: Verdict = (
         "under-fit" if share_far > FAR_SHARE else "copies" if share_copies > COPY_SHARE else "fit"
     )
     return SampleCheck(
         verdict=verdict,
-        distance=float(np.median(d_sample)) / reference.unit,
+        distance=float(np.median(quality)),
         share_far=share_far,
         share_copies=share_copies,
         grain=pixel_noise(samples) / max(pixel_noise(held_out), 1e-3),
@@ -87,9 +85,21 @@ def check_samples(reference: Reference, samples: Images, held_out: Images) -> Sa
     )
 
 
+def percent(share: float) -> str:
+    """A share as text, such as 5 %."""
+    return f"{100 * share:.0f} %"
+
+
+def far_distance(reference: Reference) -> float:
+    """The quality score beyond which an image looks unlike the product."""
+    return float(np.quantile(reference.held_distances, FAR_QUANTILE)) / reference.unit
+
+
 def copy_distance(reference: Reference) -> float:
-    """An image nearer than this to a training image is a copy of it; normal images never are."""
-    return NEAR_FACTOR * float(np.quantile(reference.held_distances, NEAR_QUANTILE))
+    """The quality score below which an image is a near-copy of a training image."""
+    return (
+        NEAR_FACTOR * float(np.quantile(reference.held_distances, NEAR_QUANTILE)) / reference.unit
+    )
 
 
 def pixel_noise(images: Images) -> float:

@@ -28,14 +28,14 @@ def draw_samples(
 ) -> Images:
     """SDAS images 0..num-1 at one strength, uint8 [num, H, W, 3] RGB.
 
-    category: which one of a conditional model's.
+    category: for conditional models only.
     """
     parts = []
     with bars(f"sampling at strength {strength:g}", "image") as update:
         for start in range(0, num, BATCH_SIZE):
             indices = range(start, min(start + BATCH_SIZE, num))
-            s = [strength] * len(indices)
-            parts.append(sample_images(model, s, seed, indices, NUM_STEPS, category))
+            strengths = [strength] * len(indices)
+            parts.append(sample_images(model, strengths, seed, indices, NUM_STEPS, category))
             update(indices.stop, num)
     return np.concatenate(parts)
 
@@ -49,15 +49,19 @@ def strength_rows(
     category: str | None = None,
 ) -> list[SheetRow]:
     """A row of samples per strength, all from the same noise."""
-    of = "" if category is None else f"{category}: "
     return [
         SheetRow(
-            f"{of}SDAS from the same noise, strength s = {strength:g}"
-            + (" (plain DDPM)" if strength == 0 else ""),
+            strength_label(strength),
             list(draw_samples(model, strength, num, seed, bars, category)),
         )
         for strength in strengths
     ]
+
+
+def strength_label(strength: float) -> str:
+    """The title of a row of samples."""
+    plain = " (plain DDPM)" if strength == 0 else ""
+    return f"SDAS from the same noise, strength s = {strength:g}{plain}"
 
 
 def normal_rows(category: Category, num: int, size: tuple[int, int], bars: Bars) -> list[SheetRow]:
