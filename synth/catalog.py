@@ -8,6 +8,7 @@ from pathlib import Path
 
 from synth.errors import UserError
 from synth.layouts import READERS
+from synth.progress import Bars, no_bars
 from synth.records import Category, Reader, Record
 
 # Opening
@@ -16,20 +17,23 @@ from synth.records import Category, Reader, Record
 def categories(dataset: str, root: Path | None) -> list[str]:
     """List the categories below `root` by name. Raises UserError as `open_category`."""
     reader = _reader(dataset)
-    return reader.categories(_existing_root(reader, dataset, root))
+    return reader.categories(reader.find_root(root))
 
 
-def open_category(dataset: str, root: Path | None, category: str | None = None) -> Category:
+def open_category(
+    dataset: str, root: Path | None, category: str | None = None, bars: Bars = no_bars
+) -> Category:
     """List the images of one category.
 
     `dataset` is a key of READERS; `root` may be None for "textures" only; `category` may be None
     where there is only one. For "folder" with a single product, `category` is a name of your choice
-    (default: the folder's). Raises UserError for an unknown dataset, a missing root or category, no
-    training images, a missing mask ("folder" may have no masks at all for a defect), and images or
-    folders in places where the layout has no meaning for them.
+    (default: the folder's). "textures" and "hub" are written to a cache folder first, which `bars`
+    tell of. Raises UserError for an unknown dataset, a missing root or category, no training
+    images, a missing mask ("folder" may have no masks at all for a defect), and images or folders
+    in places where the layout has no meaning for them.
     """
     reader = _reader(dataset)
-    root = _existing_root(reader, dataset, root)
+    root = reader.find_root(root)
     names = reader.categories(root)
     if category is None and len(names) > 1:
         raise UserError(f"category: {root} holds several; choose one of {', '.join(names)}")
@@ -43,6 +47,7 @@ def open_category(dataset: str, root: Path | None, category: str | None = None) 
             f"{root}: no category of layout {dataset!r}; check --root, or use the layout 'folder'"
         )
     name = names[0] if category is None else category
+    root = reader.prepare(root, name, bars)
     return Category(dataset, name, tuple(reader.records(root, name)))
 
 
@@ -75,13 +80,3 @@ def _reader(dataset: str) -> Reader:
     if dataset not in READERS:
         raise UserError(f"dataset: no layout {dataset!r}; allowed: {', '.join(READERS)}")
     return READERS[dataset]
-
-
-def _existing_root(reader: Reader, dataset: str, root: Path | None) -> Path:
-    if reader.default_root is not None:
-        return reader.default_root() if root is None else root
-    if root is None:
-        raise UserError(f"root: the layout {dataset!r} needs a folder; give --root")
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; check --root")
-    return root

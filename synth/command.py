@@ -36,7 +36,7 @@ OptionalFolder = Annotated[
     Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(optional)")
 ]
 
-DATASET_NAMES = Literal["folder", "mvtec", "mtd", "textures"]
+DATASET_NAMES = Literal["folder", "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "textures", "hub"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,10 @@ class DataOptions:
     """Which images."""
 
     dataset: DATASET_NAMES = "folder"
-    """Layout: any folder of normal images, MVTec AD's, Magnetic Tile's, or embedded photographs."""
+    """Layout: any folder of normal images; a published dataset as it is unpacked (mvtec to dagm);
+    textures: embedded photographs; hub: a dataset of the Hugging Face Hub."""
     root: OptionalFolder = None
-    """Folder of the data; textures needs none."""
+    """Folder of the data; textures needs none; ORG/NAME with hub."""
     category: Annotated[
         str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: the only one)")
     ] = None
@@ -54,7 +55,7 @@ class DataOptions:
 
     def open(self) -> Category:
         """List the images; none is opened. Raises UserError as `open_category`."""
-        return open_category(self.dataset, self.root, self.category)
+        return open_category(self.dataset, self.root, self.category, progress_bar)
 
 
 # Checks of options
@@ -151,6 +152,12 @@ def is_first_process() -> bool:
 
 # Running
 
+OUT_OF_MEMORY = {
+    ("synth", "train"): "raise --accumulate, give --gradient-checkpointing, or lower --size",
+    ("synth", "generate"): "lower --batch-size",
+}
+"""Advice for commands whose options for it are not --batch-size and --size."""
+
 
 def run_command(name: str, description: str, commands: Mapping[str, Callable[..., Any]]) -> int:
     """Parse the command line, run the chosen command and return the exit code.
@@ -180,7 +187,8 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
     except RuntimeError as error:
         if "out of memory" not in str(error):  # of torch, which must not be imported for this
             raise
-        print(f"{name}: out of memory; lower --batch-size or --size", file=sys.stderr)
+        advice = OUT_OF_MEMORY.get((name, sys.argv[1]), "lower --batch-size or --size")
+        print(f"{name}: out of memory; {advice}", file=sys.stderr)
         return 2
     return 0
 

@@ -1,4 +1,4 @@
-"""The layouts `--dataset` can name: folders, MVTec AD's tree, published archives, textures.
+"""The layouts `--dataset` can name.
 
 A new layout is one function for its categories, one for its records, and a row in READERS.
 """
@@ -6,20 +6,23 @@ A new layout is one function for its categories, one for its records, and a row 
 from pathlib import Path
 
 from synth import textures
-from synth.archives import MTD
+from synth.archives import BTAD, DAGM, MTD
 from synth.errors import UserError
+from synth.hub_data import hub_categories, write_hub_dataset
 from synth.images import SUFFIXES, list_images
+from synth.progress import Bars
 from synth.records import (
     GOOD,
     Reader,
     Record,
+    list_test,
     normals_in,
     refuse_others,
     require_mask,
     require_some,
     subfolders,
-    test_records,
 )
+from synth.visa import VISA
 
 # Layout "folder": any folder of normal images
 
@@ -35,7 +38,7 @@ def _folder_records(root: Path, name: str) -> list[Record]:
     several = not _has_split(root) and _has_split(root / name)
     folder = root / name if several else root
     train = _folder_train(folder)
-    return train + test_records(folder, _optional_mask)
+    return train + list_test(folder, _optional_mask)
 
 
 def _has_split(folder: Path) -> bool:
@@ -93,7 +96,7 @@ def _mvtec_records(root: Path, name: str) -> list[Record]:
     folder = root if (root / "train" / GOOD).is_dir() else root / name
     train = folder / "train"
     refuse_others(train, {GOOD}, f"training images must be normal, in {train / GOOD}")
-    return normals_in(train / GOOD, "train") + test_records(folder, _mvtec_mask)
+    return normals_in(train / GOOD, "train") + list_test(folder, _mvtec_mask)
 
 
 def _mvtec_mask(image: Path, place: Path) -> Path | None:
@@ -103,18 +106,36 @@ def _mvtec_mask(image: Path, place: Path) -> Path | None:
 # Layout "textures": written on this machine when first opened
 
 
+def _textures_root(root: Path | None) -> Path:
+    return textures.default_root() if root is None else root
+
+
 def _textures_categories(root: Path) -> list[str]:
     return sorted(textures.PHOTOGRAPHS)
 
 
-def _textures_records(root: Path, name: str) -> list[Record]:
+def _write_textures(root: Path, name: str, bars: Bars) -> Path:
     textures.write_textures(root, name)
-    return _mvtec_records(root, name)
+    return root
+
+
+# Layout "hub": a dataset of the Hugging Face Hub, written to a cache folder when first opened
+
+
+def _hub_root(root: Path | None) -> Path:
+    if root is None:
+        raise UserError("root: the layout 'hub' needs a dataset; give --root ORG/NAME, or a folder")
+    return root
 
 
 READERS: dict[str, Reader] = {
     "folder": Reader(_folder_categories, _folder_records),
     "mvtec": Reader(_mvtec_categories, _mvtec_records),
+    "visa": VISA,
+    "mpdd": Reader(_mvtec_categories, _mvtec_records),
+    "btad": BTAD,
     "mtd": MTD,
-    "textures": Reader(_textures_categories, _textures_records, textures.default_root),
+    "dagm": DAGM,
+    "textures": Reader(_textures_categories, _mvtec_records, _textures_root, _write_textures),
+    "hub": Reader(hub_categories, _folder_records, _hub_root, write_hub_dataset),
 }

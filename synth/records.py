@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from synth.errors import UserError
 from synth.images import SUFFIXES, list_images
+from synth.progress import Bars
 
 GOOD = "good"
 
@@ -47,32 +48,58 @@ class Category:
         return tuple(record for record in self.records if record.split == "test")
 
 
+def existing_folder(root: Path | None) -> Path:
+    """Return `root`. Raises UserError where none is given or none is there."""
+    if root is None:
+        raise UserError("root: this layout needs a folder; give --root")
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; check --root")
+    return root
+
+
+def as_it_lies(root: Path, category: str, bars: Bars) -> Path:
+    """Nothing has to be prepared: the images lie below `root`."""
+    return root
+
+
 class Reader(NamedTuple):
-    """A layout: the categories of a root, the records of one, the root when none is given."""
+    """A layout: the categories of a root, and the records of one.
+
+    find_root: checks or replaces what --root says. prepare: writes what is not on disk yet and says
+    where `records` finds it.
+    """
 
     categories: Callable[[Path], list[str]]
     records: Callable[[Path, str], list[Record]]
-    default_root: Callable[[], Path] | None = None
+    find_root: Callable[[Path | None], Path] = existing_folder
+    prepare: Callable[[Path, str, Bars], Path] = as_it_lies
 
 
 # Pieces of readers
 
 
-def test_records(folder: Path, find_mask: Callable[[Path, Path], Path | None]) -> list[Record]:
-    """List test/<type>/, with masks by `find_mask(image, ground_truth/<type>/<same place>)`."""
+def list_test(
+    folder: Path, find_mask: Callable[[Path, Path], Path | None], good: str = GOOD
+) -> list[Record]:
+    """List test/<type>/, with masks by `find_mask(image, ground_truth/<type>/<same place>)`.
+
+    good: the type whose images are normal.
+    """
     test = folder / "test"
     if not test.is_dir():
         return []
     loose = list_images(test)
     if loose:
-        raise UserError(f"{loose[0]}: loose in {test}; move it to test/{GOOD} or test/<defect>")
+        raise UserError(f"{loose[0]}: loose in {test}; move it to test/{good} or test/<defect>")
     records: list[Record] = []
     for kind in subfolders(test):
         truth = folder / "ground_truth" / kind.name
         for path in list_images(kind, recursive=True):
             place = truth / path.relative_to(kind)
-            mask = None if kind.name == GOOD else find_mask(path, place)
-            records.append(Record(path, "test", kind.name, mask))
+            if kind.name == good:
+                records.append(Record(path, "test", GOOD, None))
+            else:
+                records.append(Record(path, "test", kind.name, find_mask(path, place)))
     return records
 
 

@@ -14,7 +14,6 @@ synthesised anomalies would be tested on its own kind.
 Written as an MVTec tree: train/good (240), test/good (60), test/<defect> (5 x 20), and masks.
 """
 
-import os
 import shutil
 import uuid
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import numpy as np
 import skimage.data
 from numpy.typing import ArrayLike, NDArray
 
+from synth.cache import cache_folder
 from synth.errors import UserError
 from synth.images import write_atomically, write_png
 
@@ -67,9 +67,8 @@ class Defect(NamedTuple):
 
 
 def default_root() -> Path:
-    """$XDG_CACHE_HOME/siaforge/textures, or ~/.cache/siaforge/textures."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "siaforge" / "textures"
+    """Where the textures are written: `cache_folder()`/textures."""
+    return cache_folder() / "textures"
 
 
 def write_textures(root: Path, category: str) -> Path:

@@ -60,6 +60,7 @@ def test_the_painters_share_nothing_with_the_synthesis() -> None:
         for alias in node.names
     }
     assert {module for module in modules if module and module.startswith("synth")} == {
+        "synth.cache",
         "synth.errors",
         "synth.images",
     }
