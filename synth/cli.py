@@ -6,9 +6,18 @@ from synth.command import run_command
 from synth.commands.blend import blend
 from synth.commands.generate import generate
 from synth.commands.inspect import inspect
+from synth.commands.publish import publish
 from synth.commands.train import train
+from synth.commands.validate import validate
 
-COMMANDS = {"train": train, "generate": generate, "blend": blend, "inspect": inspect}
+COMMANDS = {
+    "train": train,
+    "generate": generate,
+    "blend": blend,
+    "inspect": inspect,
+    "validate": validate,
+    "publish": publish,
+}
 
 
 def main() -> None:
