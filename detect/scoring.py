@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from detect.data import to_chw, to_unit
 from detect.detector import Detector, Scores
-from detect.realnet.model import image_scores
+from detect.pooling import image_scores
 from synth.images import Progress, read_image, resize
 from synth.pictures import Images
 

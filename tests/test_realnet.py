@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from detect.detector import Batch, Stage
 from detect.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
-from detect.realnet.model import image_scores
 from synth.errors import UserError
 from synth.features import BackboneConfig, build_backbone
 
@@ -138,14 +137,6 @@ def test_normalisation_happens_inside() -> None:
     direct = model.backbone.net((images - model.backbone.mean) / model.backbone.std)
     for got, layer, selection in zip(model.features(images), direct, model.afs, strict=True):
         torch.testing.assert_close(got, layer[:, selection.index])
-
-
-def test_the_image_score_is_the_best_window() -> None:
-    maps = torch.zeros(2, 256, 320)
-    maps[0, 100:116, 50:66] = 0.7
-    maps[1, 0, 0] = 1.0
-    torch.testing.assert_close(image_scores(maps), torch.tensor([0.7, 1 / 256]))
-    assert image_scores(maps[:, :8, :8]).tolist() == [0.0, 1.0], "one pixel at 8 x 8"
 
 
 # --- prediction ----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detect.detector import Batch, Detector, Scores, Stage
+from detect.pooling import image_scores
 from detect.realnet.config import RealNetConfig
 from detect.realnet.reconstruction import ReconstructionUNet
 from detect.realnet.rrs import RRS, SegmentationHead
@@ -133,13 +134,3 @@ class ChannelSelection(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map [N, C, h, w] to [N, m, h, w]."""
         return features.index_select(1, self.index)
-
-
-def image_scores(maps: Tensor) -> Tensor:
-    """Return the largest mean over any square window of a map: [N, H, W] to [N].
-
-    The window has 16 pixels at the authors' 256 and scales with the shorter side.
-    """
-    H, W = maps.shape[-2:]
-    kernel = max(1, round(16 * min(H, W) / 256))
-    return F.avg_pool2d(maps.unsqueeze(1), kernel, stride=1).amax((1, 2, 3))
