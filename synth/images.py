@@ -60,16 +60,21 @@ def read_mask(path: Path, shape: tuple[int, int] | None) -> NDArray[np.bool_]:
     first, so a label 1 counts. Raises UserError as `read_image`, for another size than `shape`, and
     for a JPEG, whose compression leaves non-zero specks around every defect.
     """
+    return read_graded_mask(path, shape)[0]
+
+
+def read_graded_mask(path: Path, shape: tuple[int, int] | None) -> tuple[NDArray[np.bool_], bool]:
+    """Read a mask as `read_mask`, and whether its defects have several levels (soft edges)."""
     with _no_warnings(), _decoded(path) as image:
         if image.format in JPEG_FORMATS:
             raise UserError(f"{path}: a mask in JPEG is not exact; save it as PNG")
-        mask = _non_zero(image)
+        levels, mask = _levels(image)
     if shape is not None and mask.shape != tuple(shape):
         raise UserError(
             f"{path}: the mask is {mask.shape[1]}x{mask.shape[0]} px, its image is "
             f"{shape[1]}x{shape[0]} px (width x height); they must be equal: export the mask again"
         )
-    return mask
+    return mask, bool(mask.any() and np.ptp(levels[mask], axis=0).any())
 
 
 def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -203,11 +208,13 @@ def _read_rgb(path: Path) -> NDArray[np.uint8]:
         return np.array(image.convert("RGB"))
 
 
-def _non_zero(image: Image.Image) -> NDArray[np.bool_]:
+def _levels(image: Image.Image) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
+    """Values [H, W, channels] of a mask's pixels and where they mean a defect, bool [H, W]."""
     if image.mode.startswith("I;16"):
-        return np.asarray(image) != 0
+        grey = np.asarray(image)[:, :, None]
+        return grey, grey[:, :, 0] != 0
     rgba = np.asarray(image.convert("RGBA"))  # [H, W, 4]
-    return rgba[:, :, :3].any(axis=2) & (rgba[:, :, 3] > 0)
+    return rgba, rgba[:, :, :3].any(axis=2) & (rgba[:, :, 3] > 0)
 
 
 # Files

@@ -17,6 +17,7 @@ from synth.errors import UserError
 from synth.images import (
     check_images,
     list_images,
+    read_graded_mask,
     read_image,
     read_mask,
     require_images,
@@ -201,6 +202,17 @@ def test_mask_counts_every_non_zero_level(tmp_path: Path) -> None:
     mask = read_mask(save(tmp_path / "m.png", Image.fromarray(levels)), (8, 8))
     np.testing.assert_array_equal(mask, levels > 0)
     assert mask.dtype == np.bool_
+
+
+@pytest.mark.parametrize(
+    ("levels", "graded"), [([0, 255], False), ([0, 1], False), ([0], False), ([0, 254, 255], True)]
+)
+def test_mask_of_several_levels_is_told(tmp_path: Path, levels: list[int], graded: bool) -> None:
+    grey = np.resize(np.array(levels, np.uint8), (8, 9))
+    for image in (Image.fromarray(grey), Image.fromarray(grey).convert("RGB")):
+        mask, found = read_graded_mask(save(tmp_path / "m.png", image), (8, 9))
+        assert found is graded
+        np.testing.assert_array_equal(mask, grey > 0)
 
 
 def test_mask_of_16_bit_labels_is_not_scaled_away(tmp_path: Path) -> None:
