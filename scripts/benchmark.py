@@ -4,6 +4,7 @@ All figures are of one run on one machine; times of repeated work are medians.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import resource
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -91,7 +92,7 @@ def blended_samples(folder: Path) -> list[Figure]:
 def write_noise_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
     """A small SIA folder of noise images."""
 
-    def items(indices: list[int]) -> list[Item]:
+    def items(indices: Iterator[int]) -> list[Item]:
         rng = np.random.default_rng(0)
         return [
             Item(i, rng.integers(0, 256, (*size, 3), dtype=np.uint8), None, {}) for i in indices
@@ -154,9 +155,8 @@ def generate_images(folder: Path, count: int) -> None:
     )
     unet, schedule = build_unet(config).eval(), noise_schedule(20)
 
-    def items(indices: list[int]):
-        for start in range(0, len(indices), 50):
-            batch = indices[start : start + 50]
+    def items(indices: Iterator[int]) -> Iterator[Item]:
+        while batch := list(itertools.islice(indices, 50)):
             generators = [generator(0, index) for index in batch]
             strengths = [0.1] * len(batch)
             x = sample_sdas(

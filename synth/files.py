@@ -87,6 +87,37 @@ def read_json(path: Path, cure: str = "delete its folder and make it anew") -> J
     return value
 
 
+def create_json(path: Path, value: object) -> bool:
+    """Write `value` as JSON unless `path` exists; of several processes only one makes it, whole.
+
+    Where the file system has no hard links, a process that dies within these lines leaves half.
+    """
+    if path.exists():
+        return False
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
+    text = json.dumps(value, indent=2) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            os.link(partial, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno in FULL_DISK:
+                raise
+            try:
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(text)
+            except FileExistsError:
+                return False
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(write_fault(path, error)) from error
+    return True
+
+
 def claim_folder(
     folder: Path,
     config: Mapping[str, Any],
@@ -101,8 +132,7 @@ def claim_folder(
     """
     path = folder / name
     wanted = json.loads(json.dumps(config))
-    if not path.exists():
-        write_json(path, wanted)
+    if create_json(path, wanted):
         return False
     differences = config_differences(read_json(path), wanted)
     if differences and work is not None and not work.exists():
