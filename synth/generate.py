@@ -1,27 +1,30 @@
-"""SDAS images into an SIA folder, and blended training images made from one."""
+"""SDAS images into an SIA folder, and any one of them again from its row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from synth.blend import OPACITY, blend_random
-from synth.config import SdasConfig
+from synth.candidates import Candidate, QualityRange, draw_accepted
+from synth.config import Precision, SdasConfig
 from synth.errors import UserError
-from synth.foreground import ForegroundRule
-from synth.images import read_image, resize
+from synth.images import read_image, write_png
 from synth.model import DiffusionModel
-from synth.normals import Normals
-from synth.pictures import digest
+from synth.pictures import Images
 from synth.sampling import sample_images
 from synth.seeding import derive_seed
-from synth.sia import Item, OnImage, SiaFolder, SiaHeader, write_sia
+from synth.sia import Item, OnImage, SiaFolder, SiaHeader, Written, write_sia
+from synth.sia_format import Row
+from synth.sia_writer import file_digest
+
+METHOD = "sdas"
 
 
 def draw_strength(config: SdasConfig, index: int) -> float:
-    """The strength of image `index`: s ~ U(strength) by its own seed. Source: RealNet, SDAS."""
+    """The strength of image `index`, the same for all its candidates."""
     rng = np.random.default_rng(derive_seed(config.seed, index, 1))
-    return round(float(rng.uniform(*config.strength)), 6)
+    return config.strength.draw(index, rng)
 
 
 def generate_sia(
@@ -31,33 +34,46 @@ def generate_sia(
     num_images: int,
     *,
     batch_size: int,
+    category: str | None = None,
+    precision: Precision | None = None,
+    quality: QualityRange | None = None,
     process: int = 0,
     num_processes: int = 1,
     on_image: OnImage | None = None,
-) -> Path:
-    """Fill `out`/<dataset>/<category> with `num_images` SDAS images; the SIA folder's path.
+) -> Written:
+    """Fill `out`/<dataset>/<category> with `num_images` SDAS images.
 
-    What is already there stays. Raises UserError as `write_sia`.
+    What is already there stays. category: needed where the model knows several. precision: the
+    model's by default. quality: which candidates are accepted; all, and none is measured, if None.
+    Raises UserError as `write_sia` and `draw_accepted`.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: got {batch_size}, must be at least 1")
+    header = sdas_header(model, config, category, precision, quality)
 
-    def make_items(indices: list[int]) -> Iterator[Item]:
-        for start in range(0, len(indices), batch_size):
-            batch = indices[start : start + batch_size]
-            strengths = [draw_strength(config, index) for index in batch]
-            images = sample_images(model, strengths, config.seed, batch, config.num_steps)
-            for index, image, strength in zip(batch, images, strengths, strict=True):
-                row = {"seed": config.seed, "strength": strength, "num_steps": config.num_steps}
-                yield Item(index, image, None, row)
+    def draw(batch: Sequence[Candidate]) -> Images:
+        numbers, attempts = zip(*batch, strict=True)
+        strengths = [draw_strength(config, number) for number in numbers]
+        return sample_images(
+            model,
+            strengths,
+            config.seed,
+            numbers,
+            config.num_steps,
+            category,
+            attempts=attempts,
+            precision=precision,
+        )
 
-    dataset, category = model.config["dataset"], model.config["category"]
-    made_by = {"method": "sdas", **config.to_json(), "checkpoint": model.digest}
-    made_by |= {"image_size": list(model.image_size), "precision": model.precision}
-    folder = out / dataset / category
-    header = SiaHeader("source", dataset, category, made_by)
-    write_sia(
-        folder,
+    def make_items(indices: Iterator[int]) -> Iterator[Item]:
+        for (number, attempt), image, score in draw_accepted(indices, batch_size, draw, quality):
+            strength = draw_strength(config, number)
+            row: Row = {"seed": config.seed, "strength": strength, "num_steps": config.num_steps}
+            row |= {} if score is None else {"quality": score, "attempt": attempt}
+            yield Item(number, image, None, row)
+
+    return write_sia(
+        out / header.dataset / header.category,
         header,
         num_images,
         make_items,
@@ -65,54 +81,89 @@ def generate_sia(
         num_processes=num_processes,
         on_image=on_image,
     )
-    return folder
 
 
-def blend_sia(
-    normals: Normals,
-    rule: ForegroundRule,
-    sources: SiaFolder,
-    out: Path,
-    num_images: int,
-    *,
-    seed: int,
-    on_image: OnImage | None = None,
-) -> Path:
-    """Fill `out`/<dataset>/<category> with blended images and their masks; the SIA folder's path.
+def sdas_header(
+    model: DiffusionModel,
+    config: SdasConfig,
+    category: str | None,
+    precision: Precision | None,
+    quality: QualityRange | None,
+) -> SiaHeader:
+    """What the images of a folder depend on. Raises UserError as `DiffusionModel.label`."""
+    model.label(category)
+    made_by: dict[str, Any] = {"method": METHOD, **config.to_json(), "checkpoint": model.digest}
+    made_by["image_size"] = list(model.image_size)
+    made_by["precision"] = precision or model.precision
+    made_by |= {} if quality is None else {"quality": quality.to_json()}
+    return SiaHeader("source", model.config["dataset"], category or model.categories[0], made_by)
 
-    Dataset and category are the normals'. Image i blends normal i mod N with a random source by its
-    own seed. Raises UserError as `write_sia`, and when a foreground is empty.
+
+# One image again
+
+
+class Remade(NamedTuple):
+    """An image made again, and how it compares with its folder's, in one sentence."""
+
+    path: Path
+    identical: bool
+    sentence: str
+
+
+def remake_image(model: DiffusionModel, folder: SiaFolder, index: int, out: Path) -> Remade:
+    """Make image `index` of a folder again from its row, as `out`/<index>.png.
+
+    Raises UserError when the folder has no such image, or another model or method made it.
     """
-    size, records, images = normals.size, normals.fit_records, normals.fit
-    foregrounds = [rule.apply(image) for image in images]
-    empty = [
-        record.path for record, mask in zip(records, foregrounds, strict=True) if not mask.any()
-    ]
-    if empty:
+    row = find_row(folder, index)
+    require_maker(model, folder)
+    image = sample_images(
+        model,
+        [row["strength"]],
+        row["seed"],
+        [index],
+        row["num_steps"],
+        folder.category,
+        attempts=[row.get("attempt", 0)],
+        precision=folder.config["precision"],
+    )[0]
+    path = out / f"{index:06d}.png"
+    write_png(path, image)
+    if file_digest(path) == row["sha256"]:
+        return Remade(path, True, f"image {index}: identical to the folder's, byte for byte")
+    there = folder.path / row["file_name"]
+    if file_digest(there) != row["sha256"]:
+        sentence = f"image {index}: not what its row records, but {there} was altered too"
+        return Remade(path, False, sentence)
+    levels = np.abs(image.astype(int) - read_image(there))
+    sentence = (
+        f"image {index}: {np.count_nonzero(levels)} of {levels.size} values differ from the "
+        f"folder's, by {levels.max()} of 255 levels at most"
+        + (" (rounding of another batch or device)" if levels.max() <= 1 else "")
+    )
+    return Remade(path, False, sentence)
+
+
+def find_row(folder: SiaFolder, index: int) -> Row:
+    """The row of image `index`. Raises UserError when there is none."""
+    for row in folder.rows:
+        if row["index"] == index:
+            return row
+    raise UserError(
+        f"{folder.path}: no image {index}; it has {folder.rows[0]['index']} to "
+        f"{folder.rows[-1]['index']}"
+    )
+
+
+def require_maker(model: DiffusionModel, folder: SiaFolder) -> None:
+    """Raise UserError unless the model's weights are those that made the folder by SDAS."""
+    method, checkpoint = folder.config.get("method"), folder.config.get("checkpoint")
+    if method != METHOD:
         raise UserError(
-            f"{empty[0]}: no foreground found (rule {rule.method}); remove the image, or give "
-            "--foreground everything"
+            f"{folder.path}: method {method!r}; only images of method {METHOD!r} can be made again"
         )
-
-    def make_items(indices: list[int]) -> Iterator[Item]:
-        for index in indices:
-            rng = np.random.default_rng(derive_seed(seed, index))
-            n, p = index % len(images), int(rng.integers(len(sources.rows)))
-            source = resize(read_image(sources.path / sources.rows[p]["file_name"]), size)
-            blended = blend_random(images[n], foregrounds[n], source, rng, opacity=OPACITY)
-            row = {"seed": seed, "opacity": blended.opacity, "normal_file": records[n].path.name}
-            row |= {
-                "source_index": sources.rows[p]["index"],
-                "strength": sources.rows[p].get("strength"),
-            }
-            yield Item(index, blended.image, blended.mask, row)
-
-    made_by = {"method": "blend", "seed": seed, "opacity": list(OPACITY), "image_size": list(size)}
-    made_by |= {"foreground": rule.to_dict(), "normals": digest(images)}
-    made_by |= {"sources": dict(sources.config), "num_sources": len(sources.rows)}
-    made_by |= {"sources_of": f"{sources.dataset}/{sources.category}"}
-    category = normals.category
-    folder = out / category.dataset / category.name
-    header = SiaHeader("blended", category.dataset, category.name, made_by)
-    write_sia(folder, header, num_images, make_items, on_image=on_image)
-    return folder
+    if checkpoint != model.digest:
+        raise UserError(
+            f"{folder.path}: made by a model with digest {checkpoint}, this one's is "
+            f"{model.digest}; give the model that made the folder"
+        )

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synth.config import Precision
 from synth.ddpm import noise_schedule
 from synth.model import DiffusionModel
 from synth.sdas import Start, sample_sdas
@@ -22,15 +23,18 @@ def sample_images(
     category: str | None = None,
     *,
     start: Start | None = None,
+    attempts: Sequence[int] | None = None,
+    precision: Precision | None = None,
 ) -> NDArray[np.uint8]:
     """SDAS images with these indices, uint8 [N, H, W, 3] RGB.
 
-    Image i depends on (model, category, num_steps, strength, seed, i) and its start alone. `start`
-    must be on the model's device. A conditional model needs a category. Raises UserError for one
-    that it does not know, ValueError for a negative strength.
+    Image i depends on (model, category, num_steps, strength, seed, i), its start and its attempt
+    alone; another attempt (0 if not given) is another candidate for the same image. `start` must be
+    on the model's device. precision: the model's by default. A conditional model needs a category.
+    Raises UserError for one that it does not know, ValueError for a negative strength.
     """
     device = model.unet.device
-    bf16 = model.precision == "bf16"
+    bf16 = (precision or model.precision) == "bf16"
     label = model.label(category)
     labels = None if label is None else torch.full((len(indices),), label, device=device)
 
@@ -40,7 +44,11 @@ def sample_images(
             return model.unet(x_t, t, class_labels=labels).sample
 
     shape = (model.num_channels, *model.image_size)
-    generators = [generator(seed, index, device=device) for index in indices]
+    attempts = attempts or [0] * len(indices)
+    generators = [
+        generator(seed, index, *((0, attempt) if attempt else ()), device=device)
+        for index, attempt in zip(indices, attempts, strict=True)
+    ]
     schedule = noise_schedule(num_steps).to(device)
     x = sample_sdas(denoiser, schedule, shape, strengths, generators, start)
     levels = ((x + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1)  # [N, H, W, C]

@@ -7,16 +7,18 @@ import pytest
 import torch
 from tiny import UNET, write_model
 
+from synth.blend_sia import blend_sia
 from synth.catalog import Category, Record
 from synth.config import SdasConfig
 from synth.errors import UserError
 from synth.foreground import ForegroundRule
-from synth.generate import blend_sia, draw_strength, generate_sia
+from synth.generate import draw_strength, generate_sia
 from synth.images import write_png
 from synth.model import DiffusionModel, load_model
 from synth.normals import Normals
 from synth.sampling import sample_images
 from synth.sia import SiaFolder, open_sia
+from synth.strength import Strength
 
 CONFIG = SdasConfig(num_steps=2)
 EVERYWHERE = ForegroundRule(method="everything")
@@ -45,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_strengths_are_uniform_in_their_range_and_belong_to_the_index() -> None:
-    config = SdasConfig(strength=(0.1, 0.3))
+    config = SdasConfig(strength=Strength((0.1, 0.3), uniform=True))
     drawn = np.array([draw_strength(config, index) for index in range(2000)])
     assert 0.1 <= drawn.min() < 0.102
     assert 0.298 < drawn.max() <= 0.3
@@ -53,11 +55,11 @@ def test_strengths_are_uniform_in_their_range_and_belong_to_the_index() -> None:
     assert np.abs(counts - 200).max() < 6 * np.sqrt(200 * 0.9)
     assert draw_strength(config, 7) == drawn[7]
     assert draw_strength(replace(config, seed=1), 7) != drawn[7]
-    assert draw_strength(SdasConfig(strength=(0, 0)), 3) == 0
+    assert draw_strength(SdasConfig(strength=Strength((0.0,))), 3) == 0
 
 
 def test_rows_say_how_their_image_was_made(model: DiffusionModel, tmp_path: Path) -> None:
-    path = generate_sia(model, CONFIG, tmp_path, 5, batch_size=2)
+    path = generate_sia(model, CONFIG, tmp_path, 5, batch_size=2).folder
     assert path == tmp_path / "data" / "nut"
     folder = open_sia(path, kind="source")
     assert folder.config["checkpoint"] == model.digest
@@ -82,7 +84,7 @@ def test_a_stopped_generation_goes_on_to_the_same_bytes(
 
 
 def test_growing_keeps_what_is_there(model: DiffusionModel, tmp_path: Path) -> None:
-    path = generate_sia(model, CONFIG, tmp_path, 3, batch_size=2)
+    path = generate_sia(model, CONFIG, tmp_path, 3, batch_size=2).folder
     before = contents(path / "images")
     generate_sia(model, CONFIG, tmp_path, 6, batch_size=2)
     after = contents(path / "images")
@@ -92,8 +94,8 @@ def test_growing_keeps_what_is_there(model: DiffusionModel, tmp_path: Path) -> N
 
 def test_another_strength_is_refused(model: DiffusionModel, tmp_path: Path) -> None:
     generate_sia(model, CONFIG, tmp_path, 2, batch_size=2)
-    with pytest.raises(UserError, match=r"config\.strength: \[0\.1, 0\.2\] there, \[0\.0, 0\.1\]"):
-        generate_sia(model, replace(CONFIG, strength=(0.0, 0.1)), tmp_path, 2, batch_size=2)
+    with pytest.raises(UserError, match=r"config\.strength: \[0\.1, 0\.2\] there, 0\.15 here"):
+        generate_sia(model, replace(CONFIG, strength=Strength((0.15,))), tmp_path, 2, batch_size=2)
 
 
 def test_a_batch_of_nothing_is_refused(model: DiffusionModel, tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_a_batch_of_nothing_is_refused(model: DiffusionModel, tmp_path: Path) ->
 
 @pytest.fixture
 def sources(model: DiffusionModel, tmp_path: Path) -> SiaFolder:
-    return open_sia(generate_sia(model, CONFIG, tmp_path / "sources", 4, batch_size=4))
+    return open_sia(generate_sia(model, CONFIG, tmp_path / "sources", 4, batch_size=4).folder)
 
 
 def normals(folder: Path, num: int = 3) -> Normals:
@@ -123,7 +125,7 @@ def test_blended_images_differ_from_their_normal_under_the_mask_only(
     sources: SiaFolder, tmp_path: Path
 ) -> None:
     plates = normals(tmp_path / "normals")
-    path = blend_sia(plates, EVERYWHERE, sources, tmp_path / "out", 7, seed=1)
+    path = blend_sia(plates, EVERYWHERE, sources, tmp_path / "out", 7, seed=1).folder
     assert path == tmp_path / "out" / "folder" / "plate"
     folder = open_sia(path, kind="blended")
     for index, row in enumerate(folder.rows):

@@ -10,7 +10,13 @@ from synth.ddpm import build_unet
 from synth.files import write_json
 from synth.model import CONFIG_FILE, save_model
 
-UNET = UNetConfig(image_size=(16, 24), block_channels=(8, 16), head_channels=8, norm_groups=4)
+UNET = UNetConfig(
+    image_size=(16, 24),
+    block_channels=(8, 16),
+    attention_levels=(1,),
+    head_channels=8,
+    norm_groups=4,
+)
 
 
 def write_model(folder: Path, unet: UNetConfig = UNET, seed: int = 0, **about: Any) -> Path:

@@ -13,6 +13,7 @@ from synth.command import (
     warn,
 )
 from synth.config import Foreground
+from synth.shards import Shard, parse_shard
 
 
 def blend(
@@ -24,6 +25,7 @@ def blend(
     size: Size = (256, 256),
     foreground: Foreground = "auto",
     seed: int = 0,
+    shard: Shard = None,
 ) -> None:
     """Paste SDAS images into normal ones under Perlin masks; images and masks to disk.
 
@@ -37,14 +39,16 @@ def blend(
         size: Pixels.
         foreground: Where anomalies may lie: auto finds the product, everything is the whole image.
         seed: Of every image, together with its index.
+        shard: Make share I of N, counted from 1: for job arrays.
 
     """
     require_positive(num=num)
     require_not_negative(seed=seed)
     require_size(size)
+    share, num_shares = parse_shard(shard)
     category = data.open()
     require_output(out)
-    from synth.generate import blend_sia
+    from synth.blend_sia import blend_sia
     from synth.normals import load_normals
     from synth.sia import open_sia
 
@@ -54,5 +58,15 @@ def blend(
     normals = load_normals(category, size, progress_bar)
     rule = normals.foreground_rule(foreground)
     with progress_bar("blending", "image") as update:
-        folder = blend_sia(normals, rule, sources, out, num, seed=seed, on_image=update)
-    say(f"foreground rule: {rule.method}\nblended images and masks: {folder}")
+        written = blend_sia(
+            normals,
+            rule,
+            sources,
+            out,
+            num,
+            seed=seed,
+            process=share,
+            num_processes=num_shares,
+            on_image=update,
+        )
+    say(f"foreground rule: {rule.method}\n{written.sentence('blended images and masks')}")

@@ -1,5 +1,7 @@
 """`synth generate`."""
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -11,51 +13,128 @@ from synth.command import (
     require_positive,
     say,
 )
-from synth.config import SdasConfig
+from synth.config import Precision, SdasConfig
+from synth.errors import UserError
+from synth.shards import Shard, parse_shard
+from synth.strength import PAPER, Strength
+
+OF_MODEL = tyro.conf.arg(metavar="STR", help_behavior_hint="(default: all of the model)")
+OPTIONAL = "(optional)"
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=OPTIONAL)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast, and on how many machines. None of it changes an image but by rounding."""
+
+    shard: Shard = None
+    """Make share I of N, counted from 1: $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT."""
+    batch_size: Annotated[
+        int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by free memory)")
+    ] = None
+    """Images drawn at once; halved where the memory does not suffice."""
+    precision: Annotated[
+        Precision | None,
+        tyro.conf.arg(metavar="auto|fp32|bf16", help_behavior_hint="(default: the model's)"),
+    ] = None
+    """Arithmetic of the network; auto takes the faster on this device. A folder keeps its own."""
+    compile: bool = False
+    """Compile the network first: a minute or more, repaid by many images."""
 
 
 def generate(
+    speed: Speed,
     *,
     model: Folder,
     out: Folder,
     num: int = 200,
-    strength: Annotated[tuple[float, float], tyro.conf.arg(metavar="LOW HIGH")] = (0.1, 0.2),
+    category: Annotated[str | None, OF_MODEL] = None,
+    strength: Annotated[str, tyro.conf.arg(metavar="RULE")] = PAPER.text,
     num_steps: int = 20,
-    batch_size: int = 16,
     seed: int = 0,
+    min_quality: OptionalFloat = None,
+    max_quality: OptionalFloat = None,
+    row: Annotated[
+        tuple[Path, int] | None,
+        tyro.conf.arg(metavar="FOLDER INDEX", help_behavior_hint=OPTIONAL),
+    ] = None,
 ) -> None:
     """Draw SDAS anomaly images into an SIA folder.
 
-    What is already there stays, and a larger --num goes on from it.
+    What is already there stays, and a larger --num goes on from it. The same command on several
+    machines with one disk shares the work.
 
     Args:
+        speed: How fast.
         model: What `synth train` made.
         out: The images go to OUT/<dataset>/<category>.
-        num: How many images there shall be.
-        strength: Range of s, drawn per image; 0 0 is the plain DDPM.
+        num: How many images there shall be, of each category.
+        category: Of a model that knows several.
+        strength: Of an image: uniform:LOW,HIGH draws it, 0.15 is for all, 0.1,0.2,0.5 take turns.
         num_steps: Reverse steps of the chain, a divisor of 1000.
-        batch_size: Images drawn at once; changes speed and memory only.
         seed: Of every image, together with its index.
+        min_quality: Draw again what is nearer to the normal images; 1 is normal, 0 only records.
+        max_quality: Draw again what is farther from the normal images than this.
+        row: Make only image INDEX of an SIA folder again, as OUT/<index>.png, and compare.
 
     """
-    config = SdasConfig(strength=strength, num_steps=num_steps, seed=seed)
-    require_positive(num=num, batch_size=batch_size)
+    config = SdasConfig(strength=Strength.parse(strength), num_steps=num_steps, seed=seed)
+    require_positive(num=num, batch_size=speed.batch_size)
+    share, num_shares = parse_shard(speed.shard)
+    require_range(min_quality, max_quality)
     require_output(out)
+    if row is not None:
+        again(model, *row, out)
+        return
     from synth.device import make_accelerator
     from synth.generate import generate_sia
     from synth.model import load_model
+    from synth.quality_range import open_quality_range
+    from synth.speed import auto_batch_size, choose_precision, compiled
 
     accelerator = make_accelerator("fp32")
     diffusion = load_model(model, accelerator.device)
-    with progress_bar("generating", "image") as update:
-        folder = generate_sia(
-            diffusion,
-            config,
-            out,
-            num,
-            batch_size=batch_size,
-            process=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            on_image=update,
+    network = compiled(diffusion) if speed.compile else diffusion
+    categories = diffusion.categories if category is None else [category]
+    for name in categories:
+        diffusion.label(name)
+    for name in categories:
+        folder = out / diffusion.config["dataset"] / name
+        precision = choose_precision(speed.precision, diffusion, folder)
+        quality = None
+        if min_quality is not None or max_quality is not None:
+            quality = open_quality_range(model, diffusion, name, min_quality, max_quality)
+        with progress_bar(f"generating {name}", "image") as update:
+            written = generate_sia(
+                network,
+                config,
+                out,
+                num,
+                category=name,
+                batch_size=speed.batch_size or auto_batch_size(diffusion, precision),
+                precision=precision,
+                quality=quality,
+                process=share * accelerator.num_processes + accelerator.process_index,
+                num_processes=num_shares * accelerator.num_processes,
+                on_image=update,
+            )
+        say(written.sentence("SIA folder"))
+
+
+def again(model: Path, folder: Path, index: int, out: Path) -> None:
+    """Make one image again and say how it compares."""
+    from synth.device import default_device
+    from synth.generate import remake_image
+    from synth.model import load_model
+    from synth.sia import open_sia
+
+    remade = remake_image(load_model(model, default_device()), open_sia(folder), index, out)
+    say(f"{remade.sentence}\nimage: {remade.path}")
+
+
+def require_range(low: float | None, high: float | None) -> None:
+    """Raise UserError for a range of quality that is empty or negative."""
+    if (low is not None and not low >= 0) or (high is not None and not high > (low or 0)):
+        raise UserError(
+            f"--min-quality, --max-quality: got {low} and {high}, must be 0 <= low < high"
         )
-    say(f"SIA folder: {folder}")

@@ -1,0 +1,146 @@
+"""Candidates for the images of a folder: drawn in batches, and again while they are refused."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synth.errors import UserError
+from synth.pictures import Images
+
+MAX_ATTEMPTS = 50
+"""Where 20 % of the candidates are accepted, one image in 70,000 needs more."""
+NUM_REMEMBERED = 1000
+"""Scores that the error quotes from."""
+
+
+class Candidate(NamedTuple):
+    """Image `number`, of which `attempt` candidates were refused before."""
+
+    number: int
+    attempt: int = 0
+
+
+class QualityRange(NamedTuple):
+    """Accepts images whose distance from normal lies between `low` and `high`; 1 is normal.
+
+    score: uint8 [N, H, W, 3] to float32 [N], each image alone. reference: what it measures by.
+    """
+
+    low: float
+    high: float
+    score: Callable[[Images], NDArray[np.float32]]
+    reference: str
+
+    def to_json(self) -> dict[str, float | str | None]:
+        """As recorded in sia.json."""
+        high = None if self.high == float("inf") else self.high
+        return {"low": self.low, "high": high, "reference": self.reference}
+
+
+class Drawn(NamedTuple):
+    """An accepted candidate, its image uint8 [H, W, 3], and its quality where it was measured."""
+
+    candidate: Candidate
+    image: NDArray[np.uint8]
+    quality: float | None
+
+
+def draw_accepted(
+    indices: Iterator[int],
+    batch_size: int,
+    draw: Callable[[Sequence[Candidate]], Images],
+    quality: QualityRange | None,
+) -> Iterator[Drawn]:
+    """Draw an image of every index, in batches; what `quality` refuses is drawn again at once.
+
+    Where the memory does not suffice the batch is halved and drawn again. Raises UserError when not
+    even one image fits, and when MAX_ATTEMPTS candidates of one image were refused.
+    """
+    waiting: deque[Candidate] = deque()
+    seen = Seen()
+    while True:
+        while len(waiting) < batch_size and (index := next(indices, None)) is not None:
+            waiting.append(Candidate(index))
+        batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+        if not batch:
+            return
+        images = draw_or_none(draw, batch)
+        if images is None:
+            batch_size = half(len(batch))
+            waiting.extendleft(reversed(batch))
+            continue
+        if quality is None:
+            yield from (Drawn(c, image, None) for c, image in zip(batch, images, strict=True))
+            continue
+        for candidate, image, score in zip(batch, images, quality.score(images), strict=True):
+            if seen.accepts(quality, float(score)):
+                yield Drawn(candidate, image, round(float(score), 4))
+            elif candidate.attempt + 1 < MAX_ATTEMPTS:
+                waiting.appendleft(candidate._replace(attempt=candidate.attempt + 1))
+            else:
+                raise UserError(seen.complaint(quality, candidate))
+
+
+class Seen:
+    """How candidates fared so far."""
+
+    def __init__(self) -> None:
+        self.num_seen = self.num_accepted = 0
+        self.scores: deque[float] = deque(maxlen=NUM_REMEMBERED)
+
+    def accepts(self, quality: QualityRange, score: float) -> bool:
+        """Whether the score lies in the range; it is remembered."""
+        accepted = quality.low <= score <= quality.high
+        self.num_seen += 1
+        self.num_accepted += accepted
+        self.scores.append(score)
+        return accepted
+
+    def complaint(self, quality: QualityRange, candidate: Candidate) -> str:
+        """Why there is no end to it, in one line."""
+        low, high = np.quantile(self.scores, (0.1, 0.9))
+        return (
+            f"quality: image {candidate.number} was refused {MAX_ATTEMPTS} times; of "
+            f"{self.num_seen} candidates {self.num_accepted / self.num_seen:.1%} lay within "
+            f"{quality.low:g} to {quality.high:g}, most of them lie within {low:.2f} to "
+            f"{high:.2f}; widen --min-quality and --max-quality, or train the model longer"
+        )
+
+
+def draw_or_none(
+    draw: Callable[[Sequence[Candidate]], Images], batch: Sequence[Candidate]
+) -> Images | None:
+    """The images of a batch; None where the memory does not suffice."""
+    try:
+        return draw(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only here, when the error and the tensors in its frames are gone, can memory be given back.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
+    """Whether a device, the processor's allocator or Python found no memory."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    )
+
+
+def half(batch_size: int) -> int:
+    """The next smaller batch. Raises UserError when there is none."""
+    if batch_size == 1:
+        raise UserError(
+            "out of memory: not even one image fits; close other programs, use another device, or "
+            "train a smaller model"
+        )
+    return batch_size // 2
