@@ -4,6 +4,7 @@ import sys
 
 from synth.command import run_command
 from synth.commands.blend import blend
+from synth.commands.export import export
 from synth.commands.generate import generate
 from synth.commands.inspect import inspect
 from synth.commands.publish import publish
@@ -16,6 +17,7 @@ COMMANDS = {
     "blend": blend,
     "inspect": inspect,
     "validate": validate,
+    "export": export,
     "publish": publish,
 }
 
