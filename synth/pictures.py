@@ -38,30 +38,51 @@ def digest(images: Images) -> str:
 
 
 class SheetRow(NamedTuple):
-    """One labelled row of a contact sheet; images are uint8 [H, W, 3] RGB or bool masks [H, W]."""
+    """One labelled row of a contact sheet; images are uint8 [H, W, 3] RGB or bool masks [H, W].
+
+    captions: a few words below each image, or none at all.
+    """
 
     label: str
     images: Sequence[NDArray[np.uint8] | NDArray[np.bool_]]
+    captions: Sequence[str] = ()
+
+
+LABEL_PX, CAPTION_PX, GAP_PX = 30, 22, 6
+LABEL_SCALE, CAPTION_SCALE = 0.55, 0.42
+FONT = cv2.FONT_HERSHEY_SIMPLEX
 
 
 def contact_sheet(rows: Sequence[SheetRow], cell_px: int = 128) -> NDArray[np.uint8]:
     """Labelled rows of images on white, in cells of `cell_px` height: uint8 [H, W, 3] RGB."""
-    label_px, gap = 30, 6
     strips = []
     for row in rows:
-        cells = [cell(image, cell_px, gap) for image in row.images]
-        strips.append((row.label, np.concatenate(cells, axis=1)))
-    width = max(strip.shape[1] for _, strip in strips) + gap
+        cells = [cell(image, cell_px, GAP_PX) for image in row.images]
+        if row.captions:
+            cells = [captioned(c, text) for c, text in zip(cells, row.captions, strict=True)]
+        strips.append(np.concatenate(cells, axis=1))
+    labels = [cv2.getTextSize(row.label, FONT, LABEL_SCALE, 1)[0][0] + GAP_PX for row in rows]
+    width = max(*labels, *(strip.shape[1] for strip in strips)) + GAP_PX
     sheet = []
-    for label, strip in strips:
-        title = np.full((label_px, width, 3), 255, np.uint8)
-        cv2.putText(
-            title, label, (gap, 21), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (40, 40, 40), 1, cv2.LINE_AA
-        )
+    for row, strip in zip(rows, strips, strict=True):
+        title = np.full((LABEL_PX, width, 3), 255, np.uint8)
+        write(title, row.label, (GAP_PX, 21), LABEL_SCALE)
         padded = np.full((strip.shape[0], width, 3), 255, np.uint8)
-        padded[:, gap : gap + strip.shape[1]] = strip
+        padded[:, GAP_PX : GAP_PX + strip.shape[1]] = strip
         sheet += [title, padded]
     return np.concatenate(sheet, axis=0)
+
+
+def write(picture: NDArray[np.uint8], text: str, place: tuple[int, int], scale: float) -> None:
+    """Write a dark line of text into a picture, its left end at `place` (x, y)."""
+    cv2.putText(picture, text, place, FONT, scale, (40, 40, 40), 1, cv2.LINE_AA)
+
+
+def captioned(picture: NDArray[np.uint8], text: str) -> NDArray[np.uint8]:
+    """A cell with a line of text below it."""
+    below = np.full((CAPTION_PX, picture.shape[1], 3), 255, np.uint8)
+    write(below, text, (1, 9), CAPTION_SCALE)
+    return np.concatenate([picture, below], axis=0)
 
 
 def cell(image: NDArray[np.uint8] | NDArray[np.bool_], height: int, gap: int) -> NDArray[np.uint8]:

@@ -1,13 +1,14 @@
-"""Contact sheets of a category: its normal images, their foreground, samples, blended images."""
+"""Rows of contact sheets: samples at rising strength, images of an SIA folder, near-copies."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from synth.catalog import Category, held_out
-from synth.foreground import foreground_for
+from synth.catalog import Record
+from synth.images import read_image, read_mask, write_png
+from synth.inspect_groups import Examined
 from synth.model import DiffusionModel
-from synth.normals import load_readable, spread
 from synth.pictures import Images, SheetRow
 from synth.progress import Bars
 from synth.sampling import sample_images
@@ -16,6 +17,7 @@ from synth.sia import SiaFolder
 STRENGTHS = (0.0, 0.1, 0.2, 0.5)
 NUM_STEPS = 20
 BATCH_SIZE = 8
+IN_A_ROW = 8
 
 
 def draw_samples(
@@ -51,41 +53,84 @@ def strength_rows(
     """A row of samples per strength, all from the same noise."""
     return [
         SheetRow(
-            strength_label(strength),
+            strength_label(strength, category),
             list(draw_samples(model, strength, num, seed, bars, category)),
         )
         for strength in strengths
     ]
 
 
-def strength_label(strength: float) -> str:
+def strength_label(strength: float, category: str | None = None) -> str:
     """The title of a row of samples."""
+    of = "" if category is None else f"{category}: "
     plain = " (plain DDPM)" if strength == 0 else ""
-    return f"SDAS from the same noise, strength s = {strength:g}{plain}"
+    return f"{of}SDAS from the same noise, strength s = {strength:g}{plain}"
 
 
-def normal_rows(category: Category, num: int, size: tuple[int, int], bars: Bars) -> list[SheetRow]:
-    """The first `num` images to train on at `size`, and their foreground where it is not all.
+def draw_files(
+    model: DiffusionModel,
+    strength: float,
+    num: int,
+    seed: int,
+    folder: Path,
+    bars: Bars,
+    category: str | None = None,
+) -> list[Path]:
+    """SDAS images 0..num-1 at one strength as PNGs in `folder`; those that are there stay."""
+    paths = [folder / f"{number:06d}.png" for number in range(num)]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    with bars(f"sampling at strength {strength:g}", "image", continues=True) as update:
+        for start in range(0, len(missing), BATCH_SIZE):
+            batch = missing[start : start + BATCH_SIZE]
+            strengths = [strength] * len(batch)
+            images = sample_images(model, strengths, seed, batch, NUM_STEPS, category)
+            for number, image in zip(batch, images, strict=True):
+                write_png(paths[number], image)
+            update(num - len(missing) + start + len(batch), num)
+    return paths
 
-    The foreground rule is the one that training fits at this size.
+
+def folder_rows(folder: SiaFolder, examined: Examined, normals: Sequence[Record]) -> list[SheetRow]:
+    """A few images of a folder by rising strength, with masks and normal images where it has them.
+
+    normals: the records in which a pair's normal image is looked up by its file name.
     """
-    paths = [record.path for record in held_out(category)[0]]
-    few = load_readable([paths[n] for n in spread(len(paths))], size, bars)
-    rule = foreground_for(category.dataset, category.name, list(few))
-    normals = load_readable(paths[:num], size, bars)
-    rows = [SheetRow(f"normal images of {category.name}", list(normals))]
-    if rule.method != "everything":
-        masks = [rule.apply(image) for image in normals]
-        rows.append(
-            SheetRow(f"their foreground, where anomalies may lie (rule: {rule.method})", masks)
-        )
-    return rows
+    count = len(folder.rows)
+    order = np.argsort(examined.strengths, kind="stable")  # without a strength: last
+    few = min(IN_A_ROW, count)
+    chosen = [int(order[n * count // few]) for n in range(few)]
+    images = SheetRow(
+        f"{count} images of the folder, of which {few} by rising strength",
+        [folder.read_image(n) for n in chosen],
+        [caption(examined, n) for n in chosen],
+    )
+    if "mask_file_name" not in folder.rows[0]:
+        return [images]
+    masks = SheetRow("their masks", [read_mask(mask_path(folder, n), None) for n in chosen])
+    if folder.kind == "blended":
+        return [images, masks]
+    paths = {record.path.name: record.path for record in normals}
+    starts = [paths.get(folder.rows[n].get("normal_file", "")) for n in chosen]
+    shown = [np.full_like(images.images[0], 255) if p is None else read_image(p) for p in starts]
+    return [SheetRow("the normal images that they start from", shown), images, masks]
 
 
-def blended_rows(folder: SiaFolder, num: int) -> list[SheetRow]:
-    """The first `num` blended images of a folder and their masks."""
-    numbers = range(min(num, len(folder.rows)))
+def mask_path(folder: SiaFolder, number: int) -> Path:
+    """Where the mask of row `number` lies."""
+    return folder.path / folder.rows[number]["mask_file_name"]
+
+
+def copy_rows(pairs: Sequence[tuple[Examined, int]], training: Images) -> list[SheetRow]:
+    """Images above the training images that are nearest to them."""
+    nearest = [training[part.nearest[n]] for part, n in pairs]
+    captions = [caption(part, n) for part, n in pairs]
     return [
-        SheetRow("blended images", [folder.read_image(n) for n in numbers]),
-        SheetRow("their masks", [folder.read_mask(n) for n in numbers]),
+        SheetRow("images nearest to a training image", [p.read(n) for p, n in pairs], captions),
+        SheetRow("these training images", nearest),
     ]
+
+
+def caption(examined: Examined, number: int) -> str:
+    """Strength and distance of an image."""
+    s, distance = examined.strengths[number], examined.quality[number]
+    return ("" if np.isnan(s) else f"s {s:.3g}, ") + f"distance {distance:.2f}"

@@ -1,66 +1,133 @@
 """`synth inspect`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from synth.catalog import Category
 from synth.command import (
     DataOptions,
+    Folder,
     OptionalFolder,
     progress_bar,
     require_not_negative,
     require_output,
     require_positive,
     say,
+    warn,
 )
 from synth.errors import UserError
 
-PngFile = Annotated[Path, tyro.conf.arg(metavar="FILE.png")]
+if TYPE_CHECKING:
+    from synth.features import BackboneConfig
+    from synth.model import DiffusionModel
+    from synth.sia import SiaFolder
+
+BackboneName = Annotated[
+    str | None,
+    tyro.conf.arg(metavar="STR", help_behavior_hint="(default: resnet10t, which is bundled)"),
+]
+BackboneWeights = Annotated[
+    str | None,
+    tyro.conf.arg(metavar="STR", help_behavior_hint="(default: hub for other backbones)"),
+]
 
 
 def inspect(
     data: DataOptions,
     *,
     model: OptionalFolder = None,
-    blended: OptionalFolder = None,
-    out: PngFile,
-    num: int = 8,
+    folder: OptionalFolder = None,
+    foreground: bool = False,
+    out: Folder,
+    num: int = 100,
+    strengths: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5),
     seed: int = 0,
+    backbone: BackboneName = None,
+    backbone_weights: BackboneWeights = None,
 ) -> None:
-    """Make one contact sheet to look at.
+    """Look at a model, a folder of images, the foreground: pictures and figures on one page.
 
-    Normal images and their foreground, samples at rising strength, blended images and masks.
+    How far images are from the normal ones, by strength; how varied they are; copies of training
+    images. Normal images are the measure, those held out from training the floor.
 
     Args:
-        data: Which normal images.
-        model: What `synth train` made: adds rows of samples.
-        blended: What `synth blend` made: adds blended images and their masks.
-        out: The sheet.
-        num: Images in a row.
-        seed: Of the samples; the same noise is used at every strength.
+        data: Which normal images; test images are not opened.
+        model: What `synth train` made: samples at rising strength, from the same noise.
+        folder: What `synth generate` or `synth blend` made: a score for every image.
+        foreground: Training images with the foreground outlined, where anomalies may lie.
+        out: The page, its pictures, the figures, the samples (drawn once).
+        num: Samples at each strength; KID needs 100 or more.
+        strengths: Of the samples; 0 is the plain DDPM.
+        seed: Of the samples, together with their index.
+        backbone: Name of the timm network that measures.
+        backbone_weights: hub (downloaded once), random, bundled, or a safetensors file.
 
     """
     require_positive(num=num)
     require_not_negative(seed=seed)
-    if out.suffix.lower() != ".png" or out.is_dir():
-        raise UserError(f"--out: got {out}, must be a file that ends in .png")
+    if not strengths or min(strengths) < 0:
+        raise UserError(f"--strengths: got {strengths}, must be numbers of 0 or more")
+    if model is None and folder is None and not foreground:
+        raise UserError("nothing to look at; give --model, --folder or --foreground, or several")
     category = data.open()
-    require_output(out.parent)
-    from synth.images import write_png
-    from synth.pictures import contact_sheet
-    from synth.sheets import blended_rows, normal_rows, strength_rows
+    require_output(out)
+    from synth.inspect_data import Sampling
+    from synth.inspect_run import look_at_foreground, look_at_images, write_parts
+
+    parts = []
+    if model is not None or folder is not None:
+        parts.append(
+            look_at_images(
+                category,
+                out,
+                progress_bar,
+                warn,
+                model=open_model(model),
+                folder=open_folder(folder, category),
+                sampling=Sampling(strengths, num, seed),
+                backbone=backbone_config(backbone, backbone_weights),
+            )
+        )
+    if foreground:
+        parts.append(look_at_foreground(category, out, progress_bar))
+    for finding in (text for part in parts for text in part.findings):
+        say(finding)
+    say(f"to look at: {write_parts(category, parts, out)}")
+
+
+def open_model(path: Path | None) -> "tuple[Path, DiffusionModel] | None":
+    """The model where one is given. Raises UserError as `load_model`."""
+    if path is None:
+        return None
+    from synth.device import default_device
+    from synth.model import load_model
+
+    return path, load_model(path, default_device())
+
+
+def open_folder(path: Path | None, category: Category) -> "SiaFolder | None":
+    """The SIA folder where one is given. Raises UserError as `open_sia`."""
+    if path is None:
+        return None
     from synth.sia import open_sia
 
-    folder = None if blended is None else open_sia(blended, kind="blended")
-    rows = normal_rows(category, num, (256, 256), progress_bar)
-    if model is not None:
-        from synth.device import make_accelerator
-        from synth.model import load_model
+    found = open_sia(path)
+    if found.category != category.name:
+        warn(f"{path} is of category {found.category}, the normal images of {category.name}")
+    return found
 
-        diffusion = load_model(model, make_accelerator("fp32").device)
-        rows += strength_rows(diffusion, num, seed, progress_bar)
-    if folder is not None:
-        rows += blended_rows(folder, num)
-    write_png(out, contact_sheet(rows))
-    say(f"contact sheet: {out}")
+
+def backbone_config(name: str | None, weights: str | None) -> "BackboneConfig":
+    """The network that measures: the bundled one, or layers 1 to 3 of another."""
+    from synth.features import DEFAULT_BACKBONE, BackboneConfig
+
+    if name is None and weights is None:
+        return DEFAULT_BACKBONE
+    bundled = name in (None, DEFAULT_BACKBONE.name)
+    return BackboneConfig(
+        name=name or DEFAULT_BACKBONE.name,
+        layers=DEFAULT_BACKBONE.layers,
+        weights=weights or (DEFAULT_BACKBONE.weights if bundled else "hub"),
+    )
