@@ -9,6 +9,7 @@ from detect.checkpoint import TrainedDetector
 from detect.report_data import Comparison
 from detect.report_text import number
 from synth.catalog import Category
+from synth.strength import Strength
 
 SOURCE_NAMES = {"sia": "SDAS images", "noise": "noise images"}
 METHOD_NAMES = {"realnet": "RealNet"}
@@ -47,8 +48,8 @@ def source_facts(source: dict[str, Any]) -> str:
     """Where the pixels of the synthetic anomalies came from."""
     if source["kind"] == "noise":
         return "uniform noise"
-    low, high = source["strength"]
-    return f"{source['num_images']} SDAS images, s in [{low}, {high}], {source['num_steps']} steps"
+    strength = Strength.from_json(source["strength"]).text
+    return f"{source['num_images']} SDAS images, s {strength}, {source['num_steps']} steps"
 
 
 def table(rows: Sequence[Comparison]) -> str:

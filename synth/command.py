@@ -19,7 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from synth.catalog import Category, open_category
-from synth.errors import UserError
+from synth.errors import DataWarning, UserError
 from synth.progress import Update
 
 OF_PRESET = "(default: the preset's)"
@@ -35,6 +35,9 @@ Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
 OptionalFolder = Annotated[
     Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(optional)")
 ]
+
+BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+"""As tqdm's own, but always in units per second, never in seconds per unit."""
 
 DATASET_NAMES = Literal["folder", "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "textures", "hub"]
 
@@ -122,8 +125,9 @@ def progress_bar(title: str, unit: str, *, continues: bool = False) -> Iterator[
 
         def update(done: int, total: int, terms: Mapping[str, float] | None = None, /) -> None:
             if bar.total is None:
-                bar.bar_format, bar.total = None, total
+                bar.bar_format = BAR_FORMAT
                 bar.initial = bar.n = bar.last_print_n = done - 1 if continues else 0
+            bar.total = total  # it falls when other processes share the work
             if terms:
                 name, value = next(iter(terms.items()))  # the trace has the others
                 bar.set_postfix({name: f"{value:.4f}"}, refresh=False)
@@ -168,6 +172,7 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
         say(f"{name} (siaforge) {version('siaforge')}")
         return 0
     quiet_libraries()
+    show_data_warnings()
     try:
         tyro.extras.subcommand_cli_from_dict(
             dict(commands),
@@ -193,10 +198,22 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
     return 0
 
 
+def show_data_warnings() -> None:
+    """Print a DataWarning as one line; other warnings stay as they are."""
+    show = warnings.showwarning
+
+    def show_line(message: Warning | str, category: type[Warning], *place: Any) -> None:
+        warn(str(message)) if issubclass(category, DataWarning) else show(message, category, *place)
+
+    warnings.showwarning = show_line
+    warnings.simplefilter("always", DataWarning)
+
+
 def quiet_libraries() -> None:
     """Keep libraries' remarks to developers off a user's screen."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub.utils._http").setLevel(logging.ERROR)  # tells of each retry
     warnings.filterwarnings(
         "ignore", module="torch.utils.data.dataloader", message=".*pin_memory.*"
     )

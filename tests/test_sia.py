@@ -1,10 +1,5 @@
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 import weakref
 from collections.abc import Iterable, Iterator
@@ -16,10 +11,8 @@ import numpy as np
 import pytest
 
 from synth.errors import UserError
-from synth.images import read_image, read_mask
+from synth.images import read_image, read_mask, write_png
 from synth.sia import Item, Kind, SiaHeader, open_sia, write_sia
-
-ROOT = Path(__file__).parents[1]
 
 
 def picture(index: int) -> np.ndarray:
@@ -95,38 +88,6 @@ def test_masks_come_back(tmp_path: Path) -> None:
     assert read_mask(tmp_path / "masks/000/000002.png", (8, 10)).any()
 
 
-def test_a_killed_process_is_continued_to_the_same_bytes(tmp_path: Path) -> None:
-    program = """
-        import sys, time
-        from pathlib import Path
-        sys.path.insert(0, sys.argv[2])
-        from tests.test_sia import header, make_items
-        from synth.sia import write_sia
-
-        def slow(indices):
-            for item in make_items(indices):
-                time.sleep(0.005)
-                yield item
-
-        write_sia(Path(sys.argv[1]), header(), 250, slow)
-    """
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    arguments = [sys.executable, "-c", textwrap.dedent(program), str(killed), str(ROOT)]
-    process = subprocess.Popen(arguments, cwd=ROOT)
-    deadline = time.monotonic() + 60
-    while len(indices_on_disk(killed)) < 150 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert 150 <= len(indices_on_disk(killed)) < 250
-    with pytest.raises(UserError, match="unfinished; run the command that made it once more"):
-        open_sia(killed)
-    assert write_sia(killed, header(), 250, make_items).num_images <= 150
-    write_sia(whole, header(), 250, make_items)
-    left = {name for name in contents(killed) if name.endswith(".partial")}
-    assert {n: c for n, c in contents(killed).items() if n not in left} == contents(whole)
-
-
 def test_a_larger_number_goes_on_and_the_folder_is_unfinished_meanwhile(tmp_path: Path) -> None:
     grown, whole = tmp_path / "grown", tmp_path / "whole"
     write_sia(grown, header(), 130, make_items)
@@ -156,8 +117,31 @@ def test_images_begun_beyond_the_number_are_refused_too(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_sia(tmp_path, header(), 20, broken)
     assert not (tmp_path / "metadata.jsonl").exists()
+    record = json.loads((tmp_path / "shards/000.json").read_text())
+    assert record["status"] == "open"
+    assert [row["index"] for row in record["rows"]] == list(range(8))
     with pytest.raises(UserError, match="give --num 8 or more"):
         write_sia(tmp_path, header(), 5, make_items)
+    assert write_sia(tmp_path, header(), 20, make_items).num_images == 12
+
+
+def test_a_record_that_was_open_when_its_last_image_came_is_closed(tmp_path: Path) -> None:
+    write_sia(tmp_path, header(), 20, make_items)
+    before, record = contents(tmp_path), tmp_path / "shards/000.json"
+    record.write_text(record.read_text().replace('"done"', '"open"'))
+    written = write_sia(tmp_path, header(), 20, make_items)
+    assert (written.num_images, written.complete) == (0, True)
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_someone_grows_is_not_called_complete(tmp_path: Path) -> None:
+    def grow_meanwhile(indices: Iterable[int]) -> Iterator[Item]:
+        yield from make_items(indices)
+        write_png(tmp_path / "images/000/000025.png", picture(25))
+
+    assert not write_sia(tmp_path, header(), 20, grow_meanwhile).complete
+    assert not (tmp_path / "metadata.jsonl").exists()
+    assert write_sia(tmp_path, header(), 30, make_items).complete
 
 
 def test_another_configuration_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -324,3 +308,24 @@ def test_no_images_are_refused_before_anything_is_written(tmp_path: Path, num: i
 def test_images_are_rgb_on_disk(tmp_path: Path) -> None:
     write_sia(tmp_path, header(), 1, make_items)
     np.testing.assert_array_equal(read_image(tmp_path / "images/000/000000.png"), picture(0))
+
+
+def test_the_maker_waits_only_for_a_writer_that_is_slower(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(path: Path, image: np.ndarray) -> None:
+        time.sleep(0.02)
+        write_png(path, image)
+
+    def slow_maker(indices: Iterable[int]) -> Iterator[Item]:
+        for item in make_items(indices):
+            time.sleep(0.01)
+            yield item
+
+    quick = write_sia(tmp_path / "quick", header(), 40, slow_maker)
+    assert quick.seconds > 0.4
+    assert quick.waited_seconds < 0.1 * quick.seconds
+    monkeypatch.setattr("synth.sia_writer.write_png", slowly)
+    monkeypatch.setattr("synth.sia_writer.MAX_WAITING_BYTES", 4 * (4096 + 240))
+    slow = write_sia(tmp_path / "slow", header(), 40, make_items)
+    assert slow.waited_seconds > 0.5 * slow.seconds
