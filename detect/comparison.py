@@ -9,8 +9,7 @@ from detect.evaluation import TestSet, comparison, evaluate
 from detect.protocol import detector_name
 from detect.report_data import Comparison
 from detect.scoring import Scored, detector_scorer, mean_image_scorer, score_files
-from synth.catalog import held_out
-from synth.normals import load_readable
+from synth.normals import load_normals
 from synth.progress import Bars
 
 
@@ -41,8 +40,7 @@ def compare_detector(
 
 def compare_baseline(test: TestSet, size: tuple[int, int], bars: Bars) -> Comparison:
     """The row of the mean training image, which a detector that learned something must beat."""
-    fit, _ = held_out(test.category)
-    training = load_readable([record.path for record in fit], size, bars)
+    training = load_normals(test.category, size, bars).fit
     with bars("scoring with the mean image", "image") as update:
         scored = score_files(mean_image_scorer(training), test.paths, size, progress=update)
     return comparison("distance to the mean training image", evaluate(test, scored))

@@ -56,17 +56,22 @@ def held_out(
 ) -> tuple[list[Record], list[Record]]:
     """Split the training normals into (fit, held-out), each in the category's order.
 
-    Membership follows a hash of (seed, file name): moving the root changes nothing, and new files
-    move few. Held out are round(fraction * N), at least 2 where N >= 4 (1 where N is 2 or 3), and
-    never all. Raises UserError for a fraction outside (0, 1) and for fewer than 2 images.
+    Where the layout has a split of its own ("textures"), that is it. Elsewhere membership follows a
+    hash of (seed, file name): moving the root changes nothing, and new files move few. Held out are
+    round(fraction * N), at least 2 where N >= 4 (1 where N is 2 or 3), and never all. Raises
+    UserError for a fraction outside (0, 1) and for fewer than 2 images.
     """
     train = category.train
     if not 0 < fraction < 1:
         raise UserError(f"fraction: got {fraction}; choose a number between 0 and 1, such as 0.1")
     if len(train) < 2:
         raise UserError(
-            f"{category.name}: got {len(train)} training image; holding out needs 2 or more"
+            f"{category.name}: got {len(train)} training image; 2 or more are needed, to hold one "
+            "out: add normal images"
         )
+    own = [record for record in train if record.split == "held_out"]
+    if own:
+        return [record for record in train if record.split == "train"], own
     count = min(max(round(fraction * len(train)), 2 if len(train) >= 4 else 1), len(train) - 1)
     held = set(sorted(train, key=lambda record: _rank(seed, record.path.name))[:count])
     return [r for r in train if r not in held], [r for r in train if r in held]

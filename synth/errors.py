@@ -6,3 +6,10 @@ class UserError(ValueError):
 
     The command layer prints the line on stderr without a traceback and exits with code 2.
     """
+
+
+class DataWarning(UserWarning):
+    """What the user should know of their data, in one line; work goes on.
+
+    Given with `warnings.warn`; the command layer prints the line on stderr.
+    """

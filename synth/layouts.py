@@ -3,6 +3,7 @@
 A new layout is one function for its categories, one for its records, and a row in READERS.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from synth import textures
@@ -114,6 +115,17 @@ def _textures_categories(root: Path) -> list[str]:
     return sorted(textures.PHOTOGRAPHS)
 
 
+def _textures_records(root: Path, name: str) -> list[Record]:
+    """Its last training images are held out: they come from a region of their own."""
+    records = _mvtec_records(root, name)
+    return [
+        replace(record, split="held_out")
+        if record.split == "train" and int(record.path.stem) >= textures.NUM_FIT
+        else record
+        for record in records
+    ]
+
+
 def _write_textures(root: Path, name: str, bars: Bars) -> Path:
     textures.write_textures(root, name)
     return root
@@ -136,6 +148,6 @@ READERS: dict[str, Reader] = {
     "btad": BTAD,
     "mtd": MTD,
     "dagm": DAGM,
-    "textures": Reader(_textures_categories, _mvtec_records, _textures_root, _write_textures),
+    "textures": Reader(_textures_categories, _textures_records, _textures_root, _write_textures),
     "hub": Reader(hub_categories, _folder_records, _hub_root, write_hub_dataset),
 }

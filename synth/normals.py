@@ -1,12 +1,16 @@
 """A category's normal images in memory: those to train on, and those held out."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from synth.catalog import Category, Record, held_out
 from synth.config import Foreground
-from synth.errors import UserError
+from synth.errors import DataWarning, UserError
 from synth.foreground import EVERYTHING, MAX_FIT_IMAGES, ForegroundRule, foreground_for
 from synth.images import require_images
 from synth.pictures import Images, digest, load_images
@@ -50,15 +54,55 @@ class Normals(NamedTuple):
 def load_normals(category: Category, size: tuple[int, int], bars: Bars) -> Normals:
     """Load a category's training images at `size` (height, width); test images are not opened.
 
-    Raises UserError for unreadable images, with their number, and for fewer than two images.
+    Copies of a picture (equal pixels at `size`) stay together: they count as one image when images
+    are held out, or a threshold would be set on what was trained on. Raises UserError for
+    unreadable images, with their number, for fewer than two different ones, and where they do not
+    fit into memory; gives a DataWarning for copies.
     """
     fit, held = held_out(category)
     images = load_readable([record.path for record in fit + held], size, bars)
+    pictures = [digest(image) for image in images]
+    if len(set(pictures)) < len(pictures):
+        loaded = {record: n for n, record in enumerate(fit + held)}
+        fit, held = held_out_together(category, {r: pictures[n] for r, n in loaded.items()})
+        images = images[[loaded[record] for record in fit + held]]
     return Normals(category, fit, images[: len(fit)], held, images[len(fit) :])
 
 
+def held_out_together(
+    category: Category, pictures: Mapping[Record, str]
+) -> tuple[list[Record], list[Record]]:
+    """Split as `held_out`, over different pictures; copies go where the first of them goes.
+
+    pictures: a fingerprint per training image. Raises UserError where all are one picture; gives a
+    DataWarning that names the first copy.
+    """
+    firsts: dict[str, Record] = {}
+    copies = [r for r in category.train if firsts.setdefault(pictures[r], r) is not r]
+    copy, original = copies[0].path, firsts[pictures[copies[0]]].path
+    if len(firsts) < 2:
+        raise UserError(
+            f"{category.name}: all {len(pictures)} training images show the same picture as "
+            f"{original}; 2 different ones or more are needed: add normal images"
+        )
+    warnings.warn(
+        f"{category.name}: {len(copies)} of {len(pictures)} training images are copies of others, "
+        f"the first: {copy} of {original}; copies are held out together or not at all",
+        DataWarning,
+        stacklevel=2,
+    )
+    _, apart = held_out(replace(category, records=tuple(firsts.values())))
+    held = {pictures[record] for record in apart}
+    fit = [record for record in category.train if pictures[record] not in held]
+    return fit, [record for record in category.train if pictures[record] in held]
+
+
 def load_readable(paths: Sequence[Path], size: tuple[int, int], bars: Bars) -> Images:
-    """Load image files at `size`: uint8 [N, H, W, 3]. Raises UserError as `require_images`."""
+    """Load image files at `size`: uint8 [N, H, W, 3].
+
+    Raises UserError as `require_images` and `require_memory`.
+    """
+    require_memory(len(paths), size)
     try:
         with bars("loading images", "image") as update:
             return load_images(paths, size, update)
@@ -66,6 +110,20 @@ def load_readable(paths: Sequence[Path], size: tuple[int, int], bars: Bars) -> I
         with bars("checking images", "image") as update:
             require_images(paths, update)  # says how many are broken, not only the first
         raise
+
+
+def require_memory(num_images: int, size: tuple[int, int]) -> None:
+    """Raise UserError where `num_images` at `size` (height, width) exceed the memory that is free.
+
+    They would be allocated all the same, and the system would end the process half-way.
+    """
+    height, width = size
+    needed, free = num_images * height * width * 3, psutil.virtual_memory().available
+    if needed > free:
+        raise UserError(
+            f"--size: {num_images} images of {height} x {width} px take {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB of memory are free; give a smaller --size or fewer images"
+        )
 
 
 def spread(count: int) -> list[int]:

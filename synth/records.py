@@ -11,7 +11,8 @@ from synth.progress import Bars
 
 GOOD = "good"
 
-Split = Literal["train", "test"]
+Split = Literal["train", "held_out", "test"]
+"""held_out: normal training images that the layout itself holds out."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Category:
 
     @property
     def train(self) -> tuple[Record, ...]:
-        """The normal training images."""
-        return tuple(r for r in self.records if r.split == "train" and not r.is_anomalous)
+        """The normal training images, those to hold out among them."""
+        return tuple(r for r in self.records if r.split != "test" and not r.is_anomalous)
 
     @property
     def test(self) -> tuple[Record, ...]:

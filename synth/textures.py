@@ -5,8 +5,10 @@ are the normal images; plainly drawn defects are the anomalies. It needs no down
 for a first run and for tests. It is NOT evidence about real products: three photographs, one view
 each, crops that overlap among themselves, and defects that one program drew.
 
-Train crops lie in a photograph's left 320 columns and test crops in the right 192, so no test pixel
-is ever trained on. Half the crops are mirrored, because the brick joints lean one way on the left
+Crops to train on lie in a photograph's middle columns (128 to 320), test crops right of them and
+held-out crops left of them: no pixel of either is trained on, and both are as far from what is. A
+threshold that is set on crops which overlap the trained ones promises too much. Half the crops are
+mirrored, because the brick joints lean one way on the left
 and the other way on the right. Each crop has its own small gain and offset, as lamps and exposure
 drift in production. The painters share nothing with the synthesis code, or a detector trained on
 synthesised anomalies would be tested on its own kind.
@@ -29,12 +31,14 @@ from synth.cache import cache_folder
 from synth.errors import UserError
 from synth.images import write_atomically, write_png
 
-VERSION = "siaforge textures 1\n"  # new number where any byte of the tree changes
+VERSION = "siaforge textures 2\n"  # new number where any byte of the tree changes
 MARKER = "textures_version.txt"
 CROP_PX = 128
-TRAIN_COLUMNS = (0, 320)
+HELD_OUT_COLUMNS = (0, 128)
+FIT_COLUMNS = (128, 320)
 TEST_COLUMNS = (320, 512)
 NUM_TRAIN, NUM_TEST_GOOD, NUM_PER_DEFECT = 240, 60, 20
+NUM_FIT = 216  # of NUM_TRAIN, those that are not held out
 SEED = 2024
 
 Grey = NDArray[np.float32]  # [H, W], levels 0..255 or weights 0..1
@@ -131,8 +135,9 @@ def _write_tree(folder: Path, category: str) -> None:
 
 
 def train_crop(category: str, index: int) -> NDArray[np.uint8]:
-    """Cut normal training crop `index`: uint8 [128, 128]."""
-    return _crop(category, TRAIN_COLUMNS, _generator(category, 0, index))
+    """Cut normal training crop `index`: uint8 [128, 128]; from NUM_FIT on, crops to hold out."""
+    columns = FIT_COLUMNS if index < NUM_FIT else HELD_OUT_COLUMNS
+    return _crop(category, columns, _generator(category, 0, index))
 
 
 def test_crop(category: str, index: int) -> NDArray[np.uint8]:

@@ -206,13 +206,17 @@ def test_an_incomplete_mtd_archive_is_refused(mtd: Path, lost: str) -> None:
 
 def test_textures_are_written_where_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NUM_TRAIN", "NUM_TEST_GOOD", "NUM_PER_DEFECT"):
-        monkeypatch.setattr(textures, name, 2)
+        monkeypatch.setattr(textures, name, 3)
+    monkeypatch.setattr(textures, "NUM_FIT", 1)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert categories("textures", None) == ["brick", "grass", "gravel"]
     category = open_category("textures", None, "grass")
     assert category.records[0].path.is_relative_to(tmp_path / "siaforge" / "textures" / "grass")
-    assert len(category.train) == 2
-    assert len(category.test) == 2 + 5 * 2
+    assert len(category.train) == 3
+    assert len(category.test) == 3 + 5 * 3
+    fit, held = held_out(category)
+    assert [record.path.name for record in fit] == ["000.png"]
+    assert [record.path.name for record in held] == ["001.png", "002.png"]
 
 
 # What every layout refuses

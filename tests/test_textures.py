@@ -21,6 +21,7 @@ CASES = [(category, name) for category in PHOTOGRAPHS for name in PAINTERS]
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NUM_TRAIN", "NUM_TEST_GOOD", "NUM_PER_DEFECT"):
         monkeypatch.setattr(textures, name, 2)
+    monkeypatch.setattr(textures, "NUM_FIT", 1)
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -70,15 +71,20 @@ def test_the_painters_share_nothing_with_the_synthesis() -> None:
 # Regions
 
 
-def test_train_and_test_crops_come_from_disjoint_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_held_out_and_test_crops_come_from_disjoint_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     columns = np.tile((np.arange(512) // 2).astype(np.uint8), (512, 1))  # a pixel tells its column
     monkeypatch.setitem(PHOTOGRAPHS, "brick", lambda: columns)
     monkeypatch.setattr(np.random, "default_rng", unlit_generator)
     train = np.stack([textures.train_crop("brick", i) for i in range(textures.NUM_TRAIN)])
     test = np.stack([textures.test_crop("brick", i) for i in range(textures.NUM_TEST_GOOD)])
-    assert train.max() < 160 <= test.min()
-    assert train.min() < 5
+    fit, held = train[: textures.NUM_FIT], train[textures.NUM_FIT :]
+    assert held.max() < 64 <= fit.min()
+    assert fit.max() < 160 <= test.min()
+    assert held.min() < 5
     assert test.max() > 250
+    assert (len(fit), len(held)) == (216, 24)
 
 
 class Unlit:
