@@ -64,7 +64,8 @@ def write_distance_plot(
         panels[1].set_ylabel("Distance to nearest\ntraining image")
         panels[1].set_ylim(bottom=0)
         panels[-1].set_xlabel("Strength s")
-        panels[0].legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+        named = panels[1].get_legend_handles_labels()  # KID may be unknown, this never is
+        panels[0].legend(*named, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
         figure.savefig(partial, format="png", dpi=DOTS_PER_INCH)
 
 

@@ -76,7 +76,8 @@ def look_at_foreground(category: Category, out: Path, bars: Bars) -> Part:
     path = out / FOREGROUND_FILE
     write_png(path, found.sheet)
     low, middle, high = (percent(float(np.quantile(found.shares, q))) for q in (0, 0.5, 1))
-    finding = f"foreground: {found.rule}; it covers {low} to {high} of an image, mostly {middle}"
+    covers = "" if low == high else f"; it covers {low} to {high} of an image (median {middle})"
+    finding = f"foreground: {found.rule}{covers}"
     how = "Anomalies are blended in where the image is not darkened. Below: the share of the image."
     return Part([finding], pictures=[Picture("Foreground", how, path)])
 

@@ -68,7 +68,8 @@ def inspect(
     require_positive(num=num)
     require_not_negative(seed=seed)
     if not strengths or min(strengths) < 0:
-        raise UserError(f"--strengths: got {strengths}, must be numbers of 0 or more")
+        got = ", ".join(f"{s:g}" for s in strengths) or "none"
+        raise UserError(f"--strengths: got {got}, must be 0 or more")
     if model is None and folder is None and not foreground:
         raise UserError("nothing to look at; give --model, --folder or --foreground, or several")
     category = data.open()
