@@ -9,8 +9,10 @@ import numpy as np
 from synth.candidates import Candidate, QualityRange, draw_accepted
 from synth.config import Precision, SdasConfig
 from synth.errors import UserError
+from synth.files import config_differences
 from synth.images import read_image, write_png
 from synth.model import DiffusionModel
+from synth.pair import Pairing
 from synth.pictures import Images
 from synth.sampling import sample_images
 from synth.seeding import derive_seed
@@ -18,7 +20,7 @@ from synth.sia import Item, OnImage, SiaFolder, SiaHeader, Written, write_sia
 from synth.sia_format import Row
 from synth.sia_writer import file_digest
 
-METHOD = "sdas"
+METHOD, PAIR_METHOD = "sdas", "sdas-pair"
 
 
 def draw_strength(config: SdasConfig, index: int) -> float:
@@ -37,6 +39,7 @@ def generate_sia(
     category: str | None = None,
     precision: Precision | None = None,
     quality: QualityRange | None = None,
+    pairing: Pairing | None = None,
     process: int = 0,
     num_processes: int = 1,
     on_image: OnImage | None = None,
@@ -45,11 +48,12 @@ def generate_sia(
 
     What is already there stays. category: needed where the model knows several. precision: the
     model's by default. quality: which candidates are accepted; all, and none is measured, if None.
-    Raises UserError as `write_sia` and `draw_accepted`.
+    pairing: the normal images to start at; then every image has a mask. Raises UserError as
+    `write_sia` and `draw_accepted`.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: got {batch_size}, must be at least 1")
-    header = sdas_header(model, config, category, precision, quality)
+    header = sdas_header(model, config, category, precision, quality, pairing)
 
     def draw(batch: Sequence[Candidate]) -> Images:
         numbers, attempts = zip(*batch, strict=True)
@@ -61,6 +65,7 @@ def generate_sia(
             numbers,
             config.num_steps,
             category,
+            start=pairing and pairing.start(model, numbers, config.num_steps),
             attempts=attempts,
             precision=precision,
         )
@@ -70,7 +75,9 @@ def generate_sia(
             strength = draw_strength(config, number)
             row: Row = {"seed": config.seed, "strength": strength, "num_steps": config.num_steps}
             row |= {} if score is None else {"quality": score, "attempt": attempt}
-            yield Item(number, image, None, row)
+            row |= {} if pairing is None else pairing.row(number, config.num_steps)
+            mask = None if pairing is None else pairing.mask(number, image)
+            yield Item(number, image, mask, row)
 
     return write_sia(
         out / header.dataset / header.category,
@@ -89,13 +96,16 @@ def sdas_header(
     category: str | None,
     precision: Precision | None,
     quality: QualityRange | None,
+    pairing: Pairing | None = None,
 ) -> SiaHeader:
     """What the images of a folder depend on. Raises UserError as `DiffusionModel.label`."""
     model.label(category)
-    made_by: dict[str, Any] = {"method": METHOD, **config.to_json(), "checkpoint": model.digest}
+    method = METHOD if pairing is None else PAIR_METHOD
+    made_by: dict[str, Any] = {"method": method, **config.to_json(), "checkpoint": model.digest}
     made_by["image_size"] = list(model.image_size)
     made_by["precision"] = precision or model.precision
     made_by |= {} if quality is None else {"quality": quality.to_json()}
+    made_by |= {} if pairing is None else {"pair": pairing.to_json()}
     return SiaHeader("source", model.config["dataset"], category or model.categories[0], made_by)
 
 
@@ -110,13 +120,20 @@ class Remade(NamedTuple):
     sentence: str
 
 
-def remake_image(model: DiffusionModel, folder: SiaFolder, index: int, out: Path) -> Remade:
+def remake_image(
+    model: DiffusionModel,
+    folder: SiaFolder,
+    index: int,
+    out: Path,
+    pairing: Pairing | None = None,
+) -> Remade:
     """Make image `index` of a folder again from its row, as `out`/<index>.png.
 
-    Raises UserError when the folder has no such image, or another model or method made it.
+    pairing: needed for pairs. Raises UserError when the folder has no such image, or when another
+    model, another method or other normal images made it.
     """
     row = find_row(folder, index)
-    require_maker(model, folder)
+    require_maker(model, folder, pairing)
     image = sample_images(
         model,
         [row["strength"]],
@@ -124,16 +141,17 @@ def remake_image(model: DiffusionModel, folder: SiaFolder, index: int, out: Path
         [index],
         row["num_steps"],
         folder.category,
+        start=pairing and pairing.start(model, [index], row["num_steps"]),
         attempts=[row.get("attempt", 0)],
         precision=folder.config["precision"],
     )[0]
     path = out / f"{index:06d}.png"
     write_png(path, image)
     if file_digest(path) == row["sha256"]:
-        return Remade(path, True, f"image {index}: identical to the folder's, byte for byte")
+        return Remade(path, True, f"image {index}: identical to the one of its row, byte for byte")
     there = folder.path / row["file_name"]
     if file_digest(there) != row["sha256"]:
-        sentence = f"image {index}: not what its row records, but {there} was altered too"
+        sentence = f"image {index}: not the one of its row; {there} was altered too"
         return Remade(path, False, sentence)
     levels = np.abs(image.astype(int) - read_image(there))
     sentence = (
@@ -155,15 +173,24 @@ def find_row(folder: SiaFolder, index: int) -> Row:
     )
 
 
-def require_maker(model: DiffusionModel, folder: SiaFolder) -> None:
-    """Raise UserError unless the model's weights are those that made the folder by SDAS."""
+def require_maker(model: DiffusionModel, folder: SiaFolder, pairing: Pairing | None) -> None:
+    """Raise UserError unless the model's weights, and the normal images, made the folder."""
     method, checkpoint = folder.config.get("method"), folder.config.get("checkpoint")
-    if method != METHOD:
+    if method not in (METHOD, PAIR_METHOD):
         raise UserError(
-            f"{folder.path}: method {method!r}; only images of method {METHOD!r} can be made again"
+            f"{folder.path}: method {method!r}; only images of method {METHOD!r} or "
+            f"{PAIR_METHOD!r} can be made again"
         )
     if checkpoint != model.digest:
         raise UserError(
             f"{folder.path}: made by a model with digest {checkpoint}, this one's is "
             f"{model.digest}; give the model that made the folder"
+        )
+    recorded = folder.config.get("pair")
+    given = None if pairing is None else pairing.to_json()
+    if recorded != given:
+        differences = config_differences(recorded or {}, given or {})
+        raise UserError(
+            f"{folder.path}: made from other normal images ({'; '.join(differences)}); give the "
+            "--dataset and --root that it was made with"
         )

@@ -31,8 +31,20 @@ def test_the_default_is_the_papers_range_and_keeps_folders_of_the_first_format()
 
 @pytest.mark.parametrize(
     "text",
-    "strong 0.1;0.2 uniform:0.2,0.1 uniform:0.1 uniform:1,2,3 uniform:-0.1,0.1 -0.1 0.1,inf nan "
-    "0.1, normal:0.1,0.2".split(" "),
+    [
+        "",
+        "strong",
+        "0.1;0.2",
+        "0.1,",
+        "-0.1",
+        "nan",
+        "0.1,inf",
+        "normal:0.1,0.2",
+        "uniform:0.1",
+        "uniform:0.2,0.1",
+        "uniform:-0.1,0.1",
+        "uniform:1,2,3",
+    ],
 )
 def test_what_is_no_rule_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(UserError, match="strength: got"):
