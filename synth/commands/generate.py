@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from synth.command import (
+    DATASET_NAMES,
     Folder,
+    OptionalFolder,
     progress_bar,
     require_output,
     require_positive,
@@ -17,6 +19,11 @@ from synth.config import Precision, SdasConfig
 from synth.errors import UserError
 from synth.shards import Shard, parse_shard
 from synth.strength import PAPER, Strength
+
+if TYPE_CHECKING:
+    from synth.config import Precision
+    from synth.model import DiffusionModel
+    from synth.pair import Pairing
 
 OF_MODEL = tyro.conf.arg(metavar="STR", help_behavior_hint="(default: all of the model)")
 OPTIONAL = "(optional)"
@@ -42,8 +49,35 @@ class Speed:
     """Compile the network first: a minute or more, repaid by many images."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class PairOptions:
+    """Start at normal images: each anomaly image then has its own, and a mask of the difference."""
+
+    pair: Annotated[float | None, tyro.conf.arg(metavar="DEPTH", help_behavior_hint=OPTIONAL)] = (
+        None
+    )
+    """How much of the chain a normal image goes through, for instance 0.35; 0 would leave it as it
+    is, 1 nothing of it."""
+    dataset: Annotated[
+        DATASET_NAMES | None, tyro.conf.arg(help_behavior_hint="(default: the model's)")
+    ] = None
+    """Layout of the normal images."""
+    root: OptionalFolder = None
+    """Folder of the normal images; those to train on are used."""
+
+    def __post_init__(self) -> None:
+        if self.pair is not None and not 0 < self.pair < 1:
+            raise UserError(f"--pair: got {self.pair:g}, must lie between 0 and 1")
+
+    def require_use(self, used: bool) -> None:
+        """Raise UserError where normal images are given that nothing would use."""
+        if not used and (self.dataset, self.root) != (None, None):
+            raise UserError("--dataset, --root: no normal images are needed without --pair")
+
+
 def generate(
     speed: Speed,
+    pairs: PairOptions,
     *,
     model: Folder,
     out: Folder,
@@ -66,6 +100,7 @@ def generate(
 
     Args:
         speed: How fast.
+        pairs: Images that start at normal ones.
         model: What `synth train` made.
         out: The images go to OUT/<dataset>/<category>.
         num: How many images there shall be, of each category.
@@ -83,8 +118,9 @@ def generate(
     share, num_shares = parse_shard(speed.shard)
     require_range(min_quality, max_quality)
     require_output(out)
+    pairs.require_use(row is not None or pairs.pair is not None)
     if row is not None:
-        again(model, *row, out)
+        again(model, *row, out, pairs)
         return
     from synth.device import make_accelerator
     from synth.generate import generate_sia
@@ -104,6 +140,9 @@ def generate(
         quality = None
         if min_quality is not None or max_quality is not None:
             quality = open_quality_range(model, diffusion, name, min_quality, max_quality)
+        pairing = None
+        if pairs.pair is not None:
+            pairing = open_pairs(pairs, pairs.pair, diffusion, name, config, folder, precision)
         with progress_bar(f"generating {name}", "image") as update:
             written = generate_sia(
                 network,
@@ -114,6 +153,7 @@ def generate(
                 batch_size=speed.batch_size or auto_batch_size(diffusion, precision),
                 precision=precision,
                 quality=quality,
+                pairing=pairing,
                 process=share * accelerator.num_processes + accelerator.process_index,
                 num_processes=num_shares * accelerator.num_processes,
                 on_image=update,
@@ -121,15 +161,44 @@ def generate(
         say(written.sentence("SIA folder"))
 
 
-def again(model: Path, folder: Path, index: int, out: Path) -> None:
+def again(model: Path, folder: Path, index: int, out: Path, pairs: PairOptions) -> None:
     """Make one image again and say how it compares."""
     from synth.device import default_device
     from synth.generate import remake_image
     from synth.model import load_model
     from synth.sia import open_sia
 
-    remade = remake_image(load_model(model, default_device()), open_sia(folder), index, out)
+    diffusion, sia = load_model(model, default_device()), open_sia(folder)
+    pairing = None
+    if "pair" in sia.config:
+        config = SdasConfig(num_steps=sia.config["num_steps"], seed=sia.config["seed"])
+        depth, name = sia.config["pair"]["depth"], sia.category
+        pairing = open_pairs(pairs, depth, diffusion, name, config, sia.path, None)
+    remade = remake_image(diffusion, sia, index, out, pairing)
     say(f"{remade.sentence}\nimage: {remade.path}")
+
+
+def open_pairs(
+    pairs: PairOptions,
+    depth: float,
+    model: "DiffusionModel",
+    category: str,
+    config: SdasConfig,
+    folder: Path,
+    precision: "Precision | None",
+) -> "Pairing":
+    """Load the normal images, and fit the masks' rule where the folder has none yet."""
+    from synth.catalog import open_category
+    from synth.normals import load_normals
+    from synth.pair import open_pairing
+
+    dataset = pairs.dataset or model.config["dataset"]
+    normals = load_normals(
+        open_category(dataset, pairs.root, category, progress_bar), model.image_size, progress_bar
+    )
+    with progress_bar("measuring chance differences", "pair") as update:
+        about = (normals, depth, config, folder)
+        return open_pairing(model, *about, root=pairs.root, precision=precision, on_pair=update)
 
 
 def require_range(low: float | None, high: float | None) -> None:
