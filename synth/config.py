@@ -6,9 +6,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from synth.errors import UserError
+from synth.strength import PAPER, Strength
 
 Precision = Literal["auto", "fp32", "bf16"]
 Foreground = Literal["auto", "everything"]
+Style = Literal["adm", "ddpm", "diffusers"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
+MIN_SIDE_PX = 8
 NUM_TRAIN_TIMESTEPS = 1000
 
 
@@ -24,42 +28,63 @@ class UNetConfig:
     """Channels of each level, finest first."""
     layers_per_block: int = 1
     """Residual blocks per level on the way down (one more on the way up)."""
-    attention_levels: int = 1
-    """How many of the coarsest levels have self-attention (the middle always has)."""
-    head_channels: int = 32
-    """Channels of one attention head."""
+    attention_levels: tuple[int, ...] = (2,)
+    """Levels that have self-attention (the middle always has)."""
+    head_channels: int | None = 32
+    """Channels of one attention head; None is one head over all channels."""
     norm_groups: int = 16
     """Groups of the group normalisations."""
+    style: Style = "adm"
+    """How blocks resample and take in the timestep: a key of `synth.ddpm.STYLES`."""
+    num_categories: int | None = None
+    """Categories that one conditional network knows; None is one category, without embedding."""
 
     def __post_init__(self) -> None:
-        levels, factor = len(self.block_channels), self.size_multiple
-        if not 1 <= self.attention_levels <= levels:
+        levels = len(self.block_channels)
+        wrong = [level for level in self.attention_levels if not 0 <= level < levels]
+        if wrong:
             raise UserError(
-                f"attention_levels: got {self.attention_levels}, allowed 1 to {levels} "
-                "(the number of block_channels)"
+                f"attention_levels: got {wrong[0]}, allowed 0 to {levels - 1} "
+                "(the levels that block_channels names)"
             )
-        for side in self.image_size:
-            if side < 4 * factor or side % factor:
-                raise UserError(
-                    f"image size: got {self.image_size[0]}x{self.image_size[1]}, but this network "
-                    f"halves the image {levels - 1} times: each side must be a multiple of "
-                    f"{factor} and at least {4 * factor}; "
-                    f"try {nearest_multiple(side, factor)} for {side}"
-                )
-        for channels in self.block_channels:
-            if channels % self.norm_groups or channels % self.head_channels:
+        self.require_size(self.image_size)
+        attended = {*self.attention_levels, levels - 1}
+        for level, channels in enumerate(self.block_channels):
+            head = (self.head_channels or channels) if level in attended else 1
+            if channels % self.norm_groups or channels % head:
                 raise UserError(
                     f"block_channels: got {channels}, each must be a multiple of norm_groups "
-                    f"({self.norm_groups}) and head_channels ({self.head_channels})"
+                    f"({self.norm_groups}) and, with attention, head_channels "
+                    f"({self.head_channels})"
+                )
+        if self.num_categories is not None and self.num_categories < 1:
+            raise UserError(f"num_categories: got {self.num_categories}, must be at least 1")
+
+    def require_size(self, image_size: tuple[int, int]) -> None:
+        """Raise UserError for a size that the network cannot halve down to its coarsest level."""
+        factor = self.size_multiple
+        for side in image_size:
+            if side < smallest_side(factor) or side % factor:
+                raise UserError(
+                    f"image size: got {image_size[0]}x{image_size[1]}, but this network halves "
+                    f"the image {len(self.block_channels) - 1} times: each side must be a multiple "
+                    f"of {factor} and at least {smallest_side(factor)}; "
+                    f"try {nearest_multiple(side, factor)} for {side}"
                 )
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "UNetConfig":
-        """From plain JSON types. Raises TypeError for unknown or missing fields."""
+        """From plain JSON types. Raises TypeError for unknown or missing fields.
+
+        attention_levels was the number of coarsest levels before they could be chosen.
+        """
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value
             for name, value in values.items()
         }
+        if isinstance(fields.get("attention_levels"), int):
+            levels = len(fields["block_channels"])
+            fields["attention_levels"] = tuple(range(levels - fields["attention_levels"], levels))
         return cls(**fields)
 
     @property
@@ -68,9 +93,14 @@ class UNetConfig:
         return 2 ** (len(self.block_channels) - 1)
 
 
+def smallest_side(factor: int) -> int:
+    """The least side that is a multiple of `factor`: 8 pixels or more."""
+    return factor * math.ceil(MIN_SIDE_PX / factor)
+
+
 def nearest_multiple(side: int, factor: int) -> int:
-    """The multiple of `factor` nearest to `side`, at least four times `factor`."""
-    return max(4 * factor, round(side / factor) * factor)
+    """The multiple of `factor` nearest to `side` that is at least `smallest_side`."""
+    return max(smallest_side(factor), round(side / factor) * factor)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +122,8 @@ class TrainConfig:
     """Mirror training images left to right half of the time; only where the product allows it."""
     flip_vertical: bool = False
     """Mirror training images top to bottom half of the time; only where the product allows it."""
+    rotate: bool = False
+    """Turn training images by 0, 90, 180 or 270 degrees; only where the product allows it."""
     precision: Precision = "auto"
     """Arithmetic of the U-Net; auto measures which is faster on this device."""
     seed: int = 0
@@ -109,10 +141,21 @@ class TrainConfig:
             raise UserError(f"learning_rate: got {self.learning_rate}, must lie between 0 and 1")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay: got {self.ema_decay}, must be at least 0 and below 1")
+        height, width = self.unet.image_size
+        if self.rotate and height != width:
+            raise UserError(
+                f"rotate: got images of {height}x{width}, which a quarter turn does not map onto "
+                "themselves; give a square --size, or leave --rotate out"
+            )
 
     def with_size(self, image_size: tuple[int, int]) -> "TrainConfig":
         """The same configuration for another image size."""
         return replace(self, unet=replace(self.unet, image_size=image_size))
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """From plain JSON types. Raises TypeError for unknown or missing fields."""
+        return cls(**{**values, "unet": UNetConfig.from_json(values["unet"])})
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
@@ -120,23 +163,45 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """How a training is computed and watched. It may change from run to run: no result does."""
+
+    accumulate: int = 1
+    """Parts that each process computes its share of a batch in, one after the other."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice instead of keeping them."""
+    sample_every: int | None = None
+    """Steps between sheets of samples; None: only at the end."""
+    keep_checkpoints: int = 0
+    """How many of the models at those steps are kept, the newest."""
+    tracker: Tracker = "none"
+    """Where accelerate logs the losses, besides the trace."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("accumulate", self.accumulate), ("sample_every", self.sample_every)):
+            if value is not None and value < 1:
+                raise UserError(f"{name}: got {value}, must be at least 1")
+        if self.keep_checkpoints < 0:
+            raise UserError(f"keep_checkpoints: got {self.keep_checkpoints}, must be 0 or more")
+        if self.keep_checkpoints and self.sample_every is None:
+            raise UserError(
+                f"keep_checkpoints: got {self.keep_checkpoints} without an interval; "
+                "give --sample-every too"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SdasConfig:
     """How anomaly images are drawn from a trained model."""
 
-    strength: tuple[float, float] = (0.1, 0.2)
-    """Range of s, drawn per image; the reverse steps' variance is multiplied by 1 + s."""
+    strength: Strength = PAPER
+    """Which s each image has; the reverse steps' variance is multiplied by 1 + s."""
     num_steps: int = 20
     """Reverse steps, a divisor of 1000 from 2 on: they are spaced evenly over all timesteps."""
     seed: int = 0
     """Of every image, together with its index."""
 
     def __post_init__(self) -> None:
-        low, high = self.strength
-        if not 0 <= low <= high < math.inf:
-            raise UserError(
-                f"strength: got {low} to {high}, must be two numbers with 0 <= low <= high "
-                "(0 is the plain DDPM, 0.1 to 0.2 the paper's range)"
-            )
         if self.num_steps < 2 or NUM_TRAIN_TIMESTEPS % self.num_steps:
             raise UserError(
                 f"num_steps: got {self.num_steps}, must divide {NUM_TRAIN_TIMESTEPS}; "
@@ -147,7 +212,7 @@ class SdasConfig:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types."""
-        return asdict(self)
+        return {**asdict(self), "strength": self.strength.to_json()}
 
 
 PRESETS: dict[str, TrainConfig] = {
@@ -155,9 +220,43 @@ PRESETS: dict[str, TrainConfig] = {
     "tiny": TrainConfig(),
     # 3.3 M parameters, 128 px: hours on two CPU cores; made for a GPU.
     "small": TrainConfig(
-        unet=UNetConfig(image_size=(128, 128), block_channels=(32, 32, 64, 128)),
+        unet=UNetConfig(
+            image_size=(128, 128), block_channels=(32, 32, 64, 128), attention_levels=(3,)
+        ),
         num_steps=4000,
         learning_rate=5e-4,
         warmup_steps=200,
+    ),
+    # 113.7 M parameters, 256 px, for a GPU: the network of the public google/ddpm-*-256 models
+    # (Ho et al., 2020), so that --init-from fits them name for name. Not yet trained by us.
+    "base": TrainConfig(
+        unet=UNetConfig(
+            image_size=(256, 256),
+            block_channels=(128, 128, 256, 256, 512, 512),
+            layers_per_block=2,
+            attention_levels=(4,),
+            head_channels=None,
+            norm_groups=32,
+            style="ddpm",
+        ),
+        num_steps=15_000,
+        learning_rate=1e-4,
+        warmup_steps=500,
+    ),
+    # 552.8 M parameters, 256 px: RealNet's network (ADM, Dhariwal and Nichol, 2021) with its batch,
+    # learning rate and number of updates. For a large GPU; not yet trained by us.
+    "adm": TrainConfig(
+        unet=UNetConfig(
+            image_size=(256, 256),
+            block_channels=(256, 256, 512, 512, 1024, 1024),
+            layers_per_block=2,
+            attention_levels=(3, 4, 5),
+            head_channels=64,
+            norm_groups=32,
+        ),
+        num_steps=15_000,
+        batch_size=60,
+        learning_rate=1e-4,
+        warmup_steps=0,
     ),
 }

@@ -6,41 +6,70 @@ DDPM: Ho, Jain, Abbeel, 2020. Improved DDPM: Nichol, Dhariwal, 2021.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from synth.config import NUM_TRAIN_TIMESTEPS, UNetConfig
+from synth.config import NUM_TRAIN_TIMESTEPS, Style, UNetConfig
+
+STYLES: dict[Style, dict[str, Any]] = {
+    # ADM: residual blocks resample, and the timestep scales and shifts what is normalised.
+    "adm": {
+        "downsample_type": "resnet",
+        "upsample_type": "resnet",
+        "resnet_time_scale_shift": "scale_shift",
+        "norm_eps": 1e-5,
+    },
+    # DDPM as in Ho et al.'s code: convolutions resample, the timestep is added.
+    "ddpm": {
+        "norm_eps": 1e-6,
+        "downsample_padding": 0,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1,
+    },
+    # The same as diffusers builds it by default, and its training example too.
+    "diffusers": {},
+}
+"""What the styles pass to UNet2DModel besides sizes."""
+
+
+def unet_arguments(config: UNetConfig) -> dict[str, Any]:
+    """The arguments of diffusers' UNet2DModel for this network, with eps and v as output."""
+    levels = len(config.block_channels)
+    down = ["AttnDownBlock2D" if n in config.attention_levels else "" for n in range(levels)]
+    plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
+    if config.style != "adm":
+        plain = ("DownBlock2D", "UpBlock2D")
+    arguments = {
+        "sample_size": config.image_size,
+        "in_channels": config.num_channels,
+        "out_channels": 2 * config.num_channels,
+        "layers_per_block": config.layers_per_block,
+        "block_out_channels": config.block_channels,
+        "down_block_types": tuple(kind or plain[0] for kind in down),
+        "up_block_types": tuple("AttnUpBlock2D" if kind else plain[1] for kind in down[::-1]),
+        "attention_head_dim": config.head_channels,
+        "norm_num_groups": config.norm_groups,
+        "num_class_embeds": config.num_categories,
+        **STYLES[config.style],
+    }
+    if config.style == "adm":
+        # Without it "scale_shift" silently drops the group normalisation of the middle attention.
+        arguments["attn_norm_num_groups"] = config.norm_groups
+    return arguments
 
 
 def build_unet(config: UNetConfig) -> UNet2DModel:
-    """The ADM-style U-Net: float32 [N, C, H, W], int timesteps [N] -> [N, 2C, H, W] (eps, v).
+    """The U-Net: float32 [N, C, H, W], int timesteps [N] -> [N, 2C, H, W] (eps, v).
 
-    The residual branches' last convolutions and eps start at zero (ADM's initialisation), which
-    diffusers leaves at random. v starts at -1, the variance of a denoiser without error.
+    A conditional one also takes class_labels, int [N]. The residual branches' last convolutions and
+    eps start at zero (the initialisation of DDPM and ADM), which diffusers leaves at random. v
+    starts at -1, the variance of a denoiser without error.
     """
-    levels, attended = len(config.block_channels), config.attention_levels
-    plain = levels - attended
-    unet = UNet2DModel(
-        sample_size=config.image_size,
-        in_channels=config.num_channels,
-        out_channels=2 * config.num_channels,
-        layers_per_block=config.layers_per_block,
-        block_out_channels=config.block_channels,
-        down_block_types=("ResnetDownsampleBlock2D",) * plain + ("AttnDownBlock2D",) * attended,
-        up_block_types=("AttnUpBlock2D",) * attended + ("ResnetUpsampleBlock2D",) * plain,
-        downsample_type="resnet",
-        upsample_type="resnet",
-        resnet_time_scale_shift="scale_shift",
-        attention_head_dim=config.head_channels,
-        norm_num_groups=config.norm_groups,
-        norm_eps=1e-5,
-        # Without it "scale_shift" silently drops the group normalisation of the middle attention.
-        attn_norm_num_groups=config.norm_groups,
-    )
+    unet = UNet2DModel(**unet_arguments(config))
     with torch.no_grad():
         for name, parameter in unet.named_parameters():
             if ".conv2." in name or ".to_out.0." in name or name.startswith("conv_out."):

@@ -1,24 +1,37 @@
 """Where and in which arithmetic to compute."""
 
 import time
+from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from synth.config import Precision
+from synth.config import Precision, Tracker
 
 
-def make_accelerator(precision: Precision) -> Accelerator:
+def make_accelerator(
+    precision: Precision, tracker: Tracker = "none", folder: Path | None = None
+) -> Accelerator:
     """An accelerator on the GPU when there is one, else on the CPU (gloo between processes).
 
-    precision: "auto" becomes the faster of fp32 and bf16 on this device.
+    precision: "auto" becomes the faster of fp32 and bf16 on the first process's device; all
+    processes compute in the same. tracker: what `Accelerator.init_trackers` will log to, in
+    `folder`.
     """
     device = default_device()
-    if precision == "auto":
-        precision = fastest_precision(device)
+    cpu = device.type == "cpu"
+    state = PartialState(cpu=cpu)
+    chosen = [precision]
+    if precision == "auto" and state.is_main_process:
+        chosen = [fastest_precision(device)]
+    broadcast_object_list(chosen)
     return Accelerator(
-        cpu=device.type == "cpu", mixed_precision="no" if precision == "fp32" else "bf16"
+        cpu=cpu,
+        mixed_precision="no" if chosen[0] == "fp32" else "bf16",
+        log_with=None if tracker == "none" else tracker,
+        project_dir=folder,
     )
 
 

@@ -1,25 +1,47 @@
 """Options of `synth train`, and the configuration that follows from them."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
+
+from synth.catalog import Category, categories, open_category
 from synth.command import (
+    DataOptions,
     PresetFloat,
     PresetInt,
     PresetSize,
+    progress_bar,
     require_not_negative,
     require_positive,
     require_size,
 )
-from synth.config import PRESETS, Precision, TrainConfig
+from synth.config import PRESETS, Precision, RunConfig, Tracker, TrainConfig, UNetConfig
+from synth.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """How to train."""
 
-    preset: Literal["tiny", "small"] = "tiny"
-    """tiny: 64 px, minutes on a CPU; small: 128 px, hours on a CPU."""
+    preset: Literal["tiny", "small", "base", "adm"] = "tiny"
+    """tiny: 64 px, minutes on a CPU; small: 128 px, hours on a CPU; base: 256 px, 114 million
+    parameters, the public DDPM network; adm: 256 px, 553 million, RealNet's. The last two need a
+    GPU."""
+    init_from: Annotated[
+        str | None,
+        tyro.conf.arg(
+            metavar="FOLDER|HUB ID|ADM .pt", help_behavior_hint="(default: from scratch)"
+        ),
+    ] = None
+    """Weights to start from, such as google/ddpm-cat-256. The network then has the source's shape,
+    whatever the preset's; size and training are the preset's. What does not fit is listed."""
+    conditional: bool = False
+    """One model for several categories, told which to draw; they take turns in training."""
+    categories: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="(default: all)")
+    ] = ()
+    """Categories of a --conditional model."""
     size: PresetSize = None
     """Pixels that images are squeezed to."""
     num_steps: PresetInt = None
@@ -32,27 +54,91 @@ class TrainOptions:
     """Mirror training images left to right half of the time."""
     flip_vertical: bool = False
     """Mirror training images top to bottom half of the time."""
+    rotate: bool = False
+    """Turn training images by 0, 90, 180 or 270 degrees; only for square sizes."""
     precision: Precision = "auto"
     """Arithmetic; auto takes the faster on this device."""
     seed: int = 0
     """Of weights, batches and noise."""
+    accumulate: int = 1
+    """Parts that a batch is computed in; more need less memory, the result is the same."""
+    gradient_checkpointing: bool = False
+    """Save memory, cost a third more time; the result is the same."""
+    sample_every: Annotated[
+        int | None, tyro.conf.arg(metavar="STEPS", help_behavior_hint="(default: at the end only)")
+    ] = None
+    """Write samples/step_N.png, samples at strength 0, 0.1, 0.2 and 0.5, at this interval."""
+    keep_checkpoints: int = 0
+    """How many past models, one each --sample-every, to keep in checkpoints/step_N."""
+    tracker: Tracker = "tensorboard"
+    """Where losses are logged besides trace.jsonl; tensorboard shows them with
+    `tensorboard --logdir OUT`."""
 
-    def config(self) -> TrainConfig:
-        """The preset with what was chosen besides. Raises UserError for values out of range."""
+    def require_in_range(self) -> None:
+        """Raise UserError for values out of range; nothing is loaded or downloaded for this."""
+        chosen = (self.num_steps, self.batch_size, self.learning_rate)
+        names = ("num_steps", "batch_size", "learning_rate")
+        require_positive(**dict(zip(names, chosen, strict=True)))
+        require_positive(accumulate=self.accumulate, sample_every=self.sample_every)
+        require_not_negative(seed=self.seed, keep_checkpoints=self.keep_checkpoints)
+        require_size(self.size)
+        self.run_config()
+
+    def config(self, unet: UNetConfig | None = None) -> TrainConfig:
+        """The preset with what was chosen besides; `unet` takes the place of its network.
+
+        Raises UserError for values out of range.
+        """
+        self.require_in_range()
+        preset = PRESETS[self.preset]
         chosen: dict[str, Any] = {
             "num_steps": self.num_steps,
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
         }
-        require_positive(**chosen)
-        require_not_negative(seed=self.seed)
-        require_size(self.size)
-        config = replace(
-            PRESETS[self.preset],
+        size = self.size or preset.unet.image_size
+        return replace(
+            preset,
+            unet=replace(unet or preset.unet, image_size=size),
             flip_horizontal=self.flip_horizontal,
             flip_vertical=self.flip_vertical,
+            rotate=self.rotate,
             precision=self.precision,
             seed=self.seed,
             **{name: value for name, value in chosen.items() if value is not None},
         )
-        return config if self.size is None else config.with_size(self.size)
+
+    def run_config(self) -> RunConfig:
+        """How the training is computed and watched. Raises UserError for values out of range."""
+        return RunConfig(
+            accumulate=self.accumulate,
+            gradient_checkpointing=self.gradient_checkpointing,
+            sample_every=self.sample_every,
+            keep_checkpoints=self.keep_checkpoints,
+            tracker=self.tracker,
+        )
+
+    def open(self, data: DataOptions) -> list[Category]:
+        """List the images of the category, or of all that a conditional model is for.
+
+        Raises UserError as `open_category`, and for choices that contradict each other.
+        """
+        if not self.conditional:
+            if self.categories:
+                raise UserError(
+                    "--categories: one model for several categories is made with --conditional; "
+                    "give that too, or a single --category"
+                )
+            return [data.open()]
+        if data.category is not None:
+            raise UserError(
+                f"--category: got {data.category}, but --conditional trains over several; "
+                "choose them with --categories, or leave both out for all"
+            )
+        names = self.categories or tuple(categories(data.dataset, data.root))
+        if len(set(names)) < max(2, len(names)):
+            raise UserError(
+                f"--conditional: got the categories {', '.join(names) or 'none'}; needs two or "
+                "more, each once: name others, or leave --conditional out"
+            )
+        return [open_category(data.dataset, data.root, name, progress_bar) for name in names]

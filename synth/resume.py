@@ -71,6 +71,8 @@ def run_steps(
             )
         trace.append(json.dumps({"step": step + 1, **row}))
         done = step + 1
+        if on_step is not None:  # before the state knows of it: a kill repeats rather than skips
+            on_step(done, num_steps, row)
         if checkpoint_steps is None:
             wait = max(CHECKPOINT_SECONDS, SAVE_SHARE * save_seconds)
             due = time.monotonic() - saved_at >= wait
@@ -82,8 +84,6 @@ def run_steps(
             save_state(folder / STATE_FILE, done, accelerator.unwrap_model(model), optimizer, ema)
             saved_at = time.monotonic()
             save_seconds = saved_at - began
-        if on_step is not None:
-            on_step(done, num_steps, row)
     accelerator.wait_for_everyone()
 
 

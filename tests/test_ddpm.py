@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -8,7 +9,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from scipy.stats import norm
 from torch import Tensor
 
-from synth.config import PRESETS, UNetConfig
+from synth.config import PRESETS, Style, UNetConfig
 from synth.ddpm import (
     NoiseSchedule,
     add_noise,
@@ -23,7 +24,11 @@ from synth.ddpm import (
 )
 
 TINY = UNetConfig(
-    image_size=(16, 16), block_channels=(8, 16), attention_levels=1, head_channels=8, norm_groups=4
+    image_size=(16, 16),
+    block_channels=(8, 16),
+    attention_levels=(1,),
+    head_channels=8,
+    norm_groups=4,
 )
 
 
@@ -231,23 +236,42 @@ def test_a_trained_network_depends_on_image_and_timestep() -> None:
     assert not torch.allclose(first, other)
 
 
-@pytest.mark.parametrize(("preset", "count"), [("tiny", 3_162_822), ("small", 3_319_942)])
+def count_parameters(unet: UNetConfig) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build_unet(unet).parameters())
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [
+        ("tiny", 3_162_822),
+        ("small", 3_319_942),
+        ("base", 113_673_219 + 3 * (128 * 9 + 1)),  # the public network's, and three more outputs
+        ("adm", 552_829_446 - 15 * 1024),
+    ],
+)
 def test_presets_have_the_stated_number_of_parameters(preset: str, count: int) -> None:
-    with torch.device("meta"):
-        unet = build_unet(PRESETS[preset].unet)
-    assert sum(parameter.numel() for parameter in unet.parameters()) == count
+    assert count_parameters(PRESETS[preset].unet) == count
 
 
-def test_the_network_family_contains_adm() -> None:
-    """RealNet's network has 552,829,446 parameters, 15 class embeddings of 1024 among them."""
-    config = UNetConfig(
-        image_size=(256, 256),
-        block_channels=(256, 256, 512, 512, 1024, 1024),
-        layers_per_block=2,
-        attention_levels=3,
-        head_channels=64,
-        norm_groups=32,
-    )
-    with torch.device("meta"):
-        unet = build_unet(config)
-    assert sum(p.numel() for p in unet.parameters()) == 552_829_446 - 15 * 1024
+@pytest.mark.parametrize(("categories", "count"), [(15, 552_829_446), (12, 552_826_374)])
+def test_a_conditional_adm_is_realnets_network(categories: int, count: int) -> None:
+    """Counts: RealNet's networks for MVTec AD and VisA."""
+    assert count_parameters(replace(PRESETS["adm"].unet, num_categories=categories)) == count
+
+
+def test_a_conditional_network_hears_the_category() -> None:
+    unet = build_unet(replace(TINY, num_categories=3))
+    with torch.no_grad():
+        for parameter in unet.parameters():
+            parameter.add_(0.05)
+        x, t = draw(1, 3, 16, 16), torch.tensor([500])
+        outputs = [unet(x, t, class_labels=torch.tensor([label])).sample for label in range(3)]
+    assert not torch.allclose(outputs[0], outputs[1])
+    assert not torch.allclose(outputs[1], outputs[2])
+
+
+@pytest.mark.parametrize("style", ["adm", "ddpm", "diffusers"])
+def test_every_style_draws_images_that_are_not_square(style: Style) -> None:
+    unet = build_unet(replace(TINY, image_size=(8, 24), style=style))
+    assert unet(draw(1, 3, 8, 24), torch.tensor([1])).sample.shape == (1, 6, 8, 24)

@@ -11,7 +11,7 @@ from synth.options import TrainOptions
 
 
 def train(data: DataOptions, training: TrainOptions, *, out: Folder) -> None:
-    """Train a diffusion model on one category's normal images.
+    """Train a diffusion model on the normal images of one category, or of several.
 
     The same command goes on after an interruption. A tenth of the images is held out and judges
     the samples at strength 0 at the end: under-fit, fit, or copies.
@@ -22,12 +22,20 @@ def train(data: DataOptions, training: TrainOptions, *, out: Folder) -> None:
         out: The model: a diffusers pipeline, the loss trace, a sample sheet, the check.
 
     """
-    config = training.config()
-    category = data.open()
+    training.require_in_range()
+    config = None if training.init_from else training.config()
+    chosen = training.open(data)
     require_output(out)
-    from synth.diffusion_run import SHEET_FILE, train_model
+    from synth.diffusion_run import sheet_path, train_model
+    from synth.init_from import load_source
 
-    check = train_model(category, config, out, progress_bar)
-    if check is not None:
-        say(check.sentence)
-        say(f"samples to look at: {out / SHEET_FILE}\nmodel: {out}")
+    source = load_source(training.init_from) if training.init_from else None
+    config = config or training.config(source and source.unet)
+    checks = train_model(
+        chosen, config, out, progress_bar, run=training.run_config(), source=source, tell=say
+    )
+    if checks is not None:
+        for name, check in checks.items():
+            say(f"{name}: {check.sentence}" if training.conditional else check.sentence)
+        sheets = [sheet_path(out, name if training.conditional else None) for name in checks]
+        say(f"samples to look at: {', '.join(map(str, sheets))}\nmodel: {out}")
