@@ -92,10 +92,10 @@ def transient_reason(error: BaseException) -> str | None:
     for cause in causes(error):
         if isinstance(cause, HTTP_ERROR | ConnectionError | TimeoutError):
             return f"cannot be reached ({one_line(cause)})"
-    # hf_xet raises RuntimeError for whatever keeps it from sending
-    return (
-        f"the file did not get through ({one_line(error)})" if type(error) is RuntimeError else None
-    )
+    if type(error) is RuntimeError and error.__cause__ is None:
+        # what hf_xet raises when it cannot send
+        return f"did not take the file ({one_line(error)})"
+    return None
 
 
 def asked_wait_s(error: BaseException) -> float | None:

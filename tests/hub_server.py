@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,7 @@ class Fault:
     """Answer the next `times` requests that match with `status`, or drop them (status 0).
 
     after: let so many matching requests pass first. lost: do the work, then drop the answer.
+    Status -1 sets the Hub's `stalled` and says nothing until it is cleared.
     """
 
     method: str
@@ -48,7 +50,7 @@ class Hub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos, self.objects, self.log, self.faults = {}, {}, [], []
-        self.lock = threading.RLock()
+        self.lock, self.stalled = threading.RLock(), threading.Event()
 
     def sent(self, method: str, part: str) -> list[str]:
         """The paths of the requests whose bodies arrived whole."""
@@ -75,6 +77,7 @@ def running_hub():
     try:
         yield hub
     finally:
+        hub.stalled.clear()
         hub.shutdown()
         hub.server_close()
         thread.join(10)
@@ -119,7 +122,14 @@ class Handler(BaseHTTPRequestHandler):
         if fault and not fault.status and not fault.lost:
             self.rfile.read(min(1000, int(self.headers.get("Content-Length", 0))))
             self.close_connection = True
-            return self.connection.shutdown(2)
+            self.connection.shutdown(2)
+            return None
+        if fault and fault.status == -1:
+            self.server.stalled.set()
+            while self.server.stalled.is_set():
+                time.sleep(0.01)
+            self.close_connection = True
+            return None
         data = self.body()
         if fault and fault.status:
             return self.reply(fault.status, {"error": "as told"}, fault.headers)
@@ -169,7 +179,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(401, {"error": "Invalid username or password."})
         name = f"{asked['organization']}/{asked['name']}"
         if name in self.server.repos:
-            return self.reply(409, {"error": "You already created this", "url": ""})
+            there = f"{self.server.url}/datasets/{name}"
+            return self.reply(409, {"error": "You already created this", "url": there})
         if token != TOKEN:
             return self.reply(403, {"error": "you may not create here"})
         private = asked.get("private", asked.get("visibility") == "private")
@@ -203,7 +214,9 @@ class Handler(BaseHTTPRequestHandler):
     def paths_info(self, data, query, name, rev):
         if repo := self.repo(name):
             form = json.loads(data) if data[:1] == b"{" else parse_qs(data.decode())
-            self.reply(200, [tree_entry(p, repo.files[p]) for p in form["paths"] if p in repo.files])
+            self.reply(
+                200, [tree_entry(p, repo.files[p]) for p in form["paths"] if p in repo.files]
+            )
 
     def preupload(self, data, query, name, rev):
         if (repo := self.repo(name, write=True)) is None:
