@@ -49,7 +49,7 @@ def foreground_sheet(normals: Normals) -> ForegroundSheet:
         else f"fitted to {len(chosen)} of the training images"
     )
     sheet = contact_sheet([row for row in rows if row.images], CELL_PX)
-    return ForegroundSheet(sheet, f"{rule_in_words(rule)} ({made})", shares)
+    return ForegroundSheet(sheet, f"{rule_in_words(rule)}; {made}", shares)
 
 
 def outlined_row(
@@ -81,15 +81,16 @@ def rule_in_words(rule: ForegroundRule) -> str:
     found = (
         f"what is farther than {rule.distance:g} Lab units from the colour of the image's border"
         if rule.method == "background"
-        else f"the {rule.polarity} side of {rule.method.capitalize()}'s threshold of {rule.channel}"
+        else f"the {rule.polarity} side of the {rule.channel} channel's {rule.method} threshold"
     )
-    treated = [
+    squares = [
         text
-        for text, done in (
+        for text, size_px in (
             (f"gaps closed by {rule.close_px} px", rule.close_px),
             (f"specks below {rule.open_px} px removed", rule.open_px),
-            ("holes filled", rule.fill_holes),
         )
-        if done
+        if size_px
     ]
-    return ", ".join([found, *treated]) + (" (px at image size 256)" if treated else "")
+    if squares:
+        squares[-1] += " (at image size 256)"
+    return ", ".join([found, *squares, *(["holes filled"] if rule.fill_holes else [])])
