@@ -55,8 +55,8 @@ class BlendedDataset(Dataset[Sample]):
         if bare:
             raise UserError(
                 f"foreground: none found in {bare} of {len(normals)} normal images (rule "
-                f"{rule.method}); look at them with `synth inspect`, remove them, or give "
-                "--foreground everything"
+                f"{rule.method}); look at them with `synth inspect --foreground`, remove them, or "
+                "give --foreground everything"
             )
 
     def __getitem__(self, number: int) -> Sample:

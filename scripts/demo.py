@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+NUM_SAMPLES = "16"  # of each strength: enough to look at, too few for KID, which is said
 BACKBONE = ["--backbone", "resnet10t", "--backbone-weights", "bundled"]
 
 
@@ -37,7 +38,7 @@ def stages(category: str, out: Path) -> list[Stage]:
         str(out / "detector"),
         str(out / "detector_noise"),
     )
-    sheet = ["--model", model, "--blended", blended, "--out", str(out / "contact_sheet.png")]
+    looked_at = ["--model", model, "--folder", blended, "--out", str(out / "inspect")]
     results = ["--model", detector, "--compare", on_noise, "--out", str(out / "results")]
     return [
         Stage("train diffusion model", ["synth", "train", *data, "--out", model]),
@@ -46,7 +47,7 @@ def stages(category: str, out: Path) -> list[Stage]:
             "blend examples",
             ["synth", "blend", *data, "--sia", sia, "--out", blended, "--num", "100"],
         ),
-        Stage("contact sheet", ["synth", "inspect", *data, *sheet]),
+        Stage("inspect", ["synth", "inspect", *data, *looked_at, "--num", NUM_SAMPLES]),
         Stage(
             "train RealNet", ["detect", "train", *data, *BACKBONE, "--sia", sia, "--out", detector]
         ),
@@ -94,7 +95,7 @@ def main() -> None:
     print(f"{'all':26} {total:6.0f} s {peak:8.0f} MiB")
     check = json.loads((options.out / "model" / "check.json").read_text())
     print(f"\n{check['sentence']}")
-    print(f"contact sheet: {options.out / 'contact_sheet.png'}")
+    print(f"images and figures: {options.out / 'inspect' / 'inspect.html'}")
     print(f"report: {options.out / 'results' / 'report.html'}")
 
 

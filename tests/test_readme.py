@@ -17,6 +17,7 @@ TINY = {
     ("synth", "train"): "--num-steps 2 --batch-size 2 --size 16 16 --precision fp32",
     ("synth", "generate"): "--num-steps 2",
     ("synth", "blend"): "--size 32 32",
+    ("synth", "inspect"): "--num 2 --strengths 0 0.2",
     ("detect", "train"): "--num-steps 2 --batch-size 2 --size 32 32 --precision fp32",
 }
 COMMANDS = {
@@ -62,6 +63,7 @@ def test_the_commands_of_the_readme_work_in_their_order(
         monkeypatch.setattr("sys.argv", [program, command, *arguments, *tiny])
         assert run_command(program, "", COMMANDS[program]) == 0, capsys.readouterr().err
     assert (photos / "runs/results/report.html").stat().st_size > 10_000
+    assert (photos / "runs/inspect/inspect.html").stat().st_size > 10_000
     assert len((photos / "runs/predictions/scores.csv").read_text().splitlines()) == 4
 
 
