@@ -82,4 +82,4 @@ def open_source(kind: str, sia: Path | None, bars: Bars) -> NamedSource:
     with bars("checking anomaly images", "image") as update:
         require_images([folder.path / row["file_name"] for row in folder.rows], update)
     config = {"kind": "sia", "num_images": len(folder.rows), **folder.config}
-    return NamedSource(SiaSource(folder), config, folder.category)
+    return NamedSource(SiaSource(folder), config, folder.product)

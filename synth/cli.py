@@ -3,9 +3,11 @@
 import sys
 
 from synth.command import run_command
+from synth.commands.baseline import baseline
 from synth.commands.blend import blend
 from synth.commands.export import export
 from synth.commands.generate import generate
+from synth.commands.import_textures import import_textures
 from synth.commands.inspect import inspect
 from synth.commands.publish import publish
 from synth.commands.train import train
@@ -17,6 +19,8 @@ COMMANDS = {
     "blend": blend,
     "inspect": inspect,
     "validate": validate,
+    "import-textures": import_textures,
+    "baseline": baseline,
     "export": export,
     "publish": publish,
 }

@@ -40,6 +40,11 @@ class SiaFolder(NamedTuple):
     config: Mapping[str, Any]
     rows: tuple[Row, ...]
 
+    @property
+    def product(self) -> str | None:
+        """The category that the images show; None for textures, which show none."""
+        return None if self.config.get("method") == "textures" else self.category
+
     def read_image(self, number: int) -> NDArray[np.uint8]:
         """Image of row `number`, uint8 [H, W, 3] RGB."""
         return read_image(self.path / self.rows[number]["file_name"])

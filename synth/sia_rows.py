@@ -30,6 +30,7 @@ TYPES: dict[str, Type] = {
     "num_steps": INTEGER,
     "opacity": NUMBER,
     "normal_file": TEXT,
+    "texture_file": TEXT,
     "source_index": INTEGER,
     "quality": NUMBER,
     "attempt": INTEGER,
@@ -44,6 +45,10 @@ REQUIRED_BY_METHOD: dict[str, tuple[str, ...]] = {
     "sdas": ("seed", "strength", "num_steps"),
     "sdas-pair": ("seed", "strength", "num_steps", "normal_file", "mask_file_name"),
     "blend": ("seed", "opacity", "normal_file", "source_index", "mask_file_name"),
+    "textures": ("texture_file",),
+    "noise": ("seed",),
+    "shifted": ("seed", "normal_file"),
+    "cutpaste": ("seed", "normal_file", "mask_file_name"),
 }
 """Besides: what the images of a method depend on. Folders of other makers need not say it."""
 

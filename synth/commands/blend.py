@@ -53,7 +53,7 @@ def blend(
     from synth.sia import open_sia
 
     sources = open_sia(sia, kind="source")
-    if sources.category != category.name:
+    if sources.product not in (None, category.name):
         warn(f"{sia} is of category {sources.category}, the normal images of {category.name}")
     normals = load_normals(category, size, progress_bar)
     rule = normals.foreground_rule(foreground)
