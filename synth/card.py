@@ -256,7 +256,7 @@ def licence_text(publication: Publication) -> str:
     for source in (source for source in sources if source.licence):
         own = source.licence_name or readable(source.licence or OTHER)
         lines.append(f"They are derived from {source.title}, which is under {own}.")
-    if licence.chosen:
+    if licence.chosen and any(source.licence for source in sources):
         lines.append(
             "This licence was chosen by the publisher, who answers for the right to do so."
         )
