@@ -202,13 +202,7 @@ def test_a_hopeless_prediction_at_t0_has_a_finite_loss_and_gradient() -> None:
 def test_output_is_eps_and_v_of_the_input_size(
     size: tuple[int, int], channels: Literal[1, 3]
 ) -> None:
-    config = UNetConfig(
-        image_size=size,
-        num_channels=channels,
-        block_channels=(8, 16),
-        head_channels=8,
-        norm_groups=4,
-    )
+    config = replace(TINY, image_size=size, num_channels=channels)
     output = build_unet(config)(draw(2, channels, *size), torch.tensor([0, 999])).sample
     assert output.shape == (2, 2 * channels, *size)
     assert (output[:, :channels] == 0).all()

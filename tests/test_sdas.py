@@ -25,7 +25,13 @@ def reference_scheduler(num_steps: int = 20) -> DDPMScheduler:
 @pytest.fixture(scope="module")
 def unet() -> UNet2DModel:
     """A tiny network whose every parameter counts (half of them start at zero)."""
-    config = UNetConfig(image_size=(16, 16), block_channels=(8, 16), head_channels=8, norm_groups=4)
+    config = UNetConfig(
+        image_size=(16, 16),
+        block_channels=(8, 16),
+        attention_levels=(1,),
+        head_channels=8,
+        norm_groups=4,
+    )
     network = build_unet(config).eval().requires_grad_(False)
     g = torch.Generator().manual_seed(0)
     for parameter in network.parameters():

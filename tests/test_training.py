@@ -23,7 +23,13 @@ from synth.errors import UserError
 from synth.resume import STATE_FILE, TRACE_FILE
 from synth.training import draw_batch, train_ddpm
 
-TINY = UNetConfig(image_size=(16, 16), block_channels=(8, 16), head_channels=8, norm_groups=4)
+TINY = UNetConfig(
+    image_size=(16, 16),
+    block_channels=(8, 16),
+    attention_levels=(1,),
+    head_channels=8,
+    norm_groups=4,
+)
 CONFIG = TrainConfig(
     unet=TINY, num_steps=12, batch_size=4, learning_rate=1e-2, warmup_steps=3, precision="fp32"
 )
