@@ -19,12 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synth.errors import UserError
-from synth.files import PARTIAL_SUFFIX, atomic_path, claim_folder, write_json
+from synth.files import atomic_path, claim_folder
 from synth.images import write_png
-from synth.locks import Lock, take_lock
+from synth.locks import take_lock
+from synth.open_shard import OpenShard, lock_path
 from synth.sia_format import (
     HEADER_FILE,
-    IMAGES_PER_FOLDER,
     METADATA_FILE,
     SHARD_SIZE,
     Row,
@@ -33,8 +33,6 @@ from synth.sia_format import (
     image_path,
     mask_path,
     read_shard,
-    shard_indices,
-    shard_path,
 )
 
 MAX_WAITING_BYTES = 64 * 2**20
@@ -200,7 +198,7 @@ class ShareWriter:
         if self.on_image is not None:
             self.on_image(self.done, self.total)
 
-    def close(self, opened: "OpenShard") -> None:
+    def close(self, opened: OpenShard) -> None:
         """Write a shard's record and let go of it."""
         if opened.shard in self.open:
             opened.save("done")
@@ -226,45 +224,6 @@ class ShareWriter:
             lock = take_lock(lock_path(self.folder, next(iter(missing))), wait=True)
             assert lock is not None
             lock.release()
-
-
-class OpenShard:
-    """A shard that this process holds: the rows it has, the images that are to come."""
-
-    def __init__(self, folder: Path, shard: int, num_images: int, lock: Lock) -> None:
-        self.folder, self.shard, self.lock = folder, shard, lock
-        self.rows = read_shard(folder, shard).present(folder)
-        self.to_come = set(shard_indices(shard, num_images)) - {row["index"] for row in self.rows}
-        self.saved_at = time.monotonic()
-        if lock.file is not None:  # nobody else writes here
-            self.remove_partials()
-
-    def add(self, row: Row) -> None:
-        """Note an image that is written."""
-        self.rows.append(row)
-        self.to_come.discard(row["index"])
-
-    def save(self, status: str) -> None:
-        """Write the record: the rows by index."""
-        rows = sorted(self.rows, key=lambda row: row["index"])
-        record = {"shard": self.shard, "status": status, "rows": rows}
-        write_json(self.folder / shard_path(self.shard), record)
-        self.saved_at = time.monotonic()
-
-    def remove_partials(self) -> None:
-        """Remove what a killed process left."""
-        number = self.shard * SHARD_SIZE // IMAGES_PER_FOLDER
-        for path in self.folder.glob(f"*/{number:03d}/.*{PARTIAL_SUFFIX}"):
-            index = path.name.split(".")[1]
-            if index.isdecimal() and int(index) in self.to_come:
-                path.unlink(missing_ok=True)
-        for path in self.folder.glob(f"shards/.{self.shard:03d}.json.*{PARTIAL_SUFFIX}"):
-            path.unlink(missing_ok=True)
-
-
-def lock_path(folder: Path, shard: int) -> Path:
-    """The file whose lock a process holds while it works on a shard; gone when nobody does."""
-    return folder / f"shards/.{shard:03d}.lock"
 
 
 def write_item(folder: Path, header: SiaHeader, item: Item) -> Row:
