@@ -69,9 +69,7 @@ def test_copies_are_held_out_together_or_not_at_all(tmp_path: Path) -> None:
 
 def test_one_picture_many_times_is_one_image(tmp_path: Path) -> None:
     category = open_category("folder", folder(tmp_path, [7] * 5))
-    with pytest.raises(
-        UserError, match="all 5 training images show the same picture as "
-    ):
+    with pytest.raises(UserError, match="all 5 training images show the same picture as "):
         load_normals(category, SIZE, no_bars)
 
 
