@@ -25,10 +25,17 @@ METHODS = {
     "sdas": "SDAS (strength-controllable diffusion anomaly synthesis): a diffusion model learns "
     "the normal images of a category, and draws with more noise in every reverse step than it was "
     "trained for, so that what it draws departs from normal.",
-    "sdas-pair": "SDAS from a normal image: the image is noised part of the way and drawn again "
-    "with more noise than the model was trained for, so that each anomaly has its normal image.",
+    "sdas-pair": "SDAS into a normal image: the image is noised part of the way and drawn again, "
+    "with more noise than the model was trained for in a region of it, so that each anomaly has its "
+    "normal image and an exact mask.",
     "blend": "Synthetic anomalies P pasted into normal images I where a Perlin mask M meets the "
     "product's foreground, at opacity δ: A = (1 − M) I + M (δ P + (1 − δ) I).",
+    "textures": "Photographs of textures, unrelated to the product, brought to one size.",
+    "noise": "Independent uniform noise in every pixel: a baseline to compare with.",
+    "shifted": "Normal images with jittered colours, shifted round their edges: a baseline to "
+    "compare with.",
+    "cutpaste": "CutPaste (Li et al., CVPR 2021): a rectangle of the normal image, its colours "
+    "jittered, pasted elsewhere in it.",
 }
 DRAEM_USE = """\
 DRAEM and others that paste anomalies into normal images take a folder of pictures. The original
@@ -219,7 +226,7 @@ def summary(publication: Publication) -> str:
     what = (
         "whole images of synthetic anomalies"
         if publication.kind == "source"
-        else "normal images with a synthetic anomaly pasted in, and the mask of it"
+        else "normal images with a synthetic anomaly in each, and its mask"
     )
     count = len(publication.entries)
     where = "one category" if count == 1 else f"{count} categories"
@@ -230,7 +237,7 @@ def summary(publication: Publication) -> str:
     )
     return (
         f"{publication.num_images:,} {what}, in {where}, made from {made_from}. "
-        "No real defect was used. Every image carries its strength and seed."
+        "No real defect was used. A row says what made its image."
     )
 
 

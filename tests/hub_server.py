@@ -46,8 +46,9 @@ class Repo:
 class Hub(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self):
+    def __init__(self, keep: bool):
         super().__init__(("127.0.0.1", 0), Handler)
+        self.keep = keep
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.repos, self.objects, self.log, self.faults = {}, {}, [], []
         self.lock, self.stalled = threading.RLock(), threading.Event()
@@ -70,8 +71,9 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def running_hub():
-    hub = Hub()
+def running_hub(keep: bool = True):
+    """Serve in a thread; keep: False forgets the content of large files once it is checked."""
+    hub = Hub(keep)
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -242,7 +244,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def put(self, data, query, oid):
         assert sha256(data) == oid, "what arrives is what was announced"
-        self.server.objects[oid] = data
+        self.server.objects[oid] = data if self.server.keep else b""
         self.reply(200)
 
     def commit(self, data, query, name, rev):

@@ -3,6 +3,7 @@
 import json
 import re
 
+import datasets
 import numpy as np
 import pytest
 from datasets import Features, Image, Value
@@ -85,6 +86,24 @@ def test_the_page_says_what_one_needs_and_leaves_no_gap(tmp_path, kind):
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
+
+
+def test_the_programs_on_the_page_run(tmp_path, monkeypatch):
+    parcel, card = card_of(tmp_path)
+    shard = str(parcel.files["bolt/train-00000.parquet"])
+
+    def load(repo, name, split):
+        assert (repo, name, split) == ("me/data", "bolt", "train")
+        return datasets.Dataset.from_parquet(shard, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    assert len(blocks) == 2
+    exec("\n".join(blocks), {})
+    written = sorted((tmp_path / "anomaly_source").iterdir())
+    originals = sorted((tmp_path / "sia/mvtec/bolt/images/000").iterdir())
+    assert [path.read_bytes() for path in written] == [path.read_bytes() for path in originals]
 
 
 def test_the_sheet_and_the_manifest_lie_beside_the_card(tmp_path):

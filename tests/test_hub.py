@@ -338,6 +338,7 @@ def environment(hub, home: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_XET": "1",
         "HF_TOKEN": TOKEN,
         "HF_HOME": str(home),
+        "XDG_CACHE_HOME": str(home),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
         "OMP_NUM_THREADS": "1",
@@ -360,6 +361,12 @@ for name in get_dataset_config_names("me/data"):
     for row in data:
         arrays = {k: np.asarray(row.pop(k)) for k in ("image", "mask") if k in row}
         print(json.dumps([name, row, {k: [v.shape, v.tobytes().hex()] for k, v in arrays.items()}]))
+
+from pathlib import Path
+from synth.hub_data import write_hub_dataset
+from synth.progress import no_bars
+
+print(write_hub_dataset(Path("me/plain"), "plain", no_bars))
 """
 
 
@@ -368,6 +375,10 @@ def test_what_was_published_loads_with_every_row_and_pixel(hub, tmp_path):
     for category in ("nut", "bolt"):
         write_folder(tmp_path / "sia", category, kind="blended")
     words = ["publish", str(tmp_path / "sia"), "--repo", "me/data"]
+    plain = make_parcel(tmp_path / "plain", write_folder(tmp_path / "other"), repo="me/plain")
+    Publisher(hub)(plain, tmp_path, repo="me/plain")
+    hub.log.clear()
+    hub.objects.clear()
     env = environment(hub, tmp_path / "home")
     hub.faults = [Fault("PUT", "/lfs/", status=-1, after=1)]
     command = [sys.executable, "-m", "synth", *words]
@@ -378,7 +389,7 @@ def test_what_was_published_loads_with_every_row_and_pixel(hub, tmp_path):
     output = killed.communicate(timeout=20)[1]
     hub.stalled.clear()
     assert len(hub.objects) == 1
-    built = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    built = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("sia.publish/*/*.parquet")}
     assert len(built) == 2
 
     command = [sys.executable, "-c", PUBLISH_AND_LOAD, *words]
@@ -387,7 +398,7 @@ def test_what_was_published_loads_with_every_row_and_pixel(hub, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in built} == built
     puts = hub.sent("PUT", "/lfs/")
     assert len(puts) == len(set(puts)) == 3
-    said, *lines = ended.stdout.splitlines()
+    said, *lines, own = ended.stdout.splitlines()
     assert said.startswith(f"published: {hub.url}/datasets/me/data (private;")
 
     rows = [json.loads(line) for line in lines]
@@ -400,6 +411,11 @@ def test_what_was_published_loads_with_every_row_and_pixel(hub, tmp_path):
         mask = (image_of(name + "mask", row["index"])[..., 0] > 128).astype(np.uint8) * 255
         assert arrays["image"] == [list(image.shape), image.tobytes().hex()]
         assert arrays["mask"] == [list(mask.shape), mask.tobytes().hex()]
+
+    # and through --dataset hub, whose reader knows any dataset of images
+    assert sorted(path.read_bytes() for path in Path(own).glob("train/good/*")) == sorted(
+        path.read_bytes() for path in tmp_path.glob("other/mvtec/nut/images/000/*.png")
+    )
 
     texts = [output, ended.stdout, ended.stderr]
     assert not any(TOKEN in text for text in texts)
