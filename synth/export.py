@@ -117,10 +117,10 @@ def image_size(sia: SiaFolder) -> tuple[int, int]:
 def other_normals(sia: SiaFolder, normals: Normals) -> str | None:
     """Say so where the normal images are not those of the folder."""
     used = sia.config.get("normals")
-    if sia.category != normals.category.name:
-        return f"the normal images are of category {normals.category.name}, not {sia.category}"
+    if sia.product not in (None, normals.category.name):
+        return f"the normal images are of category {normals.category.name}, not {sia.product}"
     if isinstance(used, str) and used != digest(normals.fit):
-        return "the normal images are not those that the folder was blended from"
+        return "the normal images are not those that the folder was made from"
     return None
 
 

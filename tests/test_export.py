@@ -228,7 +228,7 @@ def test_normals_of_another_product_are_noticed(blended: Path, normals: Normals)
     assert other_normals(sia, normals) is None
     assert other_normals(sia._replace(config={"normals": digest(normals.fit)}), normals) is None
     remark = other_normals(sia._replace(config={"normals": "0123"}), normals)
-    assert remark == "the normal images are not those that the folder was blended from"
+    assert remark == "the normal images are not those that the folder was made from"
     remark = other_normals(sia._replace(category="bolt"), normals)
     assert remark == "the normal images are of category widget, not bolt"
 

@@ -17,6 +17,8 @@ from synth.errors import UserError
 from synth.sia import Item, SiaHeader, write_sia
 from synth.validate import sia_folders, validate_sia
 from tests.commands import Command
+from tests.products import write_product
+from tests.tiny import write_model
 
 NUM = 4
 SIZE = (8, 10)
@@ -513,6 +515,31 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path, whole: P
 
 
 # The command
+
+
+def test_what_our_own_commands_write_has_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Command(monkeypatch, capsys)
+    data = ("--dataset", "mvtec", "--root", write_product(tmp_path / "data/nut", 5, 1))
+    model = ("--model", write_model(tmp_path / "model", dataset="mvtec"))
+    few = ("--num", "3", "--out")
+    short = ("--num-steps", "4", *few)
+    small = ("--size", "16", "24")
+    for words in (
+        ("generate", *model, *short, tmp_path / "sia/range"),
+        ("generate", *model, "--strength", "0.1,0.4", *short, tmp_path / "sia/list"),
+        ("generate", *model, "--pair", "0.5", *data, *short, tmp_path / "sia/pairs"),
+        ("blend", *data, "--sia", tmp_path / "sia/range", *small, *few, tmp_path / "sia/blended"),
+        ("baseline", *data, "--method", "noise", *small, *few, tmp_path / "sia/noise"),
+        ("baseline", *data, "--method", "cutpaste", *small, *few, tmp_path / "sia/cutpaste"),
+        ("import-textures", tmp_path / "data", *small, "--out", tmp_path / "sia/textures"),
+    ):
+        ended = run("synth", *words)
+        assert ended.code == 0, ended
+    ended = run("synth", "validate", tmp_path / "sia")
+    assert ended.code == 0, ended
+    assert ended.out.startswith("OK: 26 images"), ended  # 6 of 3, and 5 + 2 + 1 pictures
 
 
 def test_the_command_prints_faults_and_ends_with_2(
