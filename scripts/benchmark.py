@@ -1,31 +1,44 @@
 """Speed and memory of the pieces that must not be the bottleneck: python scripts/benchmark.py
 
-All figures are of one run on one machine; times of repeated work are medians.
+All figures are of one run on one machine, with as many threads as OMP_NUM_THREADS says unless a
+line says otherwise; times of short work are medians. `--only perlin metrics` measures some parts.
+The comparison with anomalib runs where that is installed (CONTRIBUTING.md), and says so otherwise.
 """
 
 import argparse
-import itertools
+import importlib.util
 import json
 import platform
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from datetime import date
+from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
+import cv2
 import noise
 import numpy as np
 import torch
+from benchmark_folders import (
+    SIZE,
+    Figure,
+    export,
+    generation,
+    memory,
+    png,
+    publish,
+    texture,
+    validate,
+)
+from threadpoolctl import threadpool_limits
 
 from detect.data import BlendedDataset
 from detect.metrics import pixel_metrics
 from detect.sources import SiaSource
-from synth.config import PRESETS, UNetConfig
+from synth.config import PRESETS
 from synth.ddpm import build_unet, noise_schedule
 from synth.foreground import ForegroundRule
 from synth.perlin import perlin_mask
@@ -33,16 +46,9 @@ from synth.sdas import sample_sdas
 from synth.seeding import generator
 from synth.sia import Item, SiaHeader, open_sia, write_sia
 
-SIZE = (256, 256)
 
-
-class Figure(NamedTuple):
-    """One measured figure and what it should be."""
-
-    name: str
-    value: float
-    unit: str
-    goal: str
+class Skipped(Exception):
+    """Why a part cannot be measured here."""
 
 
 def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
@@ -56,43 +62,68 @@ def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
     return statistics.median(seconds)
 
 
-def perlin() -> list[Figure]:
-    """256x256 masks per second on one core, against a loop over `noise.pnoise2` for one field."""
+def mask_seconds() -> float:
+    """Seconds for one of our Perlin masks of 256x256."""
     rng = np.random.default_rng(0)
-    ours = median_seconds(lambda: [perlin_mask(rng, SIZE) for _ in range(200)]) / 200
+    return median_seconds(lambda: [perlin_mask(rng, SIZE) for _ in range(200)]) / 200
+
+
+def perlin(work: Path) -> list[Figure]:
+    """256x256 masks per second on one core, against a loop over `noise.pnoise2` for one field."""
 
     def loop() -> list[float]:
         return [noise.pnoise2(x / 16, y / 16) for y in range(SIZE[0]) for x in range(SIZE[1])]
 
-    theirs = median_seconds(loop, 3)
+    with threadpool_limits(1):
+        ours, theirs = mask_seconds(), median_seconds(loop, 3)
     return [
-        Figure("Perlin masks, 256x256", 1 / ours, "masks/s", ""),
-        Figure("loop over noise.pnoise2, one field", 1 / theirs, "fields/s", ""),
-        Figure("speed-up", theirs / ours, "times", "8 or more"),
+        Figure("Perlin masks, 256x256, one thread", 1 / ours, "masks/s"),
+        Figure("loop over noise.pnoise2, one field", 1 / theirs, "fields/s"),
+        Figure("  speed-up", theirs / ours, "times", "8 or more"),
     ]
 
 
-def blended_samples(folder: Path) -> list[Figure]:
+def anomalib_perlin(work: Path) -> list[Figure]:
+    """The same against anomalib's field, and its field rotated and thresholded as it does it."""
+    if importlib.util.find_spec("anomalib") is None:
+        raise Skipped("anomalib is not installed")
+    from anomalib.data.utils.generators import perlin
+
+    rotate = perlin.PerlinAnomalyGenerator().perlin_rotation_transform
+    cpu, num_threads = torch.device("cpu"), torch.get_num_threads()
+
+    def fields() -> list[torch.Tensor]:
+        return [perlin.generate_perlin_noise(*SIZE, device=cpu) for _ in range(50)]
+
+    def masks() -> list[torch.Tensor]:
+        return [rotate(field[None])[0] > 0.5 for field in fields()]
+
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        field, mask, ours = median_seconds(fields) / 50, median_seconds(masks) / 50, mask_seconds()
+        torch.set_num_threads(num_threads)
+    return [
+        Figure(f"anomalib {version('anomalib')}, fields, one thread", 1 / field, "fields/s"),
+        Figure("  our masks against its fields", field / ours, "times", "8 or more"),
+        Figure("  our masks against its rotated masks", mask / ours, "times", "8 or more"),
+    ]
+
+
+def blended_samples(work: Path) -> list[Figure]:
     """Training samples per second of one worker at 256 px, everything cached that can be."""
-    rng = np.random.default_rng(0)
-    normals = rng.integers(0, 256, (64, *SIZE, 3), dtype=np.uint8)
-    sources = SiaSource(open_sia(write_noise_images(folder, 200, (128, 128))))
+    normals = np.stack([texture(n) for n in range(64)])
+    sources = SiaSource(open_sia(write_noise_images(work / "noise", 200, (128, 128))))
     dataset = BlendedDataset(normals, ForegroundRule(method="everything"), sources, seed=0)
     seconds = median_seconds(lambda: [dataset[n] for n in range(400)], 3)
-    return [
-        Figure(
-            "blended training samples, 256 px, one worker",
-            400 / seconds,
-            "samples/s",
-            "150 or more",
-        )
-    ]
+    name = "blended training samples, 256 px, one worker"
+    return [Figure(name, 400 / seconds, "samples/s", "150 or more")]
 
 
 def write_noise_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
     """A small SIA folder of noise images."""
 
-    def items(indices: Iterator[int]) -> list[Item]:
+    def items(indices: Sequence[int]) -> list[Item]:
         rng = np.random.default_rng(0)
         return [
             Item(i, rng.integers(0, 256, (*size, 3), dtype=np.uint8), None, {}) for i in indices
@@ -102,7 +133,7 @@ def write_noise_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
     return folder
 
 
-def sampler_overhead() -> list[Figure]:
+def sampler_overhead(work: Path) -> list[Figure]:
     """Share of the sampler's time that is not spent in the U-Net (preset tiny, batch 16, fp32)."""
     config = PRESETS["tiny"].unet
     unet = build_unet(config).eval().to(memory_format=torch.channels_last)
@@ -120,95 +151,58 @@ def sampler_overhead() -> list[Figure]:
     shape = (config.num_channels, *config.image_size)
     sample_sdas(denoiser, noise_schedule(20), shape, [0.1] * 16, generators)
     total = time.perf_counter() - start
-    return [
-        Figure("sampling outside the U-Net", 100 * (total - inside) / total, "%", "under 5"),
-        Figure("SDAS images, preset tiny, 64 px, fp32", 16 / total, "images/s", ""),
-    ]
+    return [Figure("sampling outside the U-Net", 100 * (total - inside) / total, "%", "under 5")]
 
 
-def metrics() -> list[Figure]:
+def metrics(work: Path) -> list[Figure]:
     """Pixel AUROC, AP and AUPRO over 200 maps of 256x256 with blob-like defects, together."""
     rng = np.random.default_rng(0)
     maps = rng.random((200, *SIZE), dtype=np.float32)
     masks = np.zeros(maps.shape, bool)
     for mask in masks[:120]:
-        y, x, h, w = (
-            rng.integers(0, 200),
-            rng.integers(0, 200),
-            rng.integers(8, 56),
-            rng.integers(8, 56),
-        )
-        mask[y : y + h, x : x + w] = True
+        y, x = rng.integers(0, 200, 2)
+        height, width = rng.integers(8, 56, 2)
+        mask[y : y + height, x : x + width] = True
     maps += masks * 0.3
     seconds = median_seconds(lambda: pixel_metrics(list(masks), list(maps)), 3)
     return [Figure("pixel AUROC, AP and AUPRO, 200 maps 256x256", seconds, "s", "1 or less")]
 
 
-def generate_images(folder: Path, count: int) -> None:
-    """Generate with a very small untrained network: the memory is that of the loop."""
-    config = UNetConfig(
-        image_size=(16, 16),
-        block_channels=(16, 16),
-        head_channels=16,
-        norm_groups=8,
-        num_channels=1,
-    )
-    unet, schedule = build_unet(config).eval(), noise_schedule(20)
-
-    def items(indices: Iterator[int]) -> Iterator[Item]:
-        while batch := list(itertools.islice(indices, 50)):
-            generators = [generator(0, index) for index in batch]
-            strengths = [0.1] * len(batch)
-            x = sample_sdas(
-                lambda x, t: unet(x, t).sample, schedule, (1, 16, 16), strengths, generators
-            )
-            levels = ((x + 1) * 127.5).byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
-            for index, image in zip(batch, levels.numpy(), strict=True):
-                yield Item(index, image, None, {"seed": 0, "strength": 0.1, "num_steps": 20})
-
-    write_sia(folder, SiaHeader("source", "benchmark", "tiny", {}), count, items)
-
-
-def memory() -> list[Figure]:
-    """Peak memory of a process that generates 200 and one that generates 2,000 images."""
-    peaks = []
-    for count in (200, 2000):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, "--generate", folder, str(count)]
-            peaks.append(
-                float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            )
-    return [
-        Figure("peak memory, 200 images generated", peaks[0], "MiB", ""),
-        Figure("peak memory, 2,000 images generated", peaks[1], "MiB", "the same"),
-    ]
+PARTS: dict[str, Callable[[Path], list[Figure]]] = {
+    "memory": memory,  # first: a child's peak counts from its parent's size
+    "publish": publish,
+    "perlin": perlin,
+    "anomalib": anomalib_perlin,
+    "blending": blended_samples,
+    "sampler": sampler_overhead,
+    "generation": generation,
+    "png": png,
+    "validate": validate,
+    "export": export,
+    "metrics": metrics,
+}
+"""Each part gets an empty folder to work in."""
 
 
 def main() -> None:
     """Measure everything, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"))
-    parser.add_argument("--generate", nargs=2, metavar=("FOLDER", "COUNT"), help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     options = parser.parse_args()
-    if options.generate:  # the process whose memory is measured
-        generate_images(Path(options.generate[0]), int(options.generate[1]))
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        return
     figures: list[Figure] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for part in (
-            memory,  # first: a child's peak counts from its parent's size
-            perlin,
-            lambda: blended_samples(Path(folder)),
-            sampler_overhead,
-            metrics,
-        ):
-            for figure in part():
-                print(
-                    f"{figure.name:46} {figure.value:10.2f} {figure.unit:10} {figure.goal}",
-                    flush=True,
-                )
-                figures.append(figure)
+    for name in options.only:
+        try:
+            with tempfile.TemporaryDirectory() as work:
+                measured = PARTS[name](Path(work))
+        except Skipped as reason:
+            print(f"{name}: skipped, {reason}", flush=True)
+            continue
+        for figure in measured:
+            print(
+                f"{figure.name:58} {figure.value:10.2f} {figure.unit:10} {figure.goal}", flush=True
+            )
+        figures += measured
     about = {
         "date": date.today().isoformat(),
         "processor": platform.processor() or platform.machine(),
