@@ -26,8 +26,8 @@ METHODS = {
     "the normal images of a category, and draws with more noise in every reverse step than it was "
     "trained for, so that what it draws departs from normal.",
     "sdas-pair": "SDAS into a normal image: the image is noised part of the way and drawn again, "
-    "with more noise than the model was trained for in a region of it, so that each anomaly has its "
-    "normal image and an exact mask.",
+    "with more noise than the model was trained for in a region of it, so that each anomaly has "
+    "its normal image and an exact mask.",
     "blend": "Synthetic anomalies P pasted into normal images I where a Perlin mask M meets the "
     "product's foreground, at opacity δ: A = (1 − M) I + M (δ P + (1 − δ) I).",
     "textures": "Photographs of textures, unrelated to the product, brought to one size.",
