@@ -13,6 +13,8 @@ from synth.sampling import sample_images
 from synth.sia_format import HEADER_FILE
 
 CPU_BATCH_SIZE = 8
+"""Images per second of processor time at 1, 4, 8, 16: 0.76, 0.86, 1.09, 1.02 in fp32, and 1.39 at 8
+in bf16 (3.3 M parameters, 96 px, one thread of an AMD EPYC Zen 5, a busy machine, 2026-11-21)."""
 MAX_BATCH_SIZE = 256
 """More is no faster on any device, and a batch is what a kill loses."""
 MEMORY_SHARE = 0.7

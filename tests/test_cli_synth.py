@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from commands import MAINS, Command
 from products import normal_image, write_product
+from tiny import UNET, write_model
 
 import synth.diffusion_run
 import synth.reference
@@ -127,14 +128,78 @@ def test_blended_images_have_masks(run, product, sia, tmp_path):
         assert read_mask(folder / f"masks/000/{n:06d}.png", (24, 32)).any()
 
 
+def test_shares_make_one_folder_and_say_when_it_is_whole(run, tmp_path):
+    model = write_model(tmp_path / "model", replace(UNET, image_size=(8, 8)))
+    words = (*generate_words(model, tmp_path, 101), "--strength", "0,0.5", "--num-steps", 2)
+    folder = tmp_path / "data/nut"
+    first = run(*words, "--shard", "2/2")
+    assert (
+        first.out == f"SIA folder: {folder} (unfinished: other shares of it are still to be made)\n"
+    )
+    assert run(*words, "--shard", "1/2").out == f"SIA folder: {folder}\n"
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert [row["strength"] for row in rows] == [0, 0.5] * 50 + [0]
+
+
+def test_a_model_of_several_categories_fills_a_folder_for_each(run, tmp_path):
+    unet = replace(UNET, image_size=(8, 8), num_categories=2)
+    about = {"category": None, "categories": ["nut", "bolt"]}
+    model = write_model(tmp_path / "model", unet, **about)
+    out = tmp_path / "out"
+    ended = run(*generate_words(model, out, 2), "--batch-size", 2)
+    assert ended.code == 0, ended
+    folders = [out / "data/nut", out / "data/bolt"]
+    assert ended.out == "".join(f"SIA folder: {folder}\n" for folder in folders)
+    nut, bolt = (read_image(folder / "images/000/000001.png") for folder in folders)
+    assert (nut != bolt).any()
+    assert "it knows nut, bolt" in run.refused(*generate_words(model, out, 2), "--category", "cog")
+    one = tmp_path / "one"
+    assert run(*generate_words(model, one, 2), "--category", "bolt", "--batch-size", 1).code == 0
+    assert [path.name for path in (one / "data").iterdir()] == ["bolt"]
+    alone = read_image(one / "data/bolt/images/000/000001.png").astype(int)
+    assert np.abs(alone - bolt).max() <= 1
+
+
+def test_an_image_is_made_again_from_its_row(run, model, sia, tmp_path):
+    ended = run("synth", "generate", "--model", model, "--row", sia, 2, "--out", tmp_path)
+    assert ended.code == 0, ended
+    said, where = ended.out.splitlines()
+    assert said.startswith("image 2: ")
+    assert where == f"image: {tmp_path / '000002.png'}"
+    again = read_image(tmp_path / "000002.png").astype(int)
+    assert np.abs(again - read_image(sia / "folder/widget/images/000/000002.png")).max() <= 1
+
+
+def test_quality_is_recorded_and_a_range_that_is_out_of_reach_is_told(
+    run, model, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("synth.candidates.MAX_ATTEMPTS", 3)
+    words = ("--num", 2, "--num-steps", 2, "--min-quality", 0, "--out", tmp_path / "all")
+    ended = run("synth", "generate", "--model", model, *words)
+    assert ended.code == 0, ended
+    text = (tmp_path / "all/folder/widget/metadata.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["attempt"] for row in rows] == [0, 0]
+    assert min(row["quality"] for row in rows) > 0
+    words = ("--num", 1, "--num-steps", 2, "--min-quality", 1e6, "--out", tmp_path / "none")
+    line = run.refused("synth", "generate", "--model", model, *words, "--batch-size", 1)
+    assert "of 3 candidates 0.0% lay within 1e+06 to inf" in line
+
+
 # Mistakes
 
 
 def test_options_out_of_range(run, product, model, sia, tmp_path):
     out = ("--out", tmp_path / "out")
     generate = ("synth", "generate", "--model", model, *out)
-    assert "strength: got -0.1 to 0.2" in run.refused(*generate, "--strength", -0.1, 0.2)
-    assert "strength: got 0.3 to 0.2" in run.refused(*generate, "--strength", 0.3, 0.2)
+    assert "strength: got -0.1" in run.refused(*generate, "--strength", "-0.1")
+    line = run.refused(*generate, "--strength", "uniform:0.3,0.2")
+    assert "strength: got uniform:0.3,0.2, must be LOW,HIGH" in line
+    for shard in ("0/4", "5/4", "1/0", "2", "a/b"):
+        assert f"--shard: got {shard}" in run.refused(*generate, "--shard", shard).replace("'", "")
+    assert "--min-quality, --max-quality: got 2.0 and 1.0" in run.refused(
+        *generate, "--min-quality", 2, "--max-quality", 1
+    )
     assert "--num: got 0" in run.refused(*generate, "--num", 0)
     assert "--batch-size: got 0" in run.refused(*generate, "--batch-size", 0)
     assert "num_steps: got 1001" in run.refused(*generate, "--num-steps", 1001)

@@ -25,7 +25,7 @@ from synth.pictures import Images
 from synth.sampling import sample_images
 from synth.sia import SiaFolder, open_sia
 from synth.sia_writer import file_digest
-from synth.speed import choose_precision, fitting_batch_size
+from synth.speed import CPU_BATCH_SIZE, auto_batch_size, choose_precision, fitting_batch_size
 from synth.strength import Strength
 
 CONFIG = SdasConfig(num_steps=2)
@@ -223,6 +223,19 @@ def test_the_batch_is_the_largest_power_of_two_that_fits(
     free_gib: float, image_gib: float, expected: int
 ) -> None:
     assert fitting_batch_size(free_gib * 2**30, image_gib * 2**30) == expected
+
+
+def test_the_batch_of_a_processor_is_the_measured_one(model: DiffusionModel) -> None:
+    assert auto_batch_size(model) == CPU_BATCH_SIZE
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_batch_of_a_gpu_fits_its_memory(tmp_path: Path) -> None:
+    model = load_model(write_model(tmp_path), torch.device("cuda"))
+    size = auto_batch_size(model)
+    assert 1 <= size <= 256
+    assert len(sample_images(model, [0.1] * size, 0, range(size), 2)) == size
 
 
 # Arithmetic
