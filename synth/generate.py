@@ -48,8 +48,8 @@ def generate_sia(
 
     What is already there stays. category: needed where the model knows several. precision: the
     model's by default. quality: which candidates are accepted; all, and none is measured, if None.
-    pairing: the normal images to start at; then every image has a mask. Raises UserError as
-    `write_sia` and `draw_accepted`.
+    pairing: the normal images to draw anomalies into; then the folder has masks, and is of kind
+    "blended". Raises UserError as `write_sia`, `draw_accepted` and `Pairing.region`.
     """
     if batch_size < 1:
         raise UserError(f"batch_size: got {batch_size}, must be at least 1")
@@ -76,7 +76,7 @@ def generate_sia(
             row: Row = {"seed": config.seed, "strength": strength, "num_steps": config.num_steps}
             row |= {} if score is None else {"quality": score, "attempt": attempt}
             row |= {} if pairing is None else pairing.row(number, config.num_steps)
-            mask = None if pairing is None else pairing.mask(number, image)
+            mask = None if pairing is None else pairing.region(number)
             yield Item(number, image, mask, row)
 
     return write_sia(
@@ -106,7 +106,8 @@ def sdas_header(
     made_by["precision"] = precision or model.precision
     made_by |= {} if quality is None else {"quality": quality.to_json()}
     made_by |= {} if pairing is None else {"pair": pairing.to_json()}
-    return SiaHeader("source", model.config["dataset"], category or model.categories[0], made_by)
+    kind = "source" if pairing is None else "blended"
+    return SiaHeader(kind, model.config["dataset"], category or model.categories[0], made_by)
 
 
 # One image again

@@ -1,11 +1,11 @@
-"""Pairs: anomaly images whose chain starts at a real normal image, so that each one has its own.
+"""Pairs: anomalies drawn into real normal images, each of which is the anomaly's own normal image.
 
-Ours, beyond RealNet. The chain keeps of the normal image what noise of the chosen depth leaves of
-it (SDEdit, Meng et al., ICLR 2022). N images, C channels, H x W pixels.
+Ours, beyond RealNet: the chain starts at the normal image, noised to a chosen depth, and changes a
+region of it only, so that the region is the exact mask. N images, C channels, H x W pixels.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,24 +13,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synth.catalog import Category
-from synth.config import NUM_TRAIN_TIMESTEPS, Precision, SdasConfig
-from synth.difference import DifferenceRule, Image, fit_difference_rule
+from synth.blend import MAX_DRAWS, draw_mask
+from synth.config import NUM_TRAIN_TIMESTEPS, Precision
 from synth.errors import UserError
-from synth.files import read_json
+from synth.foreground import ForegroundRule
 from synth.model import DiffusionModel
 from synth.normals import Normals
 from synth.pictures import Images, all_grey, digest
-from synth.progress import Update
 from synth.sampling import sample_images
 from synth.sdas import Start
 from synth.seeding import derive_seed
-from synth.sia_format import HEADER_FILE
 
-NUM_FIT_PAIRS = 64
-FIT_BATCH_SIZE = 8
-FIT_STREAM = 2
-"""Keeps the noise that masks are fitted on apart from the images' own."""
+REGION_STREAM = 2
+"""Keeps the seed of an image's region apart from those of its noise and its strength."""
+
+Image = NDArray[np.uint8]
+"""uint8 [H, W, 3], RGB."""
 
 
 # Depth
@@ -44,14 +42,14 @@ def chain_position(depth: float, num_steps: int) -> int:
     """
     if not 0 < depth < 1:
         raise UserError(
-            f"depth: got {depth:g}, must lie between 0 (the normal image as it is) and 1 (all of "
-            "the chain, which keeps nothing of it)"
+            f"pair: got depth {depth:g}, must lie between 0 (the normal image as it is) and 1 (all "
+            "of the chain, which keeps nothing of it)"
         )
     steps = round(depth * num_steps)
     if steps < 2:
         raise UserError(
-            f"depth: got {depth:g}, which leaves {steps} of {num_steps} steps, and the last adds "
-            f"no noise; give {2 / num_steps:g} or more, or a larger --num-steps"
+            f"pair: got depth {depth:g}, which leaves {steps} of {num_steps} steps, and the last "
+            f"adds no noise; give {2 / num_steps:g} or more, or a larger --num-steps"
         )
     return steps - 1
 
@@ -64,10 +62,17 @@ def timestep(depth: float, num_steps: int) -> int:
 # Images
 
 
-def make_start(model: DiffusionModel, normals: Images, depth: float, num_steps: int) -> Start:
+def make_start(
+    model: DiffusionModel,
+    normals: Images,
+    depth: float,
+    num_steps: int,
+    regions: NDArray[np.bool_] | None = None,
+) -> Start:
     """Where chains start, for normal images uint8 [N, H, W, 3] RGB of the model's size.
 
-    Raises UserError as `chain_position`, for another size, and for colours that the model lacks.
+    regions: bool [N, H, W], what changes; everything if None. Raises UserError as `chain_position`,
+    for another size, and for colours that the model lacks.
     """
     if normals.shape[1:3] != model.image_size:
         got, wanted = (f"{h}x{w}" for h, w in (normals.shape[1:3], model.image_size))
@@ -76,9 +81,10 @@ def make_start(model: DiffusionModel, normals: Images, depth: float, num_steps: 
         raise UserError(
             "normal images: got colours, the model draws grey images; give images of its product"
         )
-    levels = torch.from_numpy(normals).to(model.unet.device).permute(0, 3, 1, 2)
-    x_0 = levels[:, : model.num_channels].float() / 127.5 - 1  # [N, C, H, W]
-    return Start(x_0, chain_position(depth, num_steps))
+    device = model.unet.device
+    levels = torch.from_numpy(normals).to(device).permute(0, 3, 1, 2)[:, : model.num_channels]
+    where = None if regions is None else torch.from_numpy(regions).to(device)[:, None]
+    return Start(levels.float() / 127.5 - 1, chain_position(depth, num_steps), where)
 
 
 def pair_images(
@@ -91,72 +97,60 @@ def pair_images(
     num_steps: int,
     category: str | None = None,
     *,
+    regions: NDArray[np.bool_] | None = None,
     precision: Precision | None = None,
 ) -> Images:
-    """SDAS images that start at `normals`, both uint8 [N, H, W, 3] RGB.
+    """SDAS images that start at `normals` and equal them outside `regions`: uint8 [N, H, W, 3] RGB.
 
-    Image i depends on (model, category, num_steps, depth, normal, strength, seed, i) alone.
-    Raises as `make_start` and `sample_images`.
+    Image i depends on (model, category, num_steps, depth, its normal image and region, strength,
+    seed, i) alone. Raises as `make_start` and `sample_images`.
     """
-    start = make_start(model, normals, depth, num_steps)
+    start = make_start(model, normals, depth, num_steps, regions)
     about = (seed, indices, num_steps, category)
     return sample_images(model, strengths, *about, start=start, precision=precision)
-
-
-# Masks
-
-
-def chance_pairs(
-    model: DiffusionModel,
-    normals: Images,
-    depth: float,
-    seed: int,
-    num_steps: int,
-    category: str | None = None,
-    *,
-    precision: Precision | None = None,
-    on_pair: Update | None = None,
-) -> Iterator[tuple[Image, Image]]:
-    """NUM_FIT_PAIRS pairs at s = 0 and their normals, taken evenly from all; by `seed` alone."""
-    own_seed = derive_seed(seed, FIT_STREAM)
-    chosen = np.random.default_rng(own_seed).permutation(max(NUM_FIT_PAIRS, len(normals)))
-    for start in range(0, NUM_FIT_PAIRS, FIT_BATCH_SIZE):
-        indices = range(start, min(start + FIT_BATCH_SIZE, NUM_FIT_PAIRS))
-        few = normals[chosen[indices.start : indices.stop] % len(normals)]
-        zeros = [0.0] * len(indices)
-        about = (own_seed, indices, num_steps, category)
-        images = pair_images(model, few, depth, zeros, *about, precision=precision)
-        yield from zip(images, few, strict=True)
-        if on_pair is not None:
-            on_pair(indices.stop, NUM_FIT_PAIRS)
 
 
 # What a folder of pairs is made from
 
 
 class Pairing(NamedTuple):
-    """The normal image of every image of a folder, how deep it is noised, and the masks' rule.
+    """The normal image and the region of every image of a folder, and how deep it is noised.
 
     images: uint8 [M, H, W, 3] RGB of the model's size. files: where they lie below the data's root.
+    seed: with the number of an image, of its region, which lies on the foreground by `foreground`.
     """
 
     images: Images
     files: Sequence[str]
     depth: float
-    rule: DifferenceRule
+    seed: int
+    foreground: ForegroundRule
 
     def normal(self, number: int) -> Image:
-        """Of image `number`: the normal images take turns."""
+        """Of image `number`, uint8 [H, W, 3]: the normal images take turns."""
         return self.images[number % len(self.images)]
+
+    def region(self, number: int) -> NDArray[np.bool_]:
+        """What changes in image `number`, bool [H, W]: a Perlin mask on the foreground.
+
+        Raises UserError where there is no foreground, or none that masks can hit.
+        """
+        rng = np.random.default_rng(derive_seed(self.seed, number, REGION_STREAM))
+        foreground = self.foreground.apply(self.normal(number))
+        region = draw_mask(foreground, rng, max_draws=MAX_DRAWS)
+        if not region.any():
+            raise UserError(
+                f"{self.files[number % len(self.files)]}: its foreground (rule "
+                f"{self.foreground.method}) is {foreground.mean():.1%} of the image, which "
+                f"{MAX_DRAWS} masks miss; give --foreground everything, or remove the image"
+            )
+        return region
 
     def start(self, model: DiffusionModel, numbers: Sequence[int], num_steps: int) -> Start:
         """Where the chains of these images start."""
         normals = np.stack([self.normal(number) for number in numbers])
-        return make_start(model, normals, self.depth, num_steps)
-
-    def mask(self, number: int, image: Image) -> NDArray[np.bool_]:
-        """Where image `number` differs from its normal image, bool [H, W]; may be empty."""
-        return self.rule.mask(image, self.normal(number))
+        regions = np.stack([self.region(number) for number in numbers])
+        return make_start(model, normals, self.depth, num_steps, regions)
 
     def row(self, number: int, num_steps: int) -> dict[str, Any]:
         """What the row of image `number` says besides."""
@@ -169,64 +163,42 @@ class Pairing(NamedTuple):
             "depth": self.depth,
             "normals": digest(self.images),
             "num_normals": len(self.images),
-            "masks": self.rule.to_json(),
+            "foreground": self.foreground.to_dict(),
         }
 
 
-def open_pairing(
+def make_pairing(
     model: DiffusionModel,
     normals: Normals,
     depth: float,
-    config: SdasConfig,
-    folder: Path,
-    *,
+    seed: int,
+    num_steps: int,
+    foreground: ForegroundRule,
     root: Path | None = None,
-    precision: Precision | None = None,
-    on_pair: Update | None = None,
 ) -> Pairing:
-    """Pairs of a category's images to train on, for an SIA folder.
+    """Pairs of a category's images to train on; their files are named relative to `root`.
 
-    A begun folder keeps its own rule for masks. Raises UserError for images of another category
-    than the model's, and as `make_start`.
+    Raises UserError for images of another data set or category than the model's, and as
+    `make_start`.
     """
-    category = normals.category
-    dataset, known = model.config["dataset"], model.categories
-    if category.dataset != dataset or category.name not in known:
+    dataset, category = normals.category.dataset, normals.category.name
+    if dataset != model.config["dataset"] or category not in model.categories:
         raise UserError(
-            f"normal images: got {category.dataset}/{category.name}, the model is of "
-            f"{dataset}/{', '.join(known)}; give the options --dataset, --root and --category of "
-            "its training"
+            f"normal images: got {dataset}/{category}, the model is of {model.config['dataset']}/"
+            f"{', '.join(model.categories)}; give the --dataset and --root of its training"
         )
-    make_start(model, normals.fit[:1], depth, config.num_steps)
-    recorded = recorded_rule(folder)
-    if recorded is None:
-        recorded = fit_difference_rule(
-            chance_pairs(
-                model,
-                normals.fit,
-                depth,
-                config.seed,
-                config.num_steps,
-                category.name,
-                precision=precision,
-                on_pair=on_pair,
-            )
-        )
-        recorded = recorded_rule(folder) or recorded  # another process was faster
-    files = relative_files(category, [record.path for record in normals.fit_records], root)
-    return Pairing(normals.fit, files, depth, recorded)
+    make_start(model, normals.fit[:1], depth, num_steps)
+    files = relative_files(normals, root)
+    return Pairing(normals.fit, files, depth, seed, foreground)
 
 
-def recorded_rule(folder: Path) -> DifferenceRule | None:
-    """The rule for masks of a begun SIA folder."""
-    if not (folder / HEADER_FILE).exists():
-        return None
-    values = read_json(folder / HEADER_FILE).get("config", {}).get("pair", {}).get("masks")
-    return None if values is None else DifferenceRule.from_json(values)
+def relative_files(normals: Normals, root: Path | None) -> list[str]:
+    """Where the images to train on lie below `root`.
 
-
-def relative_files(category: Category, paths: Sequence[Path], root: Path | None) -> list[str]:
-    """Paths below `root`; below the folder that holds all of the category where that is none."""
+    Where that is no folder of them (data that the package keeps): below the folder that holds all
+    images of the category.
+    """
+    paths = [record.path for record in normals.fit_records]
     if root is None or not all(path.is_relative_to(root) for path in paths):
-        root = Path(os.path.commonpath([record.path.parent for record in category.records]))
+        root = Path(os.path.commonpath([r.path.parent for r in normals.category.records]))
     return [path.relative_to(root).as_posix() for path in paths]

@@ -21,8 +21,8 @@ def sdas_step(
 ) -> Tensor:
     """x_{t-1} ~ N(mu, (1 + s) Sigma): a reverse step of greater variance. Source: RealNet, SDAS.
 
-    x_t, noise: [N, C, H, W]; output: [N, 2C, H, W]; s: [N, 1, 1, 1], or [N, 1, H, W] where it
-    differs from pixel to pixel. s = 0 is DDPM. Step k = 0 adds no noise.
+    x_t, noise: [N, C, H, W]; output: [N, 2C, H, W]; s: [N, 1, 1, 1]. s = 0 is DDPM. Step k = 0
+    adds no noise.
     """
     index = torch.full((x_t.shape[0],), k, device=x_t.device)
     eps, v = output.chunk(2, dim=1)
@@ -38,7 +38,8 @@ class Start(NamedTuple):
     """Where a chain starts instead of pure noise: at images, noised to position k of the schedule.
 
     images: float32 [N, C, H, W] in [-1, 1]. Source: SDEdit (Meng et al., ICLR 2022).
-    regions: float32 [N, 1, H, W] in [0, 1], which the strength is multiplied by; None is 1.
+    regions: bool [N, 1, H, W]; the chain changes these pixels only, and sees the image around them
+    at every step, noised as much. Source: RePaint (Lugmayr et al., CVPR 2022). None is everywhere.
     """
 
     images: Tensor
@@ -74,12 +75,19 @@ def sample_sdas(
 
     x, first = draw(), len(schedule.timesteps) - 1
     if start is not None:
-        first = start.k
-        k_n = torch.full((len(generators),), first, device=device)
-        x = add_noise(schedule, start.images, x, k_n)
-        s = s if start.regions is None else s * start.regions
+        x, first = noised(schedule, start.images, x, start.k), start.k
     for k in range(first, -1, -1):
         t = schedule.timesteps[k].expand(x.shape[0])
         output = denoiser(x, t).float()
-        x = sdas_step(schedule, x, output, k, s, draw() if k > 0 else x)
+        noise = draw() if k > 0 else torch.zeros_like(x)
+        x = sdas_step(schedule, x, output, k, s, noise)
+        if start is not None and start.regions is not None:
+            x = torch.where(start.regions, x, noised(schedule, start.images, noise, k - 1))
     return x.clamp(-1, 1)
+
+
+def noised(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, k: int) -> Tensor:
+    """Images at position k of the schedule; before its first, at -1, as they are."""
+    if k < 0:
+        return x_0
+    return add_noise(schedule, x_0, eps, torch.full((len(x_0),), k, device=x_0.device))

@@ -184,20 +184,40 @@ def test_from_an_image_a_fine_chain_draws_from_the_gaussian_posterior(k: int) ->
     assert x.var().item() == pytest.approx(variance, rel=6 * math.sqrt(2) / side + 0.05)
 
 
-def test_strength_acts_inside_its_region_only() -> None:
-    """With a denoiser that looks at each pixel alone, nothing leaves the region."""
+def test_outside_its_region_a_chain_leaves_the_image_as_it_is() -> None:
+    """With a denoiser that looks at each pixel alone, the region is drawn as without one."""
     schedule = noise_schedule(20)
-    x_0, region = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8)
-    region[0, :, 2:5, 3:7] = 1
+    x_0 = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.5
+    region = torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    region[0, :, 2:5, 3:7] = True
 
-    def draw(s: float, regions: Tensor | None) -> Tensor:
+    def draw(regions: Tensor | None) -> Tensor:
         denoiser = gaussian_denoiser(schedule, 0.02)
         start = Start(x_0, 9, regions)
-        return sample_sdas(denoiser, schedule, (1, 8, 8), [s, s], generators(0, 1), start)
+        return sample_sdas(denoiser, schedule, (1, 8, 8), [0.5, 0.5], generators(0, 1), start)
 
-    plain, strong, inside = draw(0.0, None), draw(1.0, None), draw(1.0, region)
-    assert torch.equal(inside, torch.where(region > 0, strong, plain))
-    assert ((strong - plain)[region > 0] != 0).all()
+    everywhere = draw(None)
+    assert torch.equal(draw(region), torch.where(region, everywhere, x_0))
+    assert ((everywhere - x_0)[region] != 0).all()
+
+
+def test_inside_its_region_a_chain_sees_the_image_around_it_as_noisy_as_itself() -> None:
+    schedule, seen = noise_schedule(20), []
+    x_0 = torch.full((1, 1, 100, 100), 0.3)
+    region = torch.zeros(1, 1, 100, 100, dtype=torch.bool)
+    region[..., :10, :10] = True
+    plain = gaussian_denoiser(schedule, 0.02)
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+        seen.append((int(t[0]) // 50, x_t[~region]))
+        return plain(x_t, t)
+
+    sample_sdas(denoiser, schedule, (1, 100, 100), [0.5], generators(0), Start(x_0, 9, region))
+    assert [k for k, _ in seen] == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    for k, around in seen:
+        a_bar = schedule.alpha_bar[k].item()
+        assert around.mean().item() == pytest.approx(0.3 * math.sqrt(a_bar), abs=6e-2)
+        assert around.var().item() == pytest.approx(1 - a_bar, rel=6 * math.sqrt(2) / 99)
 
 
 def test_an_image_from_a_start_does_not_depend_on_its_batch(unet: UNet2DModel) -> None:

@@ -15,13 +15,12 @@ from synth.command import (
     require_positive,
     say,
 )
-from synth.config import Precision, SdasConfig
+from synth.config import Foreground, Precision, SdasConfig
 from synth.errors import UserError
 from synth.shards import Shard, parse_shard
 from synth.strength import PAPER, Strength
 
 if TYPE_CHECKING:
-    from synth.config import Precision
     from synth.model import DiffusionModel
     from synth.pair import Pairing
 
@@ -51,28 +50,26 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions:
-    """Start at normal images: each anomaly image then has its own, and a mask of the difference."""
+    """Draw anomalies into normal images: each then has its own normal image and an exact mask."""
 
     pair: Annotated[float | None, tyro.conf.arg(metavar="DEPTH", help_behavior_hint=OPTIONAL)] = (
         None
     )
-    """How much of the chain a normal image goes through, for instance 0.35; 0 would leave it as it
-    is, 1 nothing of it."""
+    """How much of the chain a region of a normal image goes through, for instance 0.5; 0 would
+    leave it as it is, 1 nothing of it."""
     dataset: Annotated[
         DATASET_NAMES | None, tyro.conf.arg(help_behavior_hint="(default: the model's)")
     ] = None
     """Layout of the normal images."""
     root: OptionalFolder = None
     """Folder of the normal images; those to train on are used."""
+    foreground: Foreground = "auto"
+    """Where anomalies may lie: auto finds the product, everything is the whole image."""
 
-    def __post_init__(self) -> None:
-        if self.pair is not None and not 0 < self.pair < 1:
-            raise UserError(f"--pair: got {self.pair:g}, must lie between 0 and 1")
-
-    def require_use(self, used: bool) -> None:
-        """Raise UserError where normal images are given that nothing would use."""
-        if not used and (self.dataset, self.root) != (None, None):
-            raise UserError("--dataset, --root: no normal images are needed without --pair")
+    @property
+    def unused(self) -> bool:
+        """Whether normal images are given, but no use for them."""
+        return self.pair is None and (self.dataset, self.root) != (None, None)
 
 
 def generate(
@@ -100,7 +97,7 @@ def generate(
 
     Args:
         speed: How fast.
-        pairs: Images that start at normal ones.
+        pairs: Anomalies in normal images.
         model: What `synth train` made.
         out: The images go to OUT/<dataset>/<category>.
         num: How many images there shall be, of each category.
@@ -118,16 +115,20 @@ def generate(
     share, num_shares = parse_shard(speed.shard)
     require_range(min_quality, max_quality)
     require_output(out)
-    pairs.require_use(row is not None or pairs.pair is not None)
+    if row is None and pairs.unused:
+        raise UserError("--dataset, --root: nothing needs normal images without --pair")
     if row is not None:
         again(model, *row, out, pairs)
         return
     from synth.device import make_accelerator
     from synth.generate import generate_sia
     from synth.model import load_model
+    from synth.pair import chain_position
     from synth.quality_range import open_quality_range
     from synth.speed import auto_batch_size, choose_precision, compiled
 
+    if pairs.pair is not None:
+        chain_position(pairs.pair, num_steps)
     accelerator = make_accelerator("fp32")
     diffusion = load_model(model, accelerator.device)
     network = compiled(diffusion) if speed.compile else diffusion
@@ -142,7 +143,7 @@ def generate(
             quality = open_quality_range(model, diffusion, name, min_quality, max_quality)
         pairing = None
         if pairs.pair is not None:
-            pairing = open_pairs(pairs, pairs.pair, diffusion, name, config, folder, precision)
+            pairing = open_pairing(pairs, pairs.pair, diffusion, name, config)
         with progress_bar(f"generating {name}", "image") as update:
             written = generate_sia(
                 network,
@@ -164,6 +165,7 @@ def generate(
 def again(model: Path, folder: Path, index: int, out: Path, pairs: PairOptions) -> None:
     """Make one image again and say how it compares."""
     from synth.device import default_device
+    from synth.foreground import ForegroundRule
     from synth.generate import remake_image
     from synth.model import load_model
     from synth.sia import open_sia
@@ -172,33 +174,28 @@ def again(model: Path, folder: Path, index: int, out: Path, pairs: PairOptions) 
     pairing = None
     if "pair" in sia.config:
         config = SdasConfig(num_steps=sia.config["num_steps"], seed=sia.config["seed"])
-        depth, name = sia.config["pair"]["depth"], sia.category
-        pairing = open_pairs(pairs, depth, diffusion, name, config, sia.path, None)
+        recorded = sia.config["pair"]
+        pairing = open_pairing(pairs, recorded["depth"], diffusion, sia.category, config)
+        rule = ForegroundRule.from_dict(recorded["foreground"])
+        pairing = pairing._replace(foreground=rule)
     remade = remake_image(diffusion, sia, index, out, pairing)
     say(f"{remade.sentence}\nimage: {remade.path}")
 
 
-def open_pairs(
-    pairs: PairOptions,
-    depth: float,
-    model: "DiffusionModel",
-    category: str,
-    config: SdasConfig,
-    folder: Path,
-    precision: "Precision | None",
+def open_pairing(
+    pairs: PairOptions, depth: float, model: "DiffusionModel", category: str, config: SdasConfig
 ) -> "Pairing":
-    """Load the normal images, and fit the masks' rule where the folder has none yet."""
+    """Load the normal images of a category."""
     from synth.catalog import open_category
     from synth.normals import load_normals
-    from synth.pair import open_pairing
+    from synth.pair import make_pairing
 
     dataset = pairs.dataset or model.config["dataset"]
-    normals = load_normals(
-        open_category(dataset, pairs.root, category, progress_bar), model.image_size, progress_bar
-    )
-    with progress_bar("measuring chance differences", "pair") as update:
-        about = (normals, depth, config, folder)
-        return open_pairing(model, *about, root=pairs.root, precision=precision, on_pair=update)
+    listed = open_category(dataset, pairs.root, category, progress_bar)
+    normals = load_normals(listed, model.image_size, progress_bar)
+    rule = normals.foreground_rule(pairs.foreground)
+    about = (normals, depth, config.seed, config.num_steps, rule)
+    return make_pairing(model, *about, pairs.root)
 
 
 def require_range(low: float | None, high: float | None) -> None:
