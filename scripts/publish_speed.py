@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 from hub_server import TOKEN, running_hub  # noqa: E402
 
 from synth.sia import Item, SiaHeader, write_sia  # noqa: E402
-from synth.sia_format import image_path  # noqa: E402
+from synth.sia_format import METADATA_FILE, SHARD_SIZE, image_path, shard_path  # noqa: E402
 
 SIZE, NUM_DISTINCT = (256, 256), 200
 
@@ -60,21 +61,34 @@ def publishing(count: int = 10_000) -> Publishing:
 
 
 def write_images(folder: Path, count: int) -> None:
-    """An SIA folder of smooth coloured noise; image i is that of i mod NUM_DISTINCT."""
+    """An SIA folder of smooth coloured noise; image i is a hard link to that of i mod NUM_DISTINCT.
+
+    Links, since writing 10,000 images safely takes longer than publishing them.
+    """
     rng = np.random.default_rng(0)
-    fields = [
-        cv2.GaussianBlur(rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8), (0, 0), 1.5)
-        for _ in range(min(NUM_DISTINCT, count))
-    ]
 
-    def items(indices: list[int]) -> list[Item]:
-        row = {"seed": 0, "num_steps": 20}
-        images = ((i, np.asarray(fields[i % len(fields)], np.uint8)) for i in indices)
-        return [Item(i, image, None, row | {"strength": 0.1 + i / 1e6}) for i, image in images]
+    def items(indices: Iterable[int]) -> Iterator[Item]:
+        for index in indices:
+            field = rng.integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+            image = np.asarray(cv2.GaussianBlur(field, (0, 0), 1.5), np.uint8)
+            yield Item(index, image, None, {"seed": 0, "strength": 0.1, "num_steps": 20})
 
-    config = {"method": "sdas", "strength": [0.1, 0.2], "num_steps": 20, "seed": 0}
-    write_sia(folder, SiaHeader("source", "textures", "noise", config), count, items)
-    assert (folder / image_path(count - 1)).exists()
+    config = {"method": "sdas", "strength": 0.1, "num_steps": 20, "seed": 0}
+    write_sia(folder, SiaHeader("source", "textures", "noise", config), NUM_DISTINCT, items)
+    lines = (folder / METADATA_FILE).read_text().splitlines()
+    distinct = [json.loads(line) for line in lines]
+    rows = []
+    for index in range(count):
+        first = distinct[index % NUM_DISTINCT]
+        rows.append(first | {"file_name": image_path(index), "index": index})
+        if index >= NUM_DISTINCT:
+            (folder / image_path(index)).parent.mkdir(exist_ok=True)
+            os.link(folder / first["file_name"], folder / image_path(index))
+    for shard in range(-(-count // SHARD_SIZE)):
+        record = {"shard": shard, "status": "done"}
+        record["rows"] = rows[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE]
+        (folder / shard_path(shard)).write_text(json.dumps(record))
+    (folder / METADATA_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def publish_here(folder: Path) -> Publishing:
