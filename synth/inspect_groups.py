@@ -90,7 +90,7 @@ def measure(reference: Reference, name: str, strength: float | None, features: F
         name=name,
         strength=strength,
         num_images=len(features),
-        kid=kid(features, reference.features),
+        kid=kid(reference.raw(features), reference.raw(reference.features)),
         quality=Measured(float(quality.mean()), error),
         share_far=float((quality > far_distance(reference)).mean()),
         share_copies=float((quality < copy_distance(reference)).mean()),
@@ -114,7 +114,7 @@ def measure_by_strength(reference: Reference, examined: Examined) -> list[Group]
         measure(
             reference,
             examined.name,
-            float(examined.strengths[part].mean()),
+            round(float(examined.strengths[part].mean()), 6),
             examined.features[part],
         )
         for part in parts

@@ -37,14 +37,14 @@ def notes(data: Inspected, groups: Sequence[Group]) -> list[str]:
     """What the table's words mean."""
     height, width = data.reference.image_size
     texts = [
-        f"Distance: to the nearest of {len(data.normals.fit)} training images in the features of "
-        f"{data.backbone.name} ({data.backbone.weights} weights) at {height} x {width} px (height "
-        "x width); 1 is the median of the held-out normal images. Unlike the product: farther "
-        "than 95 % of these. Near-copies: nearer than "
+        f"Distance: to the nearest of {len(data.normals.fit)} training images in standardised "
+        f"features of {data.backbone.name} ({data.backbone.weights} weights) at {height} x {width} "
+        "px (height x width); 1 is the median of the held-out normal images. Unlike the product: "
+        "farther than 95 % of these. Near-copies: nearer than "
         f"{copy_distance(data.reference):.2f}, half of what their nearest 5 % reach.",
         "KID: squared kernel distance (MMD) to all training images, unbiased, kernel (x.y/d + 1)^3 "
-        "on standardised features; 0 is no difference. Diversity: mean distance between two images "
-        "over that between two training images. After ± stands one standard error.",
+        "on the features as they are; 0 is no difference. Diversity: mean distance between two "
+        "images over that between two training images. After ± stands one standard error.",
         "The figures compare only with others of the same features, image size and training "
         "images; published KIDs rest on another network.",
     ]

@@ -50,6 +50,10 @@ class Reference(NamedTuple):
         scaled = (resize(image, self.image_size) for image in images)
         return (embed(self.backbone, scaled) - self.mean) / self.std
 
+    def raw(self, features: Features) -> Features:
+        """Features [N, D] as the network gave them, before they were standardised."""
+        return features * self.std + self.mean
+
     def quality(self, features: Features) -> NDArray[np.float32]:
         """`quality_scores` of images that `describe` has seen, float32 [N]."""
         return nearest_distance(features, self.features)[0] / np.float32(self.unit)

@@ -13,7 +13,7 @@ from synth.images import read_image
 from synth.inspect_groups import Examined, closest, mean_pairwise, measure, measure_by_strength
 from synth.inspect_page import Picture, with_error, write_page
 from synth.inspect_plot import write_distance_plot
-from synth.kid import Measured
+from synth.kid import Measured, kid
 from synth.reference import Reference
 
 TRAINING = np.array([[0, 0], [0, 2], [2, 0], [2, 2], [4, 4]], np.float32)
@@ -23,8 +23,8 @@ HELD = np.full(20, 0.5, np.float32)
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     """Held-out images lie at 0.5, so that a copy is nearer than 0.25: a quality of 0.5."""
-    zeros = np.zeros(2, np.float32)
-    return Reference(build_backbone(DEFAULT_BACKBONE), (8, 8), TRAINING, zeros, zeros + 1, HELD)
+    mean, std = np.full(2, 1, np.float32), np.full(2, 2, np.float32)
+    return Reference(build_backbone(DEFAULT_BACKBONE), (8, 8), TRAINING, mean, std, HELD)
 
 
 def at(*points: tuple[float, float]) -> np.ndarray:
@@ -51,6 +51,8 @@ def test_a_group_by_hand(reference: Reference) -> None:
     assert group.quality.error == pytest.approx(np.std([0.2, 2, 2, 2], ddof=1) / 2)
     assert (group.share_far, group.share_copies) == (0.75, 0.25)
     assert (group.num_images, group.strength) == (4, 0.1)
+    expected = kid(at((0, 0.1), (0, 1), (2, 3), (5, 4)) * 2 + 1, TRAINING * 2 + 1)
+    assert group.kid == expected  # of the features as they were before they were standardised
     assert group.kid is not None
     assert json.loads(json.dumps(group.to_json()))["kid"]["value"] == group.kid.value
 
