@@ -1,46 +1,72 @@
 """Detectors and a baseline on the same test images, for a table of comparisons."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from detect.bootstrap import difference
 from detect.checkpoint import TrainedDetector
-from detect.evaluation import TestSet, comparison, evaluate
+from detect.evaluation import Evaluation, evaluate
+from detect.metrics import ImageMetrics, PixelMetrics
 from detect.protocol import detector_name
 from detect.report_data import Comparison
-from detect.scoring import Scored, detector_scorer, mean_image_scorer, score_files
-from synth.normals import load_normals
+from detect.scoring import (
+    ParkedMaps,
+    Scored,
+    Scorer,
+    detector_scorer,
+    mean_image,
+    mean_image_scorer,
+    score_batches,
+)
+from detect.testset import TestSet
+from synth.catalog import held_out
 from synth.progress import Bars
 
-
-def score_test_set(
-    trained: TrainedDetector, test: TestSet, device: torch.device, batch_size: int, bars: Bars
-) -> Scored:
-    """Score the test images with a detector, at its own image size."""
-    scorer = detector_scorer(trained.detector, device)
-    with bars(f"scoring with {detector_name(trained)}", "image") as update:
-        return score_files(
-            scorer, test.paths, trained.image_size, batch_size=batch_size, progress=update
-        )
+AUROC, AUPRO = ImageMetrics._fields.index("auroc"), PixelMetrics._fields.index("aupro")
 
 
-def compare_detector(
-    folder: Path,
+def evaluate_detector(
     trained: TrainedDetector,
     test: TestSet,
+    out: Path,
     device: torch.device,
     batch_size: int,
     bars: Bars,
-) -> Comparison:
-    """Another detector's row; `folder`, where it lies, tells it from others of its kind."""
-    scored = score_test_set(trained, test, device, batch_size, bars)
-    name = f"{detector_name(trained)} ({folder.resolve().name})"
-    return comparison(name, evaluate(test, scored))
+    maps: ParkedMaps | None = None,
+) -> Evaluation:
+    """Measure a detector at its own image size; whole, and its maps kept, where `maps` is given."""
+    scorer = detector_scorer(trained.detector, device)
+    title = f"scoring with {detector_name(trained)}"
+    batches = scored_batches(scorer, test, trained.image_size, batch_size, title, bars)
+    if maps is None:
+        return evaluate(test, batches, out, whole=False)
+    return evaluate(test, maps.park(batches), out)
 
 
-def compare_baseline(test: TestSet, size: tuple[int, int], bars: Bars) -> Comparison:
-    """The row of the mean training image, which a detector that learned something must beat."""
-    training = load_normals(test.category, size, bars).fit
-    with bars("scoring with the mean image", "image") as update:
-        scored = score_files(mean_image_scorer(training), test.paths, size, progress=update)
-    return comparison("distance to the mean training image", evaluate(test, scored))
+def scored_batches(
+    scorer: Scorer, test: TestSet, size: tuple[int, int], batch_size: int, title: str, bars: Bars
+) -> Iterator[Scored]:
+    """Score the test images batch by batch under a bar."""
+    with bars(title, "image") as update:
+        yield from score_batches(scorer, test.paths, size, batch_size=batch_size, progress=update)
+
+
+def evaluate_baseline(test: TestSet, size: tuple[int, int], out: Path, bars: Bars) -> Evaluation:
+    """Measure the mean training image, which a detector that learned something must beat."""
+    paths = [record.path for record in held_out(test.category)[0]]
+    with bars("averaging the training images", "image") as update:
+        scorer = mean_image_scorer(mean_image(paths, size, update))
+    batches = scored_batches(scorer, test, size, 16, "scoring with the mean image", bars)
+    return evaluate(test, batches, out, whole=False)
+
+
+def comparison(name: str, other: Evaluation, own: Evaluation | None = None) -> Comparison:
+    """One row of the table of comparisons; with `own`, how far that one's gain is from chance."""
+    auroc_gain = aupro_gain = None
+    if own is not None:
+        auroc_gain = difference(own.image_samples[:, AUROC], other.image_samples[:, AUROC])
+        if own.pixel_samples is not None and other.pixel_samples is not None:
+            aupro_gain = difference(own.pixel_samples[:, AUPRO], other.pixel_samples[:, AUPRO])
+    return Comparison(name, other.figures.image, other.figures.pixel, auroc_gain, aupro_gain)

@@ -1,6 +1,10 @@
-"""Metrics of a detector on a category's test split. The only reader of that split."""
+"""Metrics of a detector on a category's test split.
 
-from collections.abc import Sequence
+Nothing is chosen here: every figure is of the detector as it was saved. Memory does not grow with
+the number of images but for a few kilobytes each.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,89 +13,50 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from detect.bootstrap import Drawn, binned_figures, draw, image_samples, intervals, pixel_samples
+from detect.exact import exact_sums
 from detect.metrics import (
-    Curve,
+    FPR_LIMIT,
+    STRICT_FPR_LIMIT,
+    Curves,
+    Figures,
     ImageMetrics,
     PixelMetrics,
     TypeMetrics,
     image_metrics,
-    per_type,
-    pixel_metrics,
-    pixel_roc_curve,
-    pro_curve,
     roc_curve,
 )
-from detect.report_data import Comparison
+from detect.pixels import BinnedPixels, Bins, PixelRuns
+from detect.ranking import (
+    Float64Array,
+    cut,
+    pro_vertices,
+    rank_bins,
+    roc_vertices,
+    thin,
+)
 from detect.scoring import Scored
-from synth.catalog import Category, Record
-from synth.errors import UserError
-from synth.images import Progress, read_image, read_mask
-from synth.progress import Bars
+from detect.scratch import Scratch
+from detect.testset import ALL_DEFECTS, TestSet
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Figures of one scorer on the test images; those of pixels are None without masks."""
+    """Figures of one scorer on the test images; those of pixels are None where undefined.
 
-    image: ImageMetrics
-    image_roc: Curve
-    pixel: PixelMetrics | None
-    pixel_roc: Curve | None
-    pro: Curve | None
+    scores: float32 [N]. rounding: by how much the bins behind the pixels' intervals move a metric
+    at most. image_samples, pixel_samples: the metrics of every resample of the test images, float64
+    [R, 3] and [R, 5]; the resamples are the same for every scorer, so that differences can be told
+    from chance.
+    """
+
+    scores: NDArray[np.float32]
+    figures: Figures
     per_type: tuple[TypeMetrics, ...]
-
-
-def require_both_labels(category: Category) -> None:
-    """Raise UserError unless the test split has normal and anomalous images."""
-    anomalous = sum(record.is_anomalous for record in category.test)
-    if not 0 < anomalous < len(category.test):
-        raise UserError(
-            f"{category.name}: the test images are {len(category.test) - anomalous} normal and "
-            f"{anomalous} anomalous; an evaluation needs both (test/good and test/<defect>); "
-            "`detect predict` needs neither"
-        )
-
-
-class TestSet(NamedTuple):
-    """The test images of a category, all readable; masks: bool [H, W] each, or None for none."""
-
-    category: Category
-    records: tuple[Record, ...]
-    masks: Sequence[NDArray[np.bool_]] | None
-
-    @property
-    def paths(self) -> list[Path]:
-        """The image files."""
-        return [record.path for record in self.records]
-
-
-def open_test_set(category: Category, bars: Bars) -> TestSet:
-    """Read every test image and mask once, before long work.
-
-    Raises UserError for a single label, an unreadable file, and a mask of another size than its
-    image.
-    """
-    require_both_labels(category)
-    with bars("checking test images", "image") as update:
-        return TestSet(category, category.test, native_masks(category.test, update))
-
-
-def native_masks(
-    records: Sequence[Record], progress: Progress | None = None
-) -> list[NDArray[np.bool_]] | None:
-    """The images' masks at their own resolution, empty for normal images.
-
-    None unless every anomalous image has one. Raises UserError as `open_test_set`.
-    """
-    masks: list[NDArray[np.bool_]] = []
-    for done, record in enumerate(records, start=1):
-        shape = read_image(record.path).shape[:2]
-        path = record.mask_path
-        masks.append(np.zeros(shape, np.bool_) if path is None else read_mask(path, shape))
-        if progress is not None:
-            progress(done, len(records))
-    known = all(record.mask_path or not record.is_anomalous for record in records)
-    return masks if known else None
+    curves: Curves | None
+    rounding: float
+    image_samples: Float64Array
+    pixel_samples: Float64Array | None
 
 
 def native_map(anomaly_map: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -100,33 +65,117 @@ def native_map(anomaly_map: NDArray[np.float32], shape: tuple[int, ...]) -> NDAr
     return np.asarray(cv2.resize(anomaly_map, size, interpolation=cv2.INTER_LINEAR), np.float32)
 
 
-def evaluate(test: TestSet, scored: Scored) -> Evaluation:
+def evaluate(
+    test: TestSet, batches: Iterable[Scored], folder: Path | None = None, *, whole: bool = True
+) -> Evaluation:
     """All figures of scored test images, pixels at the masks' own resolution.
 
-    An image's label is its record's, whatever its mask.
+    batches: the images' scores and maps, in order. folder: where about 4 bytes per pixel are parked
+    meanwhile; None keeps them in memory. whole: with curves and defect types; else without.
 
-    Raises UserError for a single label and for scores that are not finite.
+    Raises UserError for a single label, for scores that are not finite, and for a full disk.
     """
-    masks = test.masks
-    labels = np.array([record.is_anomalous for record in test.records])
-    defects = [record.defect for record in test.records]
-    maps = None
-    if masks is not None:
-        pairs = zip(scored.maps, masks, strict=True)
-        maps = [native_map(scores, mask.shape) for scores, mask in pairs]
+    with Scratch(folder) as scratch:
+        pixels = PixelRuns(scratch)
+        scores = collect(test, batches, pixels)
+        normal = draw(test.indices(test.normal), 0)
+        names = (ALL_DEFECTS, *test.defects) if whole else (ALL_DEFECTS,)
+        sets = {name: draw(test.indices(name), key) for key, name in enumerate(names, start=1)}
+        on_images = measure_images(test, scores, normal, sets)
+        on_pixels = measure_pixels(test, pixels, scratch, normal, sets)
+
+    figures = {name: joined(on_images[name], on_pixels, name) for name in names}
     return Evaluation(
-        image=image_metrics(labels, scored.scores),
-        image_roc=roc_curve(labels, scored.scores),
-        pixel=None if maps is None or masks is None else pixel_metrics(masks, maps),
-        pixel_roc=None if maps is None or masks is None else pixel_roc_curve(masks, maps),
-        pro=None if maps is None or masks is None else pro_curve(masks, maps),
-        per_type=per_type(defects, scored.scores, masks, maps),
+        scores=scores,
+        figures=figures[ALL_DEFECTS],
+        per_type=tuple(
+            TypeMetrics(name, len(sets[name].indices), figures[name]) for name in names[1:]
+        ),
+        curves=trace(test, scores, on_pixels) if whole else None,
+        rounding=on_pixels.rounding if on_pixels else 0.0,
+        image_samples=on_images[ALL_DEFECTS].samples,
+        pixel_samples=on_pixels.samples[ALL_DEFECTS] if on_pixels else None,
     )
 
 
-def comparison(name: str, evaluation: Evaluation) -> Comparison:
-    """One row of the report's table of baselines."""
-    pixel = evaluation.pixel
-    return Comparison(
-        name, evaluation.image.auroc, pixel.auroc if pixel else None, pixel.aupro if pixel else None
+def collect(test: TestSet, batches: Iterable[Scored], pixels: PixelRuns) -> NDArray[np.float32]:
+    """Put the pixels of every batch into `pixels`; returns the image scores, float32 [N]."""
+    scores: list[NDArray[np.float32]] = []
+    number = 0
+    for scored in batches:
+        scores.append(scored.scores)
+        for anomaly_map in scored.maps:
+            if test.has_masks:
+                record = test.records[number]
+                mask = test.mask(number) if record.is_anomalous else None
+                pixels.add(native_map(anomaly_map, test.shapes[number]), mask, record.defect)
+            number += 1
+    return np.concatenate(scores)
+
+
+class OnImages(NamedTuple):
+    """Image metrics of a set of anomalous images with the normal ones, and of its resamples."""
+
+    metrics: ImageMetrics
+    samples: Float64Array
+
+
+def measure_images(
+    test: TestSet, scores: NDArray[np.float32], normal: Drawn, sets: Mapping[str, Drawn]
+) -> dict[str, OnImages]:
+    """Image metrics of every set."""
+    labels, found = test.labels, {}
+    for name, drawn in sets.items():
+        chosen = [*normal.indices, *drawn.indices]
+        metrics = image_metrics(labels[chosen], scores[chosen])
+        found[name] = OnImages(metrics, image_samples(normal, drawn, scores))
+    return found
+
+
+class OnPixels(NamedTuple):
+    """Pixel metrics of every set that has them, and of its resamples; total: of all images."""
+
+    metrics: Mapping[str, PixelMetrics]
+    samples: Mapping[str, Float64Array]
+    total: Bins
+    rounding: float
+
+
+def measure_pixels(
+    test: TestSet, pixels: PixelRuns, scratch: Scratch, normal: Drawn, sets: Mapping[str, Drawn]
+) -> OnPixels | None:
+    """Pixel metrics of every set with an anomalous pixel; None where there is no such set."""
+    if not any(run.num_anomalous for run in pixels.runs):
+        return None
+    binned = BinnedPixels(pixels, scratch)
+    groups = {
+        name: (test.normal, *(test.defects if name == ALL_DEFECTS else [name])) for name in sets
+    }
+    exact = exact_sums(pixels, binned, groups, (FPR_LIMIT, STRICT_FPR_LIMIT))
+    metrics = {name: PixelMetrics.of(sums) for name, sums in exact.items()}
+    samples = pixel_samples(binned, normal, {name: sets[name] for name in exact})
+    total = binned.total()
+    moved = binned_figures(total) - np.array(metrics[ALL_DEFECTS])
+    return OnPixels(metrics, samples, total, float(np.abs(moved).max()))
+
+
+def joined(on_images: OnImages, on_pixels: OnPixels | None, name: str) -> Figures:
+    """One set's figures with their intervals."""
+    image_intervals = intervals(on_images.samples, ImageMetrics._fields)
+    if on_pixels is None or name not in on_pixels.metrics:
+        return Figures(on_images.metrics, None, image_intervals, {})
+    pixel_intervals = intervals(on_pixels.samples[name], PixelMetrics._fields)
+    return Figures(on_images.metrics, on_pixels.metrics[name], image_intervals, pixel_intervals)
+
+
+def trace(test: TestSet, scores: NDArray[np.float32], on_pixels: OnPixels | None) -> Curves:
+    """Draw the curves; those of pixels through the exact points at the edges of the bins."""
+    image_roc = roc_curve(test.labels, scores)
+    if on_pixels is None:
+        return Curves(image_roc=image_roc)
+    ranking = rank_bins(*(counts[::-1] for counts in on_pixels.total))
+    return Curves(
+        image_roc=image_roc,
+        pixel_roc=thin(roc_vertices(ranking)),
+        pro=thin(cut(pro_vertices(ranking), FPR_LIMIT)),
     )

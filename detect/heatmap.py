@@ -3,7 +3,7 @@
 Shapes: H, W pixels of an image and of its map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import cv2
@@ -24,12 +24,12 @@ class HeatRange(NamedTuple):
     high: float
 
 
-def heat_range(maps: Sequence[npt.NDArray[np.floating]]) -> HeatRange:
+def heat_range(maps: Iterable[npt.NDArray[np.floating]]) -> HeatRange:
     """Scale for a set of maps float [H, W]: from the median to the 99.9 % quantile of the pixels.
 
     Pixels below the median are background and stay clear; sizes may differ between maps.
     """
-    pixels = np.concatenate([scores[::STRIDE, ::STRIDE].ravel() for scores in maps])
+    pixels = np.concatenate([scores[::STRIDE, ::STRIDE].flatten() for scores in maps])
     low, high = np.quantile(pixels, [0.5, 0.999])
     return HeatRange(float(low), float(high))
 

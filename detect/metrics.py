@@ -1,27 +1,34 @@
-"""Image and pixel metrics: AUROC, average precision (AP), AUPRO and their curves, all exact.
+"""Image and pixel metrics: AUROC, average precision (AP), F1-max and AUPRO, all exact.
 
-Nothing is flipped, rescaled or approximated; ties and limits are stated where they matter. Pixel
-AUROC, pixel AP and AUPRO share one sort (detect/ranking.py). Shapes: N images of H, W pixels.
+Nothing is flipped, rescaled or approximated; ties and limits are stated where they matter. A label
+without an item and scores that are not finite are errors; constant scores have the value that the
+definition gives. Shapes: N images of H, W pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
+from detect.exact import Sums, exact_sums, set_totals
+from detect.pixels import BinnedPixels, PixelRuns
 from detect.ranking import (
     BoolArray,
     Curve,
+    Float64Array,
     FloatArray,
-    area,
-    cut,
+    Ranking,
+    best_f1,
     mean_precision,
     rank_items,
-    rank_pixels,
+    require_both,
+    roc_area,
+    roc_vertices,
     thin,
-    vertices,
 )
+from detect.scratch import Scratch
 from synth.errors import UserError
+
+FPR_LIMIT = 0.3  # of AUPRO where nothing else is said
+STRICT_FPR_LIMIT = 0.05  # of AUPRO where false positives are dear
 
 
 class ImageMetrics(NamedTuple):
@@ -29,24 +36,70 @@ class ImageMetrics(NamedTuple):
 
     auroc: float
     average_precision: float
+    f1_max: float
 
 
 class PixelMetrics(NamedTuple):
-    """Pixel metrics over a set of maps, each in [0, 1]; `aupro` is up to `fpr_limit`."""
+    """Pixel metrics over a set of maps, each in [0, 1].
+
+    `aupro` is up to FPR_LIMIT, `aupro_005` up to STRICT_FPR_LIMIT.
+    """
 
     auroc: float
     average_precision: float
+    f1_max: float
     aupro: float
-    fpr_limit: float
+    aupro_005: float
+
+    @staticmethod
+    def of(sums: Sums) -> "PixelMetrics":
+        """Read sums over the two limits, in this order."""
+        pooled = sums.auroc, sums.average_precision, sums.f1_max
+        return PixelMetrics(*(_exact(value) for value in (*pooled, *sums.aupro)))
+
+
+def _exact(value: Float64Array) -> float:
+    """Round off what float64 sums leave behind a perfect 1."""
+    return round(float(value), 12)
+
+
+class Interval(NamedTuple):
+    """A 95 % confidence interval over the choice of the test images (detect/bootstrap.py)."""
+
+    low: float
+    high: float
+
+
+Intervals = Mapping[str, Interval]
+"""By a metric's field; a metric without an interval is absent."""
+
+
+class Figures(NamedTuple):
+    """Metrics of a set of anomalous images with all normal test images, and their intervals.
+
+    `pixel` is None without masks, or where all masks of the set are empty.
+    """
+
+    image: ImageMetrics
+    pixel: PixelMetrics | None
+    image_intervals: Intervals
+    pixel_intervals: Intervals
 
 
 class TypeMetrics(NamedTuple):
-    """The metrics of one defect type; `pixel` is None where no masks were given."""
+    """The figures of one defect type."""
 
     defect: str
     num_images: int
-    image: ImageMetrics
-    pixel: PixelMetrics | None
+    figures: Figures
+
+
+class Curves(NamedTuple):
+    """What a report draws, thinned to 500 points that lie on the exact curves."""
+
+    image_roc: Curve
+    pixel_roc: Curve | None = None
+    pro: Curve | None = None  # up to FPR_LIMIT
 
 
 # Whole images
@@ -58,24 +111,26 @@ def auroc(labels: BoolArray, scores: FloatArray) -> float:
     A tie counts one half (midranks), so constant scores give exactly 0.5. An area below 0.5 stays.
 
     labels: bool [N], True is anomalous; scores: float [N], higher is more anomalous.
-    Raises UserError for a missing label, NaN scores or unequal lengths.
+    Raises UserError for a missing label, scores that are not finite, and unequal lengths.
     """
-    return area(rank_items(labels, scores), fpr_limit=1.0)
-
-
-def average_precision(labels: BoolArray, scores: FloatArray) -> float:
-    """Average precision AP = sum_j (R_j - R_{j-1}) P_j over the distinct scores, highest first.
-
-    P_j and R_j are precision and recall at "score >= j-th distinct score"; no interpolation.
-    Arguments and errors as for `auroc`.
-    """
-    return mean_precision(rank_items(labels, scores))
+    return _exact(roc_area(rank_items(labels, scores)))
 
 
 def image_metrics(labels: BoolArray, scores: FloatArray) -> ImageMetrics:
-    """AUROC and AP of image scores; arguments and errors as for `auroc`."""
-    ranking = rank_items(labels, scores)
-    return ImageMetrics(area(ranking, fpr_limit=1.0), mean_precision(ranking))
+    """AUROC, AP and F1-max of image scores; arguments and errors as for `auroc`.
+
+    AP = sum_j (R_j - R_{j-1}) P_j over the distinct scores, highest first, where P_j and R_j are
+    precision and recall at "score >= j-th distinct score"; no interpolation. F1-max is the largest
+    2 P_j R_j / (P_j + R_j): its threshold is the best one in hindsight, so that it bounds what any
+    threshold reaches. Constant scores give 0.5, the share p of anomalous images, and 2 p / (1 + p).
+    """
+    return ranked_metrics(rank_items(labels, scores))
+
+
+def ranked_metrics(ranking: Ranking) -> ImageMetrics:
+    """AUROC, AP and F1-max of a ranking."""
+    figures = roc_area(ranking), mean_precision(ranking), best_f1(ranking)
+    return ImageMetrics(*map(_exact, figures))
 
 
 def roc_curve(labels: BoolArray, scores: FloatArray, max_points: int = 500) -> Curve:
@@ -83,38 +138,23 @@ def roc_curve(labels: BoolArray, scores: FloatArray, max_points: int = 500) -> C
 
     Arguments and errors as for `auroc`. The area is `auroc`'s to about 1 / max_points.
     """
-    return thin(vertices(rank_items(labels, scores)), max_points)
+    return thin(roc_vertices(rank_items(labels, scores)), max_points)
 
 
-def auroc_standard_error(value: float, num_anomalous: int, num_normal: int) -> float:
-    """Estimate the standard error of an AUROC from the sample sizes, to tell a gain from noise.
+# Pixels of maps in memory; detect/evaluation.py streams them from disk
 
-    Source: Hanley and McNeil, 1982, Eq. 1 and 2 (exponential approximation of Q_1 and Q_2).
+
+def pixel_metrics(masks: Sequence[BoolArray], maps: Sequence[FloatArray]) -> PixelMetrics:
+    """Pixel AUROC, AP, F1-max (as for images, over all pixels together) and AUPRO at both limits.
+
+    masks: bool [H, W] per image, all False for a normal one; maps: float [H, W] per image, compared
+    as float32. Raises UserError when there is no anomalous or no normal pixel, for scores that are
+    not finite and for unequal shapes.
     """
-    q_1, q_2 = value / (2 - value), 2 * value**2 / (1 + value)
-    spread = (num_anomalous - 1) * (q_1 - value**2) + (num_normal - 1) * (q_2 - value**2)
-    return float(np.sqrt((value * (1 - value) + spread) / (num_anomalous * num_normal)))
+    return PixelMetrics.of(_sums_in_memory(masks, maps, (FPR_LIMIT, STRICT_FPR_LIMIT)))
 
 
-# Pixels
-
-
-def pixel_metrics(
-    masks: Sequence[BoolArray], maps: Sequence[FloatArray], fpr_limit: float = 0.3
-) -> PixelMetrics:
-    """Pixel AUROC, pixel AP and AUPRO from one sort, each defined at its own function.
-
-    masks: bool [H, W] per image, all False for a normal one; maps: float [H, W] per image.
-    Raises UserError when there is no anomalous or no normal pixel, for NaN and for unequal shapes.
-    """
-    _check_limit(fpr_limit)
-    ranking = rank_pixels(masks, maps)
-    return PixelMetrics(
-        area(ranking.pooled(), 1.0), mean_precision(ranking), area(ranking, fpr_limit), fpr_limit
-    )
-
-
-def aupro(masks: Sequence[BoolArray], maps: Sequence[FloatArray], fpr_limit: float = 0.3) -> float:
+def aupro(masks: Sequence[BoolArray], maps: Sequence[FloatArray], fpr_limit: float) -> float:
     """Area under the per-region-overlap curve up to FPR = fpr_limit, divided by fpr_limit; exact.
 
     At each distinct score t of any pixel: PRO = mean over all regions of the share of the region
@@ -125,61 +165,21 @@ def aupro(masks: Sequence[BoolArray], maps: Sequence[FloatArray], fpr_limit: flo
     Source: Bergmann et al., "The MVTec Anomaly Detection Dataset", IJCV 2021, section 5.
     Arguments and errors as for `pixel_metrics`; fpr_limit in (0, 1].
     """
-    _check_limit(fpr_limit)
-    return area(rank_pixels(masks, maps), fpr_limit)
-
-
-def pixel_roc_curve(
-    masks: Sequence[BoolArray], maps: Sequence[FloatArray], max_points: int = 500
-) -> Curve:
-    """Trace the ROC curve over all pixels, thinned; arguments as for `pixel_metrics`."""
-    ranking = rank_pixels(masks, maps)
-    return thin(vertices(ranking.pooled()), max_points)
-
-
-def pro_curve(
-    masks: Sequence[BoolArray],
-    maps: Sequence[FloatArray],
-    fpr_limit: float = 0.3,
-    max_points: int = 500,
-) -> Curve:
-    """Trace the PRO curve that `aupro` integrates, cut at fpr_limit, thinned."""
-    _check_limit(fpr_limit)
-    return thin(cut(vertices(rank_pixels(masks, maps)), fpr_limit), max_points)
-
-
-# Defect types
-
-
-def per_type(
-    defects: Sequence[str],
-    scores: FloatArray,
-    masks: Sequence[BoolArray] | None = None,
-    maps: Sequence[FloatArray] | None = None,
-    *,
-    fpr_limit: float = 0.3,
-    normal: str = "good",
-) -> tuple[TypeMetrics, ...]:
-    """Measure each defect type against ALL normal test images, in order of the types' names.
-
-    Image metrics compare the type's images with every normal image; pixel metrics (when masks and
-    maps are given) are over the type's images and every normal image together.
-
-    defects: each image's type, `normal` for a normal image; scores: float [N].
-    """
-    types = np.asarray(defects)
-    rows: list[TypeMetrics] = []
-    for defect in sorted(set(defects) - {normal}):
-        chosen = np.flatnonzero((types == defect) | (types == normal))
-        pixel = None
-        if masks is not None and maps is not None:
-            picked = [int(i) for i in chosen]
-            pixel = pixel_metrics([masks[i] for i in picked], [maps[i] for i in picked], fpr_limit)
-        image = image_metrics(types[chosen] == defect, scores[chosen])
-        rows.append(TypeMetrics(defect, int((types == defect).sum()), image, pixel))
-    return tuple(rows)
-
-
-def _check_limit(fpr_limit: float) -> None:
     if not 0 < fpr_limit <= 1:
         raise UserError(f"fpr_limit: got {fpr_limit}, allowed is above 0 up to 1; 0.3 is usual")
+    return _exact(_sums_in_memory(masks, maps, (fpr_limit,)).aupro[0])
+
+
+def _sums_in_memory(
+    masks: Sequence[BoolArray], maps: Sequence[FloatArray], fpr_limits: Sequence[float]
+) -> Sums:
+    if len(masks) != len(maps):
+        raise UserError(f"maps: got {len(maps)} for {len(masks)} masks; give one map per mask")
+    with Scratch() as scratch:
+        pixels = PixelRuns(scratch)
+        for mask, scores in zip(masks, maps, strict=True):
+            pixels.add(scores, mask, "all")
+        totals = set_totals(pixels, ("all",))
+        require_both(float(totals.anomalous), float(totals.normal), "pixel")
+        binned = BinnedPixels(pixels, scratch)
+        return exact_sums(pixels, binned, {"all": ("all",)}, fpr_limits)["all"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from detect.checkpoint import TrainedDetector
-from detect.report_data import Comparison
+from detect.report_data import COLUMNS, Comparison
 from detect.report_text import number
 from synth.catalog import Category
 from synth.strength import Strength
@@ -31,7 +31,7 @@ def protocol(trained: TrainedDetector, category: Category) -> dict[str, str]:
     return {
         "Training": f"{config['data']['num_images'] - num_held_out} normal images of "
         f"{config['category']}; {num_held_out} more held out for the threshold",
-        "Test": f"{len(category.test)} images, read for this evaluation only",
+        "Test": f"{len(category.test)} images, read for this evaluation only; they chose nothing",
         "Anomaly source": source_facts(config["source"]),
         "Image size": f"{height} x {width} px; maps compared at the masks' own size",
         "Backbone": f"{backbone['name']}, {Path(backbone['weights']).name} weights, layers "
@@ -55,8 +55,8 @@ def source_facts(source: dict[str, Any]) -> str:
 def table(rows: Sequence[Comparison]) -> str:
     """Comparison rows as aligned text."""
     width = max(len(row.name) for row in rows)
-    lines = [f"{'':{width}}  image AUROC  pixel AUROC   AUPRO"]
+    lines = ["  ".join([" " * width, *COLUMNS])]
     for row in rows:
-        image, pixel, pro = map(number, (row.image_auroc, row.pixel_auroc, row.aupro))
-        lines.append(f"{row.name:{width}}  {image:>11}  {pixel:>11}  {pro:>6}")
+        cells = [f"{number(value(row)):>{len(name)}}" for name, value in COLUMNS.items()]
+        lines.append("  ".join([f"{row.name:{width}}", *cells]))
     return "\n".join(lines)

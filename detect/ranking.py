@@ -4,14 +4,16 @@ A metric depends on the scores through their order alone: at each distinct anoma
 of the anomalous lies there and how many normals lie above it and at it. Sorting the many normals
 (values only), sorting the few anomalous with their weights, and two binary searches give that.
 
-Shapes: N items, H, W pixels of an image (images may differ in size), K distinct anomalous scores,
-P points of a curve.
+A ranking may be one stretch of a longer one: AUROC, AP and AUPRO are sums over its steps and F1-max
+is a maximum, so stretches are measured one after the other (detect/exact.py).
+
+Shapes: N items; K distinct anomalous scores, or bins of scores; P points of a curve. "..." stands
+for leading axes, such as one per resample.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -19,131 +21,183 @@ from synth.errors import UserError
 
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.floating]
-IntArray = npt.NDArray[np.intp]
+Float64Array = npt.NDArray[np.float64]
 
 
 class Curve(NamedTuple):
     """A rising curve from (0, 0): float64 [P] each; straight lines join the points."""
 
-    fpr: npt.NDArray[np.float64]
-    height: npt.NDArray[np.float64]
+    fpr: Float64Array
+    height: Float64Array
+
+
+class Totals(NamedTuple):
+    """How much there is of each kind in the whole ranking; arrays are [..., 1]."""
+
+    anomalous: Float64Array | float
+    normal: Float64Array | float
+    regions: Float64Array | float
 
 
 class Ranking(NamedTuple):
-    """What every metric needs, per distinct anomalous score, highest first; arrays are [K]."""
+    """What every metric needs, per distinct anomalous score, highest first; arrays are [..., K]."""
 
-    hits: IntArray  # anomalous items at this score
-    weight: npt.NDArray[np.float64]  # their share of the mean region overlap; sums to 1
-    above: IntArray  # normal items with a higher score
-    reached: IntArray  # normal items with this score or a higher one
-    num_normal: int
-
-    def pooled(self) -> "Ranking":
-        """Every item weighs the same, whatever its region: for ROC curves."""
-        return self._replace(weight=self.hits / self.hits.sum())
+    hits: Float64Array  # anomalous items at this score
+    found: Float64Array  # anomalous items with this score or a higher one
+    overlap: Float64Array  # sum over the hits of 1 / (items of the hit's region)
+    above: Float64Array  # normal items with a higher score
+    reached: Float64Array  # normal items with this score or a higher one
+    totals: Totals
 
 
 # Rankings
 
 
 def rank_items(labels: BoolArray, scores: FloatArray) -> Ranking:
-    """Rank N whole items; labels: bool [N], True is anomalous; UserError as `metrics.auroc`."""
+    """Rank N whole items, each a region of its own.
+
+    labels: bool [N], True is anomalous. Raises UserError for a missing label, scores that are not
+    finite, and unequal lengths.
+    """
     if labels.shape != scores.shape or labels.ndim != 1:
         raise UserError(
             f"scores: got shape {scores.shape} for labels of shape {labels.shape}; give one each"
         )
+    require_finite(scores, "image")
     is_anomalous = labels.astype(bool)
-    anomalous = scores[is_anomalous]
-    return _rank(scores[~is_anomalous], anomalous, np.ones(len(anomalous)), "image")
+    anomalous, normal = scores[is_anomalous], np.sort(scores[~is_anomalous])
+    require_both(len(anomalous), len(normal), "image")
+    totals = Totals(len(anomalous), len(normal), len(anomalous))
+    return rank([normal], anomalous, np.ones(len(anomalous)), totals)
 
 
-def rank_pixels(masks: Sequence[BoolArray], maps: Sequence[FloatArray]) -> Ranking:
-    """Rank all pixels of maps float [H, W]; each region weighs the same in `weight`.
-
-    Errors as `metrics.pixel_metrics`.
-    """
-    if len(masks) != len(maps):
-        raise UserError(f"maps: got {len(maps)} for {len(masks)} masks; give one map per mask")
-    normal: list[FloatArray] = [np.empty(0, np.float32)]
-    anomalous: list[FloatArray] = [np.empty(0, np.float32)]
-    shares: list[npt.NDArray[np.float64]] = [np.empty(0)]
-    for index, (mask, scores) in enumerate(zip(masks, maps, strict=True)):
-        if mask.dtype != np.bool_:
-            raise UserError(f"mask {index}: got {mask.dtype}, must be bool; pass mask > 0")
-        if mask.shape != scores.shape:
-            raise UserError(
-                f"map {index}: got shape {scores.shape}, its mask has {mask.shape}; resize one"
-            )
-        if not mask.any():
-            normal.append(scores.ravel())
-            continue
-        normal.append(scores[~mask])
-        anomalous.append(scores[mask])
-        shares.append(_region_shares(mask))
-    return _rank(np.concatenate(normal), np.concatenate(anomalous), np.concatenate(shares), "pixel")
-
-
-def _region_shares(mask: BoolArray) -> npt.NDArray[np.float64]:
-    """1 / (pixels of its region) per True pixel, in row order; sums to the number of regions."""
-    _, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    inside: npt.NDArray[np.int32] = np.asarray(labels, np.int32)[mask]
-    return 1.0 / np.bincount(inside)[inside]
-
-
-def _rank(
-    normal: FloatArray, anomalous: FloatArray, shares: npt.NDArray[np.float64], item: str
+def rank(
+    normals: Sequence[FloatArray],
+    anomalous: FloatArray,
+    overlap: Float64Array,
+    totals: Totals,
+    *,
+    found_before: float = 0,
+    above_before: float = 0,
 ) -> Ranking:
-    if not len(normal) or not len(anomalous):
-        missing = "normal" if not len(normal) else "anomalous"
-        raise UserError(
-            f"labels: got no {missing} {item}, both kinds are needed; add {missing} test images"
-        )
-    normal = np.sort(normal)
+    """Rank anomalous items, in any order, among normal ones: several lists, each ascending.
+
+    overlap: 1 / (items of its region) per anomalous item. found_before and above_before: anomalous
+    and normal items of earlier stretches, all with higher scores.
+    """
     order = np.argsort(anomalous)
     anomalous = anomalous[order]
-    if np.isnan(normal[-1]) or np.isnan(anomalous[-1]):  # NaN sorts last
-        raise UserError(f"scores: got NaN for some {item}, numbers are needed; check the model")
-
-    starts = np.flatnonzero(np.r_[True, anomalous[1:] != anomalous[:-1]])  # ties become one step
-    values = anomalous[starts]  # [K]
+    starts = np.flatnonzero(np.r_[True, anomalous[1:] != anomalous[:-1]][: len(anomalous)])
+    values = anomalous[starts]  # [K]: ties become one step
+    hits = np.diff(starts, append=len(anomalous))[::-1].astype(np.float64)
     return Ranking(
-        hits=np.diff(starts, append=len(anomalous))[::-1],
-        weight=np.add.reduceat(shares[order], starts)[::-1] / shares.sum(),
-        above=(len(normal) - np.searchsorted(normal, values, side="right"))[::-1],
-        reached=(len(normal) - np.searchsorted(normal, values, side="left"))[::-1],
-        num_normal=len(normal),
+        hits=hits,
+        found=found_before + np.cumsum(hits),
+        overlap=(np.add.reduceat(overlap[order], starts) if len(starts) else np.empty(0))[::-1],
+        above=above_before + _num_higher(normals, values, "right"),
+        reached=above_before + _num_higher(normals, values, "left"),
+        totals=totals,
     )
 
 
-# Areas and curves of a ranking
+def _num_higher(
+    normals: Sequence[FloatArray], values: FloatArray, side: Literal["left", "right"]
+) -> Float64Array:
+    """Normal items above each value ("right"), or at and above it ("left"), highest value first."""
+    higher = np.zeros(len(values))
+    for ascending in normals:
+        higher += len(ascending) - np.searchsorted(ascending, values, side)
+    return higher[::-1]
 
 
-def area(ranking: Ranking, fpr_limit: float) -> float:
+def rank_bins(normal: Float64Array, hits: Float64Array, overlap: Float64Array) -> Ranking:
+    """Rank by bins of scores, the highest bin first; items of a bin count as ties.
+
+    All float64 [..., K]: normal items, anomalous items and their summed overlap in each bin.
+    """
+    reached, found = normal.cumsum(-1), hits.cumsum(-1)
+    totals = Totals(found[..., -1:], reached[..., -1:], overlap.sum(-1, keepdims=True))
+    return Ranking(hits, found, overlap, reached - normal, reached, totals)
+
+
+def require_finite(scores: FloatArray, item: str) -> None:
+    """Raise UserError for NaN and infinite scores: they have no place in an order."""
+    if not np.isfinite(scores).all():
+        kind = "NaN" if np.isnan(scores).any() else "infinity"
+        raise UserError(f"scores: got {kind} for some {item}, numbers are needed; check the model")
+
+
+def require_both(num_anomalous: float, num_normal: float, item: str) -> None:
+    """Raise UserError where a label has no item."""
+    if not num_anomalous or not num_normal:
+        missing = "anomalous" if num_normal else "normal"
+        raise UserError(
+            f"labels: got no {missing} {item}, both kinds are needed; add {missing} test images"
+        )
+
+
+# Areas and extremes: [..., K] to [...]
+
+
+def roc_area(ranking: Ranking) -> Float64Array:
+    """Area under the ROC curve; a tie of an anomalous and a normal item counts one half."""
+    return _area(ranking, ranking.hits / ranking.totals.anomalous, 1.0)
+
+
+def pro_area(ranking: Ranking, fpr_limit: float) -> Float64Array:
+    """Area under the per-region-overlap curve up to fpr_limit, divided by it."""
+    return _area(ranking, ranking.overlap / ranking.totals.regions, fpr_limit)
+
+
+def _area(ranking: Ranking, weight: Float64Array, fpr_limit: float) -> Float64Array:
     """Integral of the curve over [0, fpr_limit], divided by fpr_limit.
 
     The step at one score rises by its weight along a straight line from FPR a to FPR b (a = b
     without ties) and keeps that height to the limit: it adds weight * (limit - (a + b) / 2), or,
     when the limit cuts the line, the triangle weight * (limit - a)^2 / (2 (b - a)).
     """
-    a, b = ranking.above / ranking.num_normal, ranking.reached / ranking.num_normal
+    a, b = ranking.above / ranking.totals.normal, ranking.reached / ranking.totals.normal
     cut = (a < fpr_limit) & (b > fpr_limit)
     width = np.where(b <= fpr_limit, fpr_limit - (a + b) / 2, 0.0)
-    width[cut] = (fpr_limit - a[cut]) ** 2 / (2 * (b[cut] - a[cut]))
-    return float(ranking.weight @ width) / fpr_limit
+    np.divide((fpr_limit - a) ** 2, 2 * (b - a), out=width, where=cut)
+    return (weight * width).sum(-1) / fpr_limit
 
 
-def mean_precision(ranking: Ranking) -> float:
+def mean_precision(ranking: Ranking) -> Float64Array:
     """Average precision: precision at each distinct score, weighted by its gain in recall."""
-    true = np.cumsum(ranking.hits)
-    return float((ranking.hits / ranking.hits.sum()) @ (true / (true + ranking.reached)))
+    called = np.maximum(ranking.found + ranking.reached, 1)  # 0 only where there are no hits
+    return (ranking.hits / ranking.totals.anomalous * ranking.found / called).sum(-1)
 
 
-def vertices(ranking: Ranking) -> Curve:
-    """List every corner of the exact curve: each step's two ends, from (0, 0) to (1, 1)."""
-    ends = np.stack([ranking.above, ranking.reached], axis=1) / ranking.num_normal  # [K, 2]
-    after = np.cumsum(ranking.weight)
-    heights = np.stack([after - ranking.weight, after], axis=1)  # [K, 2]
-    return Curve(np.r_[0.0, ends.ravel(), 1.0], np.r_[0.0, np.minimum(heights.ravel(), 1.0), 1.0])
+def best_f1(ranking: Ranking) -> Float64Array:
+    """Largest F1 = 2 TP / (TP + FP + anomalous) over all thresholds; 0 for no step.
+
+    A best threshold is at an anomalous score: lower ones only add false positives.
+    """
+    called = ranking.found + ranking.reached
+    return (2 * ranking.found / (called + ranking.totals.anomalous)).max(-1, initial=0.0)
+
+
+# Curves
+
+
+def roc_vertices(ranking: Ranking) -> Curve:
+    """List every corner of a whole ranking's ROC curve, from (0, 0) to (1, 1)."""
+    return _vertices(ranking, ranking.hits / ranking.totals.anomalous)
+
+
+def pro_vertices(ranking: Ranking) -> Curve:
+    """List every corner of a whole ranking's PRO curve, from (0, 0) to (1, 1)."""
+    return _vertices(ranking, ranking.overlap / ranking.totals.regions)
+
+
+def _vertices(ranking: Ranking, weight: Float64Array) -> Curve:
+    """Each step's two ends: [K] to [2 K + 2]."""
+    ends = np.stack([ranking.above, ranking.reached], axis=1) / ranking.totals.normal  # [K, 2]
+    after = np.cumsum(weight)
+    heights = np.stack([after - weight, after], axis=1)  # [K, 2]
+    heights = np.clip(heights.ravel(), 0.0, 1.0)
+    return Curve(np.r_[0.0, ends.ravel(), 1.0], np.r_[0.0, heights, 1.0])
 
 
 def cut(curve: Curve, fpr_limit: float) -> Curve:
@@ -156,7 +210,7 @@ def cut(curve: Curve, fpr_limit: float) -> Curve:
     return Curve(np.r_[curve.fpr[:kept], fpr_limit], np.r_[curve.height[:kept], end])
 
 
-def thin(curve: Curve, max_points: int) -> Curve:
+def thin(curve: Curve, max_points: int = 500) -> Curve:
     """Keep the corners on both sides of evenly spaced marks along the curve, max_points at most."""
     if len(curve.fpr) <= max_points:
         return curve

@@ -2,22 +2,51 @@
 
 import base64
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from detect.bootstrap import NUM_RESAMPLES
 from detect.heatmap import HeatRange, Image, heat_picture, outline, overlay
-from detect.report_data import Comparison, Example, ReportData
+from detect.metrics import (
+    FPR_LIMIT,
+    STRICT_FPR_LIMIT,
+    ImageMetrics,
+    Intervals,
+    PixelMetrics,
+)
+from detect.pixels import NUM_BINS
+from detect.report_data import COLUMNS, Comparison, Example, ReportData
 from detect.report_plots import pro_plot, roc_plot, score_plot
 from detect.report_style import CSS
-from detect.report_text import cautions, findings, number, percent
+from detect.report_text import between, cautions, findings, number, percent, plus_minus, upward
 from synth.files import write_text
 
 PICTURE_PX = 256  # longest side of an example picture
 WEBP_QUALITY = 85
+
+IMAGE_MEANING = {
+    "auroc": ("Image AUROC", "a defective image scores above a good one; 0.5 is chance"),
+    "average_precision": ("Image AP", "average precision over images"),
+    "f1_max": ("Image F1-max", "F1 at the best threshold in hindsight"),
+}
+PIXEL_MEANING = {
+    "auroc": ("Pixel AUROC", "a defective pixel scores above a normal one; 0.5 is chance"),
+    "average_precision": ("Pixel AP", "average precision over pixels"),
+    "f1_max": ("Pixel F1-max", "F1 at the best threshold in hindsight"),
+    "aupro": (
+        f"AUPRO at {FPR_LIMIT:g}",
+        f"mean overlap with each defect, small or large, up to FPR {FPR_LIMIT:g}",
+    ),
+    "aupro_005": (
+        f"AUPRO at {STRICT_FPR_LIMIT:g}",
+        f"the same up to FPR {STRICT_FPR_LIMIT:g}, where false positives are few",
+    ),
+}
+"""What each metric is called and means, by its field."""
 
 # Nothing is fetched, whatever a file name or a title holds.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -31,8 +60,8 @@ def write_report(path: Path, data: ReportData) -> None:
 def render_report(data: ReportData) -> str:
     """Render the whole page: findings, figures, tables, example pictures, protocol."""
     sections = (
-        _header(data), _findings(data), _metrics(data), _comparisons(data), _types(data),
-        _curves(data), _examples(data), _protocol(data),
+        _header(data), _findings(data), _metrics(data), _seeds(data), _comparisons(data),
+        _types(data), _curves(data), _examples(data), _protocol(data),
     )  # fmt: skip
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -55,7 +84,7 @@ def _header(data: ReportData) -> str:
         (number(data.image.auroc), "image AUROC"),
     ]
     if data.pixel is not None:
-        tiles.append((number(data.pixel.aupro), f"AUPRO up to FPR {data.pixel.fpr_limit:g}"))
+        tiles.append((number(data.pixel.aupro), f"AUPRO up to FPR {FPR_LIMIT:g}"))
     shown = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
         for value, label in tiles
@@ -74,22 +103,59 @@ def _findings(data: ReportData) -> str:
 
 
 def _metrics(data: ReportData) -> str:
-    image, pixel = data.image, data.pixel
-    rows = [
-        ("Image AUROC", image.auroc, "a defective image scores above a good one; 0.5 is chance"),
-        ("Image AP", image.average_precision, "average precision over images"),
-    ]
-    if pixel is not None:
-        overlap = f"mean overlap with each defect, small or large, up to FPR {pixel.fpr_limit:g}"
-        rows += [
-            ("Pixel AUROC", pixel.auroc, "a defective pixel scores above a normal one"),
-            ("Pixel AP", pixel.average_precision, "average precision over pixels"),
-            (f"AUPRO at {pixel.fpr_limit:g}", pixel.aupro, overlap),
-        ]
-    cells = [(name, number(value), meaning) for name, value, meaning in rows]
+    """All metrics of all defect types together, each with its interval."""
+    cells = _metric_rows(IMAGE_MEANING, data.image, data.figures.image_intervals)
+    if data.pixel is not None:
+        cells += _metric_rows(PIXEL_MEANING, data.pixel, data.figures.pixel_intervals)
     return (
         "<section><h2>Metrics</h2>"
-        + _table(("Metric", "Value", "Meaning"), cells, {1})
+        + _table(("Metric", "Value", "95 % interval", "Meaning"), cells, {1, 2})
+        + f'<p class="soft">{escape(_interval_note(data))}</p></section>'
+    )
+
+
+def _metric_rows(
+    meanings: Mapping[str, tuple[str, str]],
+    metrics: ImageMetrics | PixelMetrics,
+    intervals: Intervals,
+) -> list[tuple[str, ...]]:
+    return [
+        (name, number(getattr(metrics, field)), between(intervals.get(field)) or "–", meaning)
+        for field, (name, meaning) in meanings.items()
+    ]
+
+
+def _interval_note(data: ReportData) -> str:
+    note = (
+        f"Intervals: 2.5 % to 97.5 % percentile over {NUM_RESAMPLES:,} resamples of the test "
+        "images, good and defective ones drawn apart; a dash where every resample gives the same "
+        "value. They tell how far the figures move with the choice of the test images, not with "
+        "another training. F1-max takes the best threshold in hindsight: no real one reaches more."
+    )
+    if data.pixel is not None:
+        note += (
+            f" Pixel metrics are exact; their intervals are of scores rounded into some {NUM_BINS} "
+            f"bins, which moves no pixel metric above by more than {upward(data.rounding)}."
+        )
+    return note
+
+
+def _seeds(data: ReportData) -> str:
+    if data.seeds is None:
+        return ""
+    rows = [Comparison(row.name, row.image, row.pixel) for row in data.seeds.trainings]
+    cells = [(row.name, *(number(value(row)) for value in COLUMNS.values())) for row in rows]
+    spreads = [*data.seeds.image.values(), *data.seeds.pixel.values()]
+    shown = [plus_minus(spread) for spread in spreads]
+    shown += ["–"] * (len(COLUMNS) - len(shown))
+    cells.append(("mean ± standard deviation", *shown))
+    note = (
+        f"{len(rows)} trainings that differ in {', '.join(data.seeds.differing) or 'nothing'}; "
+        "sample standard deviation. Everything else on this page is of the first."
+    )
+    return (
+        f'<section><h2>Trainings</h2><p class="soft">{escape(note)}</p>'
+        + _table(("Training", *COLUMNS), cells, set(range(1, 9)), own_row=len(rows))
         + "</section>"
     )
 
@@ -97,13 +163,14 @@ def _metrics(data: ReportData) -> str:
 def _comparisons(data: ReportData) -> str:
     if not data.comparisons:
         return ""
-    pixel = data.pixel
-    own = Comparison(data.method, data.image.auroc, pixel and pixel.auroc, pixel and pixel.aupro)
-    cells = [(row[0], *map(number, row[1:])) for row in (own, *data.comparisons)]
-    head = ("Method", "Image AUROC", "Pixel AUROC", "AUPRO")
+    own = Comparison(data.method, data.image, data.pixel)
+    cells = [
+        (row.name, *(number(value(row)) for value in COLUMNS.values()))
+        for row in (own, *data.comparisons)
+    ]
     return (
         '<section><h2>Compared with</h2><p class="soft">The same test images throughout.</p>'
-        + _table(head, cells, {1, 2, 3}, own_row=0)
+        + _table(("Method", *COLUMNS), cells, set(range(1, 9)), own_row=0)
         + "</section>"
     )
 
@@ -111,18 +178,26 @@ def _comparisons(data: ReportData) -> str:
 def _types(data: ReportData) -> str:
     if not data.per_type:
         return ""
-    cells: list[tuple[str, ...]] = []
+    cells: list[tuple[Cell, ...]] = []
     for row in data.per_type:
-        caught, pixel = data.caught(row.defect), row.pixel
+        caught, (image, pixel, image_intervals, pixel_intervals) = (
+            data.caught(row.defect),
+            row.figures,
+        )
         cells.append((
-            row.defect, f"{caught.rejected} of {caught.total}", number(row.image.auroc),
-            number(row.image.average_precision), number(pixel and pixel.auroc),
-            number(pixel and pixel.aupro),
+            row.defect, f"{caught.rejected} of {caught.total}",
+            (number(image.auroc), between(image_intervals.get("auroc"))),
+            number(image.average_precision), number(image.f1_max),
+            number(pixel and pixel.auroc), number(pixel and pixel.average_precision),
+            number(pixel and pixel.f1_max),
+            (number(pixel and pixel.aupro), between(pixel_intervals.get("aupro"))),
+            number(pixel and pixel.aupro_005),
         ))  # fmt: skip
-    head = ("Defect type", "Caught", "Image AUROC", "Image AP", "Pixel AUROC", "AUPRO")
+    head = ("Defect type", "Caught", *COLUMNS)
+    note = "Each type against all good test images; 95 % intervals below image AUROC and AUPRO."
     return (
-        '<section><h2>Defect types</h2><p class="soft">Each type against all good test images.</p>'
-        + _table(head, cells, {1, 2, 3, 4, 5})
+        f'<section><h2>Defect types</h2><p class="soft">{note}</p>'
+        + _table(head, cells, set(range(1, len(head))))
         + "</section>"
     )
 
@@ -135,11 +210,13 @@ def _curves(data: ReportData) -> str:
         f"{len(data.calibration.scores)} held-out good images at a false-reject rate of "
         f"{percent(data.calibration.false_reject_rate)}."
     )
-    figures = _figure(roc_plot(data.image_roc, data.pixel_roc), "ROC; the dashed line is chance.")
-    if data.pro is not None and data.pixel is not None:
-        limit = data.pixel.fpr_limit
+    curves = data.curves
+    figures = _figure(
+        roc_plot(curves.image_roc, curves.pixel_roc), "ROC; the dashed line is chance."
+    )
+    if curves.pro is not None:
         figures += _figure(
-            pro_plot(data.pro, limit), f"PRO up to a false-positive rate of {limit:g}."
+            pro_plot(curves.pro, FPR_LIMIT), f"PRO up to a false-positive rate of {FPR_LIMIT:g}."
         )
     return (
         f"<section><h2>Scores and curves</h2>{_figure(scores, caption, 'wide')}"
@@ -173,13 +250,17 @@ def _protocol(data: ReportData) -> str:
 # Pieces
 
 
+Cell = str | tuple[str, str]
+"""Text, and what stands small below it."""
+
+
 def _table(
-    head: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int], own_row: int = -1
+    head: Sequence[str], rows: Iterable[Sequence[Cell]], numbers: set[int], own_row: int = -1
 ) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
+    def line(cells: Sequence[Cell], tag: str) -> str:
         kinds = [' class="number"' if i in numbers else "" for i in range(len(cells))]
         return "".join(
-            f"<{tag}{kind}>{escape(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
+            f"<{tag}{kind}>{_cell(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
         )
 
     owns = (' class="own"' if i == own_row else "" for i in itertools.count())
@@ -190,6 +271,13 @@ def _table(
         f'<div class="scroll"><table><thead><tr>{line(head, "th")}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return escape(cell)
+    value, below = map(escape, cell)
+    return f"{value}<small>{below}</small>" if below else value
 
 
 def _figure(svg: str, caption: str, kind: str = "") -> str:

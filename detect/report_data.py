@@ -1,6 +1,6 @@
 """What a report is made of, typed: the caller measures, the report only shows."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from detect.calibration import Calibration
 from detect.heatmap import HeatRange, Image
-from detect.metrics import Curve, ImageMetrics, PixelMetrics, TypeMetrics
+from detect.metrics import Curves, Figures, ImageMetrics, Interval, PixelMetrics, TypeMetrics
+from detect.seeds import Seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,30 @@ class Example:
 
 
 class Comparison(NamedTuple):
-    """Another method or baseline on the same test images; None where it has no maps."""
+    """Another method or baseline on the same test images; `pixel` is None where it has no maps.
+
+    auroc_gain, aupro_gain: interval of what the reported method has more than this one, None where
+    no resample tells.
+    """
 
     name: str
-    image_auroc: float
-    pixel_auroc: float | None = None
-    aupro: float | None = None
+    image: ImageMetrics
+    pixel: PixelMetrics | None = None
+    auroc_gain: Interval | None = None
+    aupro_gain: Interval | None = None
+
+
+COLUMNS: dict[str, Callable[[Comparison], float | None]] = {
+    "image AUROC": lambda row: row.image.auroc,
+    "AP": lambda row: row.image.average_precision,
+    "F1-max": lambda row: row.image.f1_max,
+    "pixel AUROC": lambda row: row.pixel and row.pixel.auroc,
+    "pixel AP": lambda row: row.pixel and row.pixel.average_precision,
+    "pixel F1-max": lambda row: row.pixel and row.pixel.f1_max,
+    "AUPRO": lambda row: row.pixel and row.pixel.aupro,
+    "AUPRO 0.05": lambda row: row.pixel and row.pixel.aupro_005,
+}
+"""Columns of a table of comparisons."""
 
 
 class Picks(NamedTuple):
@@ -62,9 +81,10 @@ class ReportData:
     """Everything that `report.write_report` shows of one evaluation.
 
     defects: each test image's type (`normal` for a good one); scores: float [N], the image scores.
-    pixel, pixel_roc and pro are None for a test set without masks. heat: the one colour scale of
-    all maps, see `heatmap.heat_range`. protocol: facts in the order to show them, such as seed,
-    image size, backbone, counts, date, time.
+    rounding: see `Evaluation`. heat: the one colour scale of all maps, see `heatmap.heat_range`.
+    protocol: facts in the order to show them, such as seed, image size, backbone, counts, date.
+    notes: what is odd about the test images. seeds: the trainings that are averaged, if several;
+    everything else is of the first.
     """
 
     title: str
@@ -74,19 +94,29 @@ class ReportData:
     defects: tuple[str, ...]
     scores: npt.NDArray[np.floating]
     calibration: Calibration
-    image: ImageMetrics
-    image_roc: Curve
+    figures: Figures
+    curves: Curves
     heat: HeatRange
-    pixel: PixelMetrics | None = None
-    pixel_roc: Curve | None = None
-    pro: Curve | None = None
+    rounding: float = 0.0
     per_type: tuple[TypeMetrics, ...] = ()
+    seeds: Seeds | None = None
     comparisons: tuple[Comparison, ...] = ()
     misses: tuple[Example, ...] = ()
     false_alarms: tuple[Example, ...] = ()
     detections: tuple[Example, ...] = ()
     protocol: Mapping[str, str]
+    notes: tuple[str, ...] = ()
     normal: str = "good"
+
+    @property
+    def image(self) -> ImageMetrics:
+        """Image metrics of all defect types together."""
+        return self.figures.image
+
+    @property
+    def pixel(self) -> PixelMetrics | None:
+        """Pixel metrics of all defect types together."""
+        return self.figures.pixel
 
     def caught(self, defect: str) -> Caught:
         """How many images of this type (or of `normal`) the threshold rejects."""

@@ -42,6 +42,7 @@ th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 tr { border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; }
 td.number { white-space: nowrap; }
+td small { display: block; color: var(--soft); font-size: 0.78rem; }
 tr.own td { font-weight: 650; }
 .figures {
   display: grid; gap: 1.5rem; margin-top: 2rem;

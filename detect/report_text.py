@@ -2,8 +2,9 @@
 
 import math
 
-from detect.metrics import TypeMetrics, auroc_standard_error
+from detect.metrics import FPR_LIMIT, STRICT_FPR_LIMIT, Interval, TypeMetrics
 from detect.report_data import Caught, Comparison, ReportData
+from detect.seeds import Seeds, Spread
 
 LITTLE = 0.01  # an AUROC difference below this is "little", whatever its noise
 SURPRISING = 0.01  # a chance below this is worth a warning
@@ -16,6 +17,19 @@ def number(value: float | None) -> str:
     return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
+def between(interval: Interval | None) -> str:
+    """Format an interval; empty where there is none."""
+    return "" if interval is None else f"{number(interval.low)} to {number(interval.high)}"
+
+
+def upward(value: float) -> str:
+    """Format a small bound with one digit, rounded up."""
+    if value <= 0:
+        return "0"
+    digits = 1 - math.floor(math.log10(value)) - 1
+    return f"{math.ceil(value * 10**digits) / 10**digits:.{max(digits, 0)}f}"
+
+
 def percent(share: float) -> str:
     """Format a share in percent with at most one decimal, never rounded up to 100."""
     if 0.9995 <= share < 1:
@@ -26,10 +40,13 @@ def percent(share: float) -> str:
 def findings(data: ReportData) -> list[str]:
     """Put the result in words, most important first."""
     sentences = [_caught(data), _ranking(data)]
+    if data.seeds is not None:
+        sentences.insert(0, _scatter(data.seeds))
     if data.pixel is not None:
         sentences.append(
             f"Where the defect is: AUPRO {number(data.pixel.aupro)} up to a false-positive rate "
-            f"of {data.pixel.fpr_limit:g}, pixel AUROC {number(data.pixel.auroc)}."
+            f"of {FPR_LIMIT:g}, {number(data.pixel.aupro_005)} up to {STRICT_FPR_LIMIT:g}; pixel "
+            f"AUROC {number(data.pixel.auroc)}."
         )
     if len(data.per_type) > 1:
         sentences.append(_hardest(data))
@@ -39,7 +56,8 @@ def findings(data: ReportData) -> list[str]:
 
 def cautions(data: ReportData) -> list[str]:
     """Say what a reader must know before trusting the threshold; often nothing."""
-    notes = [data.calibration.note] if data.calibration.note else []
+    notes = [note[:1].upper() + note[1:] + "." for note in data.notes]
+    notes += [data.calibration.note] if data.calibration.note else []
     normals = data.caught(data.normal)
     chance = data.calibration.chance_of_rejects(*normals)
     if chance < SURPRISING:
@@ -53,7 +71,9 @@ def cautions(data: ReportData) -> list[str]:
 
 def hardest_type(data: ReportData) -> TypeMetrics:
     """Find the defect type with the smallest share caught, then with the lowest image AUROC."""
-    return min(data.per_type, key=lambda row: (data.caught(row.defect).share, row.image.auroc))
+    return min(
+        data.per_type, key=lambda row: (data.caught(row.defect).share, row.figures.image.auroc)
+    )
 
 
 def _of(caught: Caught) -> str:
@@ -70,42 +90,65 @@ def _caught(data: ReportData) -> str:
 
 
 def _ranking(data: ReportData) -> str:
+    interval = data.figures.image_intervals.get("auroc")
+    sure = f" (95 % interval over the test images: {between(interval)})" if interval else ""
     return (
         f"Image AUROC {number(data.image.auroc)}: of all pairs of a defective and a good image, "
-        f"the defective one scores higher in {percent(data.image.auroc)}."
+        f"the defective one scores higher in {percent(data.image.auroc)}{sure}."
     )
+
+
+def _scatter(seeds: Seeds) -> str:
+    """Mean and spread over trainings."""
+    figures = [f"image AUROC {plus_minus(seeds.image['auroc'])}"]
+    if seeds.pixel:
+        figures += [
+            f"pixel AUROC {plus_minus(seeds.pixel['auroc'])}",
+            f"AUPRO {plus_minus(seeds.pixel['aupro'])}",
+        ]
+    return (
+        f"Over {len(seeds.trainings)} trainings (mean ± sample standard deviation): "
+        f"{', '.join(figures)}. What follows is of the first, {seeds.trainings[0].name}."
+    )
+
+
+def plus_minus(spread: Spread) -> str:
+    """Format a mean and its standard deviation."""
+    return f"{number(spread.mean)} ± {spread.deviation:.3f}"
 
 
 def _hardest(data: ReportData) -> str:
     row = hardest_type(data)
     return (
         f"The hardest defect type is {row.defect}: {_of(data.caught(row.defect))} caught, "
-        f"image AUROC {number(row.image.auroc)}."
+        f"image AUROC {number(row.figures.image.auroc)}."
     )
 
 
 def _compared(data: ReportData, other: Comparison) -> str:
     """One verdict, on image AUROC.
 
-    The noise is two standard errors of the difference as if the test sets were independent; they
-    are the same images, so this errs on the side of "little".
+    Chance is the choice of the test images: both methods are measured on the same resamples of
+    them, and the interval is that of the difference. It says nothing about another training.
     """
-    gain = data.image.auroc - other.image_auroc
-    sizes = data.caught_defects.total, data.caught(data.normal).total
-    errors = [auroc_standard_error(a, *sizes) for a in (data.image.auroc, other.image_auroc)]
-    noise = 2 * math.hypot(*errors)
-    pair = f"image AUROC {number(data.image.auroc)} against {number(other.image_auroc)}"
+    gain = data.image.auroc - other.image.auroc
+    interval = other.auroc_gain
+    pair = f"image AUROC {number(data.image.auroc)} against {number(other.image.auroc)}"
+    if interval is not None:
+        pair += (
+            f", {gain:+.3f} (95 % interval of the difference: "
+            f"{interval.low:+.3f} to {interval.high:+.3f})"
+        )
     if abs(gain) < LITTLE:
-        verdict = f"{data.method} adds little over “{other.name}”: {pair}, {gain:+.3f}."
-    elif abs(gain) < noise:
+        verdict = f"{data.method} adds little over “{other.name}”: {pair}."
+    elif interval is not None and interval.low <= 0 <= interval.high:
         verdict = (
-            f"{data.method} adds little over “{other.name}” that can be told from chance: {pair}, "
-            f"{gain:+.3f}, within the noise of {sum(sizes)} test images (±{noise:.3f})."
+            f"{data.method} adds little over “{other.name}” that can be told from chance: {pair}."
         )
     elif gain < 0:
-        verdict = f"{data.method} is worse than “{other.name}”: {pair}, {gain:+.3f}."
+        verdict = f"{data.method} is worse than “{other.name}”: {pair}."
     else:
-        verdict = f"{data.method} adds {gain:.3f} over “{other.name}”: {pair}."
-    if data.pixel is not None and other.aupro is not None:
-        verdict += f" AUPRO: {number(data.pixel.aupro)} against {number(other.aupro)}."
+        verdict = f"{data.method} is better than “{other.name}”: {pair}."
+    if data.pixel is not None and other.pixel is not None:
+        verdict += f" AUPRO: {number(data.pixel.aupro)} against {number(other.pixel.aupro)}."
     return verdict

@@ -1,6 +1,6 @@
 """Image scores and anomaly maps of many image files."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from detect.data import to_chw, to_unit
 from detect.detector import Detector, Scores
 from detect.pooling import image_scores
+from detect.scratch import Scratch
 from synth.images import Progress, read_image, resize
 from synth.pictures import Images
 
@@ -35,13 +36,24 @@ def detector_scorer(detector: Detector, device: torch.device) -> Scorer:
     return score
 
 
-def mean_image_scorer(training: Images) -> Scorer:
+def mean_image(
+    paths: Sequence[Path], size: tuple[int, int], progress: Progress | None = None
+) -> NDArray[np.float32]:
+    """The mean of image files brought to `size`: float32 [H, W, 3], RGB in [0, 1]."""
+    total = np.zeros((*size, 3))
+    for done, path in enumerate(paths, start=1):
+        total += resize(read_image(path), size)
+        if progress is not None:
+            progress(done, len(paths))
+    return (total / (255 * len(paths))).astype(np.float32)
+
+
+def mean_image_scorer(mean: NDArray[np.float32]) -> Scorer:
     """Score by the squared distance to the mean training image: the baseline that learns least.
 
-    training: uint8 [N, H, W, 3]. The map is the mean over the channels; the image score pools it
-    as RealNet does.
+    mean: float32 [H, W, 3]. The map is the mean over the channels; the image score pools it as
+    RealNet does.
     """
-    mean = training.mean(axis=0, dtype=np.float64).astype(np.float32) / 255
 
     def score(images: Images) -> Scored:
         maps = np.square(images.astype(np.float32) / 255 - mean).mean(axis=3)
@@ -55,6 +67,22 @@ def to_numpy(scores: Scores) -> Scored:
     return Scored(scores.image.float().cpu().numpy(), scores.maps.float().cpu().numpy())
 
 
+def score_batches(
+    scorer: Scorer,
+    paths: Sequence[Path],
+    size: tuple[int, int],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Iterator[Scored]:
+    """Decode, resize to `size` and score files batch by batch; UserError for an unreadable one."""
+    for start in range(0, len(paths), batch_size):
+        batch = paths[start : start + batch_size]
+        yield scorer(np.stack([resize(read_image(path), size) for path in batch]))
+        if progress is not None:
+            progress(start + len(batch), len(paths))
+
+
 def score_files(
     scorer: Scorer,
     paths: Sequence[Path],
@@ -63,13 +91,35 @@ def score_files(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> Scored:
-    """Decode, resize to `size` and score files, in order; UserError for an unreadable one."""
-    parts = []
-    for start in range(0, len(paths), batch_size):
-        batch = paths[start : start + batch_size]
-        parts.append(scorer(np.stack([resize(read_image(path), size) for path in batch])))
-        if progress is not None:
-            progress(start + len(batch), len(paths))
+    """Score files as `score_batches`, all their maps in memory at once."""
+    parts = list(score_batches(scorer, paths, size, batch_size=batch_size, progress=progress))
     return Scored(
         np.concatenate([p.scores for p in parts]), np.concatenate([p.maps for p in parts])
     )
+
+
+class ParkedMaps:
+    """Anomaly maps of one size on disk, by number: for pictures and for scores.npz."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self.shape: tuple[int, int] = (0, 0)
+        self.highest = 0.0  # absolute score
+        self._places: list[int] = []
+        self._scratch = scratch
+
+    def park(self, batches: Iterable[Scored]) -> Iterator[Scored]:
+        """Write the maps of each batch on its way."""
+        for scored in batches:
+            self.shape = scored.maps.shape[1:]
+            self.highest = max(self.highest, float(np.abs(scored.maps).max()))
+            self._places += [self._scratch.append(anomaly_map) for anomaly_map in scored.maps]
+            yield scored
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> NDArray[np.float32]:
+        """Read one map, float32 [h, w]."""
+        height, width = self.shape
+        flat = self._scratch.read(self._places[number], height * width, np.float32)
+        return flat.reshape(self.shape)

@@ -161,6 +161,20 @@ def test_comparisons_have_their_own_names(run, product, detector, own, tmp_path)
     assert "RealNet on noise images (detector)" in ended.out
 
 
+def test_several_trainings_are_averaged(run, product, detector, own, tmp_path):
+    words = ("detect", "evaluate", "--root", product, "--model", detector, own)
+    ended = run(*words, "--out", tmp_path / "out")
+    assert ended.code == 0, ended
+    assert "the trainings have the same seed: the spread says nothing" in ended.err
+    assert ended.out.startswith("Over 2 trainings (mean ± sample standard deviation)")
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    auroc = results["image"]["auroc"]
+    assert results["seeds"]["image"]["auroc"] == {"mean": auroc, "deviation": 0.0}
+    assert [row["name"] for row in results["seeds"]["trainings"]] == [detector.name, own.name]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"report.html", "results.json", "scores.csv", "scores.npz"}
+
+
 # Mistakes
 
 

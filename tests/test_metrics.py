@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from detect import metrics
+from detect import exact, metrics, ranking
 from synth.errors import UserError
 
 
@@ -64,7 +64,13 @@ def test_aupro_equals_a_loop_over_every_threshold(levels, limit):
     masks, maps = random_maps(np.random.default_rng(1), levels=levels)
     expected = brute_force_aupro(masks, maps, limit)
     assert metrics.aupro(masks, maps, limit) == pytest.approx(expected, abs=1e-6)
-    assert metrics.pixel_metrics(masks, maps, limit).aupro == metrics.aupro(masks, maps, limit)
+
+
+def test_both_limits_of_aupro_are_reported():
+    masks, maps = random_maps(np.random.default_rng(1))
+    got = metrics.pixel_metrics(masks, maps)
+    assert got.aupro == pytest.approx(brute_force_aupro(masks, maps, 0.3), abs=1e-9)
+    assert got.aupro_005 == pytest.approx(brute_force_aupro(masks, maps, 0.05), abs=1e-9)
 
 
 def test_aupro_by_hand():
@@ -78,10 +84,18 @@ def test_aupro_by_hand():
 def test_aupro_extremes():
     mask = np.zeros((8, 8), bool)
     mask[2:4, 2:5] = True
-    assert metrics.aupro([mask], [mask.astype(np.float32)]) == 1.0
-    assert metrics.aupro([mask], [1.0 - mask.astype(np.float32)]) == 0.0
-    assert metrics.aupro([mask], [np.ones((8, 8), np.float32)]) == pytest.approx(0.15)
-    assert metrics.aupro([mask], [np.ones((8, 8), np.float32)], 1.0) == pytest.approx(0.5)
+    perfect, constant = mask.astype(np.float32), np.ones((8, 8), np.float32)
+    assert metrics.aupro([mask], [perfect], 0.3) == 1.0
+    assert metrics.aupro([mask], [1 - perfect], 0.3) == 0.0
+    assert metrics.aupro([mask], [constant], 0.3) == pytest.approx(0.15)
+    assert metrics.aupro([mask], [constant], 1.0) == pytest.approx(0.5)
+
+
+def best_f1(labels, scores):
+    """The largest F1 over every threshold, by scikit-learn's curve."""
+    precision, recall, _ = sk.precision_recall_curve(labels, scores)
+    both = precision + recall
+    return np.max(2 * precision * recall / np.where(both > 0, both, 1))
 
 
 @pytest.mark.parametrize("levels", [None, 10, 2])
@@ -92,29 +106,39 @@ def test_image_metrics_equal_scikit_learn(levels, dtype):
     scores = (rng.normal(size=301) + labels).astype(dtype)
     if levels:
         scores = np.round(scores * levels) / levels
-    area, precision = metrics.image_metrics(labels, scores)
-    assert area == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
-    assert precision == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-12)
-    assert metrics.auroc(labels, scores) == area
-    assert metrics.average_precision(labels, scores) == precision
+    got = metrics.image_metrics(labels, scores)
+    assert got.auroc == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
+    expected = sk.average_precision_score(labels, scores)
+    assert got.average_precision == pytest.approx(expected, abs=1e-12)
+    assert got.f1_max == pytest.approx(best_f1(labels, scores), abs=1e-12)
+    assert metrics.auroc(labels, scores) == got.auroc
 
 
-@pytest.mark.parametrize("levels", [None, 20])
-def test_pixel_metrics_equal_scikit_learn(levels):
+@pytest.mark.parametrize("stretch", [2**22, 100, 7])
+@pytest.mark.parametrize("levels", [None, 20, 2])
+def test_pixel_metrics_equal_scikit_learn(monkeypatch, levels, stretch):
+    """Whatever is read at once, down to stretches smaller than the ties."""
+    monkeypatch.setattr(exact, "STRETCH_PIXELS", stretch)
     masks, maps = random_maps(np.random.default_rng(3), num_images=12, levels=levels)
     labels = np.concatenate([mask.ravel() for mask in masks])
     scores = np.concatenate([m.ravel() for m in maps])
     got = metrics.pixel_metrics(masks, maps)
     assert got.auroc == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-9)
-    assert got.average_precision == pytest.approx(
-        sk.average_precision_score(labels, scores), abs=1e-9
-    )
+    expected = sk.average_precision_score(labels, scores)
+    assert got.average_precision == pytest.approx(expected, abs=1e-9)
+    assert got.f1_max == pytest.approx(best_f1(labels, scores), abs=1e-9)
+    assert got.aupro == pytest.approx(brute_force_aupro(masks, maps, 0.3), abs=1e-9)
+    assert got.aupro_005 == pytest.approx(brute_force_aupro(masks, maps, 0.05), abs=1e-9)
 
 
 def test_constant_scores_give_exactly_one_half():
     labels = np.arange(7) < 3
     assert metrics.auroc(labels, np.full(7, 0.1)) == 0.5
-    assert metrics.average_precision(labels, np.full(7, 0.1)) == 3 / 7
+    assert metrics.image_metrics(labels, np.full(7, 0.1)) == pytest.approx((0.5, 3 / 7, 0.6))
+    masks, maps = random_maps(np.random.default_rng(4))
+    share = sum(mask.sum() for mask in masks) / sum(mask.size for mask in masks)
+    got = metrics.pixel_metrics(masks, [np.full(m.shape, 7.5) for m in maps])
+    assert got == pytest.approx((0.5, share, 2 * share / (1 + share), 0.15, 0.025))
 
 
 def test_a_wrong_detector_is_not_flipped():
@@ -124,10 +148,8 @@ def test_a_wrong_detector_is_not_flipped():
 
 def test_metrics_depend_on_the_order_only():
     masks, maps = random_maps(np.random.default_rng(4))
-    maps = [m.astype(np.float64) for m in maps]
-    assert metrics.pixel_metrics(masks, [np.exp(3 * m) - 5 for m in maps]) == (
-        metrics.pixel_metrics(masks, maps)
-    )
+    doubled = [8 * m for m in maps]  # exact in float32
+    assert metrics.pixel_metrics(masks, doubled) == metrics.pixel_metrics(masks, maps)
 
 
 def test_small_and_large_regions_count_alike():
@@ -152,53 +174,29 @@ def test_roc_curve_equals_scikit_learns_corners():
     np.testing.assert_allclose(np.interp(at, *curve), np.interp(at, fpr, tpr), atol=1e-9)
 
 
-@pytest.mark.parametrize("limit", [0.2, 1.0])
-def test_thin_curves_keep_the_shape(limit):
-    masks, maps = random_maps(np.random.default_rng(6), num_images=120)
-    curve = metrics.pro_curve(masks, maps, limit)
-    full = metrics.pro_curve(masks, maps, limit, max_points=10**9)
+def test_thin_curves_keep_the_shape():
+    rng = np.random.default_rng(6)
+    labels = rng.random(5000) < 0.3
+    scores = rng.normal(size=5000) + labels
+    full = metrics.roc_curve(labels, scores, max_points=10**9)
+    curve = metrics.roc_curve(labels, scores)
     assert len(curve.fpr) <= 500 < len(full.fpr)
-    assert curve.fpr[0] == 0
-    assert curve.fpr[-1] == limit
     assert (np.diff(curve.fpr) >= 0).all()
     assert (np.diff(curve.height) >= 0).all()
-    assert np.trapezoid(full.height, full.fpr) / limit == pytest.approx(
-        metrics.aupro(masks, maps, limit), abs=1e-9
-    )
-    assert np.trapezoid(curve.height, curve.fpr) / limit == pytest.approx(
-        metrics.aupro(masks, maps, limit), abs=1e-3
-    )
-    roc = metrics.pixel_roc_curve(masks, maps)
-    assert np.trapezoid(roc.height, roc.fpr) == pytest.approx(
-        metrics.pixel_metrics(masks, maps).auroc, abs=1e-3
-    )
+    area = metrics.auroc(labels, scores)
+    assert np.trapezoid(full.height, full.fpr) == pytest.approx(area, abs=1e-9)
+    assert np.trapezoid(curve.height, curve.fpr) == pytest.approx(area, abs=1e-3)
+    part = ranking.cut(curve, 0.2)
+    assert part.fpr[-1] == 0.2
+    assert part.height[-1] == pytest.approx(np.interp(0.2, *full), abs=1e-2)
 
 
-def test_per_type_is_the_type_against_all_normals():
-    rng = np.random.default_rng(7)
-    masks, maps = random_maps(rng, num_images=9)
-    defects = ["good" if not mask.any() else ("cut", "hole")[i % 2] for i, mask in enumerate(masks)]
-    scores = np.array([m.max() for m in maps])
-    rows = metrics.per_type(defects, scores, masks, maps)
-    assert [row.defect for row in rows] == ["cut", "hole"]
-    for row in rows:
-        kept = [i for i, defect in enumerate(defects) if defect in ("good", row.defect)]
-        labels = np.array([defects[i] == row.defect for i in kept])
-        assert row.num_images == labels.sum()
-        assert row.image.auroc == pytest.approx(sk.roc_auc_score(labels, scores[kept]))
-        pixels = np.concatenate([masks[i].ravel() for i in kept])
-        values = np.concatenate([maps[i].ravel() for i in kept])
-        assert row.pixel is not None
-        assert row.pixel.auroc == pytest.approx(sk.roc_auc_score(pixels, values))
-    assert all(row.pixel is None for row in metrics.per_type(defects, scores))
-
-
-def test_standard_error_matches_the_spread_of_simulated_aurocs():
-    rng = np.random.default_rng(8)
-    labels = np.arange(60) < 40
-    areas = [metrics.auroc(labels, rng.exponential(1 + 5 * labels)) for _ in range(2000)]
-    expected = metrics.auroc_standard_error(float(np.mean(areas)), 40, 20)
-    assert np.std(areas) == pytest.approx(expected, rel=0.1)
+def test_the_same_pixels_in_other_images_have_the_same_roc():
+    """AUROC, AP and F1-max pool all pixels; only AUPRO knows of regions."""
+    masks, maps = random_maps(np.random.default_rng(7), num_images=3)
+    joined = [np.concatenate([part.ravel() for part in parts])[None] for parts in (masks, maps)]
+    one = metrics.pixel_metrics([joined[0]], [joined[1]])
+    assert one[:3] == pytest.approx(metrics.pixel_metrics(masks, maps)[:3], abs=1e-12)
 
 
 @pytest.mark.parametrize(("value", "missing"), [(True, "normal"), (False, "anomalous")])
@@ -206,24 +204,25 @@ def test_one_label_says_which_is_missing(value, missing):
     with pytest.raises(UserError, match=f"no {missing} image"):
         metrics.auroc(np.full(4, value), np.arange(4.0))
     with pytest.raises(UserError, match=f"no {missing} pixel"):
-        metrics.aupro([np.full((3, 3), value)], [np.ones((3, 3), np.float32)])
+        metrics.pixel_metrics([np.full((3, 3), value)], [np.ones((3, 3), np.float32)])
 
 
 def test_wrong_input_raises():
     labels, mask = np.array([True, False]), np.eye(3, dtype=bool)
-    for nan in ([np.nan, 1.0], [1.0, np.nan]):
-        with pytest.raises(UserError, match="NaN"):
-            metrics.auroc(labels, np.array(nan))
+    for odd in (np.nan, np.inf, -np.inf):
+        for scores in ([odd, 1.0], [1.0, odd]):
+            with pytest.raises(UserError, match="NaN" if np.isnan(odd) else "infinity"):
+                metrics.auroc(labels, np.array(scores))
     with pytest.raises(UserError, match="NaN"):
         metrics.pixel_metrics([mask], [np.full((3, 3), np.nan)])
     with pytest.raises(UserError, match="shape"):
         metrics.auroc(labels, np.zeros(3))
     with pytest.raises(UserError, match="map 0"):
-        metrics.aupro([mask], [np.zeros((3, 4))])
+        metrics.pixel_metrics([mask], [np.zeros((3, 4))])
     with pytest.raises(UserError, match="one map per mask"):
-        metrics.aupro([mask], [])
+        metrics.pixel_metrics([mask], [])
     with pytest.raises(UserError, match="must be bool"):
-        metrics.aupro([mask.astype(np.uint8)], [np.zeros((3, 3))])  # pyright: ignore
+        metrics.pixel_metrics([mask.astype(np.uint8)], [np.zeros((3, 3))])
     for limit in (0.0, 1.5):
         with pytest.raises(UserError, match="fpr_limit"):
             metrics.aupro([mask], [np.zeros((3, 3))], limit)

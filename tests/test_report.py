@@ -10,10 +10,20 @@ import pytest
 from detect import metrics
 from detect.calibration import calibrate
 from detect.heatmap import HeatRange, overlay
+from detect.metrics import (
+    Curves,
+    Figures,
+    ImageMetrics,
+    Interval,
+    PixelMetrics,
+    TypeMetrics,
+)
+from detect.ranking import Curve
 from detect.report import PICTURE_PX, render_report, write_report
 from detect.report_data import Comparison, Example, ReportData, pick_examples
 from detect.report_plots import score_plot
-from detect.report_text import cautions, findings, hardest_type, number, percent
+from detect.report_text import cautions, findings, hardest_type, number, percent, upward
+from detect.seeds import Training, summarise
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "stop"}
 NASTY = '<script>alert("x")</script> & $a_b$'
@@ -32,10 +42,6 @@ def example(name, defect, score, size=(24, 32)):
 def small_report(**changes):
     defects = ("good",) * 4 + ("cut",) * 3 + ("hole",) * 3
     scores = np.array([1.0, 2.0, 3.0, 6.0, 4.0, 5.0, 9.0, 8.0, 9.0, 9.5])
-    labels = np.array([defect != "good" for defect in defects])
-    rng = np.random.default_rng(0)
-    masks = [np.pad(np.full((3, 3), label), 3) for label in labels]
-    maps = [rng.random((9, 9)) + mask for mask in masks]
     data = ReportData(
         title="A title",
         dataset="MVTec AD",
@@ -44,18 +50,31 @@ def small_report(**changes):
         defects=defects,
         scores=scores,
         calibration=calibrate(np.arange(0.0, 5.0, 0.25), 0.05),  # threshold 4.75
-        image=metrics.image_metrics(labels, scores),
-        image_roc=metrics.roc_curve(labels, scores),
+        figures=measured(defects, scores, None),
+        curves=Curves(ROC, ROC, Curve(0.3 * ROC.fpr, ROC.height)),
+        rounding=0.000123,
         heat=HeatRange(0.0, 1.0),
-        pixel=metrics.pixel_metrics(masks, maps),
-        pixel_roc=metrics.pixel_roc_curve(masks, maps),
-        pro=metrics.pro_curve(masks, maps),
-        per_type=metrics.per_type(defects, scores, masks, maps),
+        per_type=tuple(
+            TypeMetrics(defect, 3, measured(defects, scores, defect)) for defect in ("cut", "hole")
+        ),
         misses=(example("cut/000.png", "cut", 4.0),),
         false_alarms=(example("good/003.png", "good", 6.0),),
         protocol={"Seed": "7", "Backbone": "wide_resnet50_2"},
     )
     return replace(data, **changes)
+
+
+ROC = Curve(np.array([0.0, 0.1, 1.0]), np.array([0.0, 0.8, 1.0]))
+PIXEL = PixelMetrics(0.91, 0.52, 0.53, 0.84, 0.61)
+
+
+def measured(defects, scores, defect):
+    kept = np.array([name in ("good", defect) or defect is None for name in defects])
+    labels = np.array([name != "good" for name in defects])[kept]
+    image = metrics.image_metrics(labels, scores[kept])
+    return Figures(
+        image, PIXEL, {"auroc": Interval(0.705, 0.955)}, {"aupro": Interval(0.811, 0.877)}
+    )
 
 
 class Checker(HTMLParser):
@@ -121,7 +140,8 @@ def test_names_are_escaped_everywhere():
         per_type=tuple(
             row._replace(defect=NASTY) if row.defect == "hole" else row for row in data.per_type
         ),
-        comparisons=(Comparison(NASTY, 0.5),),
+        comparisons=(Comparison(NASTY, ImageMetrics(0.5, 0.5, 0.5)),),
+        notes=(NASTY,),
         misses=(example(NASTY, NASTY, 4.0),),
         protocol={NASTY: NASTY},
     )
@@ -155,12 +175,59 @@ def test_only_rejected_examples_say_so():
 
 
 def test_a_report_without_masks_has_no_pixel_figures():
-    data = small_report(pixel=None, pixel_roc=None, pro=None, misses=(), false_alarms=())
-    data = replace(data, per_type=tuple(row._replace(pixel=None) for row in data.per_type))
+    data = small_report(misses=(), false_alarms=(), curves=Curves(ROC))
+    data = replace(
+        data,
+        figures=data.figures._replace(pixel=None, pixel_intervals={}),
+        per_type=tuple(
+            row._replace(figures=row.figures._replace(pixel=None, pixel_intervals={}))
+            for row in data.per_type
+        ),
+    )
     checker = parse(render_report(data))
     assert checker.tags.count("svg") == 2
     assert "Examples" not in checker.text
     assert "Pixel AP" not in checker.text
+    assert "bins" not in checker.text
+
+
+def test_every_metric_stands_with_its_interval():
+    text = parse(render_report(small_report())).text
+    for name, value in [
+        ("Image F1-max", "0.923"),
+        ("Pixel F1-max", "0.530"),
+        ("Pixel AP", "0.520"),
+    ]:
+        assert f"{name}{value}–" in text  # no interval
+    assert "Image AUROC0.9170.705 to 0.955" in text
+    assert "AUPRO at 0.30.8400.811 to 0.877" in text
+    assert "AUPRO at 0.050.610" in text
+    assert "1,000 resamples" in text
+    assert "moves no pixel metric above by more than 0.0002." in text
+    assert text.count("0.811 to 0.877") == 3  # all defects, cut, hole
+    assert "0.05" in text.split("Defect types")[1]
+
+
+def test_several_trainings_show_mean_and_spread():
+    rows = [
+        Training(f"seed{n}", n, ImageMetrics(value, 0.9, 0.8), PIXEL)
+        for n, value in enumerate((0.8, 0.9, 1.0))
+    ]
+    configs = [{"detector": {"seed": n}} for n in range(3)]
+    data = small_report(seeds=summarise(rows, configs))
+    assert "Over 3 trainings (mean ± sample standard deviation)" in findings(data)[0]
+    assert "image AUROC 0.900 ± 0.100" in findings(data)[0]
+    text = parse(render_report(data)).text
+    assert "seed20.8" not in text
+    assert "mean ± standard deviation0.900 ± 0.100" in text
+    assert "differ in detector.seed" in text
+    assert "Trainings" not in parse(render_report(small_report())).text
+
+
+def test_notes_on_the_data_are_warnings():
+    data = small_report(notes=("3 masks are odd",))
+    assert "3 masks are odd." in cautions(data)
+    assert "3 masks are odd." in render_report(data)
 
 
 def test_the_same_report_twice_is_the_same_text():
@@ -179,26 +246,34 @@ def test_counts_at_the_threshold_by_hand():
     assert "hardest defect type is cut: 2 of 3 caught" in words[3]
 
 
-def versus(other_auroc, own_auroc=0.9, num_images=2000):
-    defects = ("good",) * num_images + ("cut",) * num_images
-    scores = np.r_[np.zeros(num_images), np.ones(num_images)]
+def versus(other_auroc, gain, own_auroc=0.9):
     data = small_report(
-        defects=defects,
-        scores=scores,
-        image=metrics.ImageMetrics(own_auroc, 0.9),
+        figures=Figures(ImageMetrics(own_auroc, 0.9, 0.9), PIXEL, {}, {}),
         per_type=(),
-        comparisons=(Comparison("B", other_auroc, 0.9, 0.8),),
+        comparisons=(Comparison("B", ImageMetrics(other_auroc, 0.9, 0.9), PIXEL, gain),),
     )
     return findings(data)[-1]
 
 
 def test_verdicts_on_baselines_are_honest():
-    assert "adds little over “B”" in versus(0.895)
-    assert "adds little over “B”" in versus(0.905)
-    assert "adds 0.100 over “B”" in versus(0.8)
-    assert "is worse than “B”" in versus(0.95)
-    assert "within the noise of 40 test images" in versus(0.85, num_images=20)
-    assert "AUPRO" in versus(0.8)
+    assert "adds little over “B”" in versus(0.895, Interval(0.001, 0.009))
+    assert "adds little over “B”" in versus(0.905, Interval(-0.009, -0.001))
+    assert "is better than “B”" in versus(0.8, Interval(0.05, 0.15))
+    assert "is worse than “B”" in versus(0.95, Interval(-0.08, -0.02))
+    unsure = versus(0.85, Interval(-0.02, 0.12))
+    assert "adds little over “B” that can be told from chance" in unsure
+    assert "+0.050 (95 % interval of the difference: -0.020 to +0.120)" in unsure
+    assert "AUPRO: 0.840 against 0.840" in unsure
+
+
+def test_small_bounds_are_rounded_up():
+    assert [upward(value) for value in (0.0, 0.000123, 0.0002, 0.03, 0.95)] == [
+        "0",
+        "0.0002",
+        "0.0002",
+        "0.03",
+        "1.0",
+    ]
 
 
 def test_warnings_only_where_due():

@@ -1,0 +1,101 @@
+"""An evaluation from folders to files: detectors in, results and report out."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from detect.checkpoint import load_detector
+from detect.comparison import comparison, evaluate_baseline, evaluate_detector
+from detect.evaluation import Evaluation
+from detect.protocol import detector_name, protocol
+from detect.report import write_report
+from detect.report_data import Comparison, ReportData
+from detect.results import make_report, write_results
+from detect.scoring import ParkedMaps
+from detect.scratch import Scratch
+from detect.seeds import Seeds, Training, summarise
+from detect.testset import TestSet
+from synth.progress import Bars
+
+
+class Measured(NamedTuple):
+    """A detector's figures and what it was trained with; the detector itself is let go."""
+
+    folder: Path
+    name: str
+    config: Mapping[str, Any]
+    evaluation: Evaluation
+
+
+def check_detectors(folders: Sequence[Path]) -> dict[Path, str]:
+    """Load every detector once, before long work, and say which category it was trained on.
+
+    Raises UserError as `load_detector`.
+    """
+    device = torch.device("cpu")
+    return {folder: load_detector(folder, device).config["category"] for folder in folders}
+
+
+def report_on(
+    test: TestSet,
+    models: Sequence[Path],
+    compare: Sequence[Path],
+    out: Path,
+    device: torch.device,
+    batch_size: int,
+    bars: Bars,
+) -> ReportData:
+    """Measure detectors on the test images and write report.html and the results into `out`.
+
+    models: trainings of one detector, of which the first is shown in full and all are averaged;
+    compare: further detectors, one row each. One detector is in memory at a time.
+    """
+
+    def measured(folder: Path, maps: ParkedMaps | None = None) -> Measured:
+        other = load_detector(folder, device)
+        evaluation = evaluate_detector(other, test, out, device, batch_size, bars, maps)
+        config = {**other.config, "num_steps": other.num_steps}
+        return Measured(folder, detector_name(other), config, evaluation)
+
+    with Scratch(out) as scratch:
+        maps = ParkedMaps(scratch)
+        first, *repeats = [measured(folder, None if n else maps) for n, folder in enumerate(models)]
+        rows = [compared(measured(folder), first) for folder in compare]
+        trained = load_detector(models[0], device)
+        baseline = evaluate_baseline(test, trained.image_size, out, bars)
+        rows.append(comparison("distance to the mean training image", baseline, first.evaluation))
+        report = make_report(
+            test,
+            first.name,
+            first.evaluation,
+            maps,
+            trained.calibration,
+            rows,
+            protocol(trained, test.category),
+            averaged([first, *repeats]) if repeats else None,
+        )
+        write_results(out, report, test, maps)
+    write_report(out / "report.html", report)
+    return report
+
+
+def compared(other: Measured, first: Measured) -> Comparison:
+    """Another detector's row; where it lies tells it from others of its kind."""
+    name = f"{other.name} ({other.folder.resolve().name})"
+    return comparison(name, other.evaluation, first.evaluation)
+
+
+def averaged(measured: Sequence[Measured]) -> Seeds:
+    """Mean and spread over trainings."""
+    trainings = [
+        Training(
+            one.folder.resolve().name,
+            one.config["detector"]["seed"],
+            one.evaluation.figures.image,
+            one.evaluation.figures.pixel,
+        )
+        for one in measured
+    ]
+    return summarise(trainings, [one.config for one in measured])

@@ -1,0 +1,196 @@
+"""All pixels of the test images on disk, sorted image by image: what pixel metrics stream from.
+
+An image's pixels become one run: its normal scores ascending, its anomalous scores ascending and
+the size of each anomalous pixel's region. Exact metrics merge the runs stretch by stretch
+(detect/exact.py); curves and confidence intervals need the runs' counts in bins only.
+
+Shapes: H, W pixels of an image; n normal and m anomalous ones; K bins.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from detect.ranking import BoolArray, Float64Array, FloatArray, require_finite
+from detect.scratch import Scratch
+from synth.errors import UserError
+
+Float32Array = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+NUM_BINS = 2048  # of scores; measured to move no metric by more than 0.0005
+NUM_SAMPLES = 256  # of each run's scores, twice, to place the bins
+
+
+class Run(NamedTuple):
+    """Where an image's pixels lie in the scratch file; group: its defect type, or normal."""
+
+    group: str
+    place: int
+    num_normal: int
+    num_anomalous: int
+    num_regions: int
+
+
+class Bins(NamedTuple):
+    """Pixels of one image, or of several, per bin of scores, lowest first; float64 [..., K]."""
+
+    normal: Float64Array
+    hits: Float64Array
+    overlap: Float64Array
+
+
+class PixelRuns:
+    """The pixels of the test images, added image by image in any order."""
+
+    def __init__(self, scratch: Scratch) -> None:
+        self.runs: list[Run] = []
+        self._scratch = scratch
+        self._normal_samples: list[tuple[Float32Array, IntArray]] = []
+        self._anomalous_samples: list[tuple[Float32Array, IntArray]] = []
+
+    def add(self, scores: FloatArray, mask: BoolArray | None, group: str) -> None:
+        """Add an image: scores float [H, W], used as float32; mask bool [H, W], None for empty.
+
+        Raises UserError for scores that are not finite, another size or type of the mask, and a
+        full disk.
+        """
+        require_finite(scores, "pixel")
+        scores = scores.astype(np.float32)
+        if mask is None:
+            normal, anomalous = np.sort(scores, axis=None), np.empty(0, np.float32)
+            sizes, num_regions = np.empty(0, np.int32), 0
+        else:
+            check_mask(mask, scores, len(self.runs))
+            normal, anomalous = np.sort(scores[~mask]), scores[mask]
+            sizes, num_regions = region_sizes(mask)
+            order = np.argsort(anomalous)
+            anomalous, sizes = anomalous[order], sizes[order]
+        place = self._scratch.append(normal)
+        self._scratch.append(anomalous)
+        self._scratch.append(sizes)
+        self.runs.append(Run(group, place, len(normal), len(anomalous), num_regions))
+        self._normal_samples.append(sample(normal))
+        self._anomalous_samples.append(sample(anomalous))
+
+    def normal(self, run: Run, start: int, stop: int) -> Float32Array:
+        """Read a run's normal scores, ascending, from rank `start` up to `stop`."""
+        return self._scratch.read(run.place + 4 * start, stop - start, np.float32)
+
+    def anomalous(self, run: Run, start: int, stop: int) -> tuple[Float32Array, Float64Array]:
+        """Read a run's anomalous scores, ascending, and 1 / (pixels of its region) for each."""
+        place = run.place + 4 * (run.num_normal + start)
+        scores = self._scratch.read(place, stop - start, np.float32)
+        sizes = self._scratch.read(place + 4 * run.num_anomalous, stop - start, np.int32)
+        return scores, 1.0 / sizes
+
+    def edges(self) -> Float32Array:
+        """Lower edges of about NUM_BINS bins, ascending, the first at minus infinity.
+
+        A quarter of the bins parts the normal pixels evenly, a quarter ever finer towards the
+        highest scores, half of them the anomalous pixels evenly. A frequent score has a bin of its
+        own, so that ties stay ties.
+        """
+        num_normal = sum(run.num_normal for run in self.runs)
+        num_anomalous = sum(run.num_anomalous for run in self.runs)
+        even = np.linspace(0, num_normal, NUM_BINS // 4)
+        fine = np.geomspace(1, max(num_normal, 2), NUM_BINS // 4)
+        picked = np.r_[
+            pick(self._normal_samples, np.r_[even, fine]),
+            pick(self._anomalous_samples, np.linspace(0, num_anomalous, NUM_BINS // 2)),
+        ]
+        values, counts = np.unique(picked, return_counts=True)
+        infinity = np.float32(np.inf)
+        after = np.nextafter(values[counts > 1], infinity)
+        return np.unique(np.r_[-infinity, values, after]).astype(np.float32)
+
+
+class BinnedPixels:
+    """The pixels of every run counted in bins, on disk; bin j is [edges[j], edges[j + 1])."""
+
+    def __init__(self, pixels: PixelRuns, scratch: Scratch) -> None:
+        """Count; one reading of all pixels."""
+        self.runs: Sequence[Run] = pixels.runs
+        self.edges = pixels.edges()
+        self._scratch = scratch
+        self._places = [self._append(pixels, run) for run in self.runs]
+
+    def _append(self, pixels: PixelRuns, run: Run) -> int:
+        """Write a run's counts as int32 [K], int32 [K] and float64 [K]."""
+        normal = pixels.normal(run, 0, run.num_normal)
+        place = self._scratch.append(self._counts(normal).astype(np.int32))
+        anomalous, overlap = pixels.anomalous(run, 0, run.num_anomalous)
+        hits = self._counts(anomalous)
+        self._scratch.append(hits.astype(np.int32))
+        before = np.r_[0.0, overlap.cumsum()]
+        self._scratch.append(np.diff(before[np.r_[0, hits.cumsum()]]))
+        return place
+
+    def _counts(self, ascending: Float32Array) -> IntArray:
+        return np.diff(np.searchsorted(ascending, self.edges), append=len(ascending))
+
+    def read(self, indices: Iterable[int]) -> Bins:
+        """Read the counts of some runs: float64 [runs, K] each."""
+        num, rows = len(self.edges), []
+        for place in (self._places[i] for i in indices):
+            counts = self._scratch.read(place, 2 * num, np.int32).reshape(2, num)
+            overlap = self._scratch.read(place + 8 * num, num, np.float64)
+            rows.append(np.vstack([counts, overlap]))
+        normal, hits, overlap = np.stack(rows, axis=1)
+        return Bins(normal, hits, overlap)
+
+    def total(self, group: str | None = None) -> Bins:
+        """Sum the counts of a group, or of all runs: float64 [K] each."""
+        sums = np.zeros((3, len(self.edges)))
+        for index, run in enumerate(self.runs):
+            if group in (None, run.group):
+                sums += np.stack([bins[0] for bins in self.read([index])])
+        return Bins(*sums)
+
+
+def check_mask(mask: BoolArray, scores: FloatArray, number: int) -> None:
+    """Raise UserError unless the mask of image `number` is bool and as large as its map."""
+    if mask.dtype != np.bool_:
+        raise UserError(f"mask {number}: got {mask.dtype}, must be bool; pass mask > 0")
+    if mask.shape != scores.shape:
+        raise UserError(
+            f"map {number}: got shape {scores.shape}, its mask has {mask.shape}; resize one"
+        )
+
+
+def region_sizes(mask: BoolArray) -> tuple[npt.NDArray[np.int32], int]:
+    """Pixels of its region per True pixel, in row order, and the number of regions.
+
+    Regions are the 8-connected pieces of a mask bool [H, W].
+    """
+    if not mask.any():
+        return np.empty(0, np.int32), 0
+    num, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
+    inside: npt.NDArray[np.int32] = np.asarray(labels, np.int32)[mask]
+    return np.bincount(inside).astype(np.int32)[inside], num - 1
+
+
+def sample(ascending: Float32Array) -> tuple[Float32Array, IntArray]:
+    """Some of a run's scores, highest first, and how many scores each stands for.
+
+    Evenly spaced in rank, and ever denser towards the highest score.
+    """
+    n = len(ascending)
+    if not n:
+        return ascending, np.empty(0, np.int64)
+    even, fine = np.linspace(0, n - 1, NUM_SAMPLES), np.geomspace(1, n, NUM_SAMPLES) - 1
+    ranks = np.unique(np.r_[even, fine].astype(np.int64))  # 0 is the highest score
+    return ascending[n - 1 - ranks], np.diff(ranks, append=n)
+
+
+def pick(samples: Sequence[tuple[Float32Array, IntArray]], ranks: Float64Array) -> Float32Array:
+    """Scores of about the given ranks (0 is the highest) among all that the samples stand for."""
+    scores = np.concatenate([values for values, _ in samples])
+    if not len(scores):
+        return scores
+    order = np.argsort(scores)[::-1]
+    upto = np.concatenate([weights for _, weights in samples])[order].cumsum()
+    return scores[order][np.searchsorted(upto, ranks).clip(max=len(scores) - 1)]
