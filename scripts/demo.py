@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-NUM_SAMPLES = "16"  # of each strength: enough to look at, too few for KID, which is said
+NUM_SAMPLES = "12"  # of each strength: enough to look at, too few for KID, which is said
 BACKBONE = ["--backbone", "resnet10t", "--backbone-weights", "bundled"]
 
 
