@@ -183,7 +183,9 @@ def spread_by_strength(folder: SiaFolder) -> list[int]:
 def strength_range(folder: SiaFolder, numbers: Sequence[int]) -> str:
     """The strengths of a row of the sheet, for its label."""
     low, high = (folder.rows[n].get("strength") for n in (numbers[0], numbers[-1]))
-    return f": strength {low:.3g} to {high:.3g}" if low is not None and high is not None else ""
+    if low is None or high is None:
+        return ""
+    return f": strength {low:.3g}" + (f" to {high:.3g}" if high > low else "")
 
 
 def write_folder_cards(

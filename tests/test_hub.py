@@ -138,6 +138,15 @@ def test_a_busy_hub_is_waited_for(hub, parcel, tmp_path, client, path, status):
     assert all(7 <= wait <= 8 for wait in waits)
 
 
+@pytest.mark.parametrize("status", [0, 503])
+def test_the_manifest_is_read_from_a_busy_hub(hub, parcel, tmp_path, client, status):
+    Publisher(hub)(parcel, tmp_path)
+    hub.faults = [Fault("HEAD", "/siaforge.json", status=status, times=3)]
+    publisher = Publisher(hub)
+    assert publisher(parcel, tmp_path).num_files == 0
+    assert len(publisher.waits + client) == 3
+
+
 def test_waits_double_up_to_a_limit_where_the_hub_names_none(hub, parcel, tmp_path):
     hub.faults = [Fault("POST", "/commit/", status=503, times=5)]
     publisher = Publisher(hub, longest_s=5.0)
