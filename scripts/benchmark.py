@@ -169,7 +169,7 @@ def metrics(work: Path) -> list[Figure]:
 
 
 PARTS: dict[str, Callable[[Path], list[Figure]]] = {
-    "memory": memory,  # first: a child's peak counts from its parent's size
+    "memory": memory,
     "publish": publish,
     "perlin": perlin,
     "anomalib": anomalib_perlin,
