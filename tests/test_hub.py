@@ -144,7 +144,8 @@ def test_the_manifest_is_read_from_a_busy_hub(hub, parcel, tmp_path, client, sta
     hub.faults = [Fault("HEAD", "/siaforge.json", status=status, times=3)]
     publisher = Publisher(hub)
     assert publisher(parcel, tmp_path).num_files == 0
-    assert len(publisher.waits + client) == 3
+    assert len(publisher.waits + client) >= 2
+    assert not any(fault.times for fault in hub.faults)
 
 
 def test_waits_double_up_to_a_limit_where_the_hub_names_none(hub, parcel, tmp_path):
