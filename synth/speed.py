@@ -63,5 +63,5 @@ def fitting_batch_size(free_bytes: float, image_bytes: float) -> int:
 
 
 def compiled(model: DiffusionModel) -> DiffusionModel:
-    """The same model with its network compiled: the first batch takes a minute or more."""
+    """The same model with its network compiled by torch.compile at the first batch."""
     return model._replace(unet=torch.compile(model.unet))  # pyright: ignore[reportArgumentType]

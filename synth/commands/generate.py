@@ -14,6 +14,7 @@ from synth.command import (
     require_output,
     require_positive,
     say,
+    warn,
 )
 from synth.config import Foreground, Precision, SdasConfig
 from synth.errors import UserError
@@ -45,7 +46,7 @@ class Speed:
     ] = None
     """Arithmetic of the network; auto takes the faster on this device. A folder keeps its own."""
     compile: bool = False
-    """Compile the network first: a minute or more, repaid by many images."""
+    """Compile the network first (torch.compile, minutes); try whether it pays on this device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +196,12 @@ def open_pairing(
     normals = load_normals(listed, model.image_size, progress_bar)
     rule = normals.foreground_rule(pairs.foreground)
     about = (normals, depth, config.seed, config.num_steps, rule)
-    return make_pairing(model, *about, pairs.root)
+    pairing = make_pairing(model, *about, pairs.root)
+    trained_on = model.config.get("data", {})
+    trained_on = trained_on.get(category, trained_on).get("digest")
+    if trained_on not in (None, pairing.to_json()["normals"]):
+        warn(f"the normal images of {category} are not the ones that the model was trained on")
+    return pairing
 
 
 def require_range(low: float | None, high: float | None) -> None:
