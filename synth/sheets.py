@@ -93,7 +93,7 @@ def draw_files(
 def folder_rows(folder: SiaFolder, examined: Examined, normals: Sequence[Record]) -> list[SheetRow]:
     """A few images of a folder by rising strength, with masks and normal images where it has them.
 
-    normals: the records in which a pair's normal image is looked up by its file name.
+    normals: the records in which a pair's normal image is looked up by the end of its path.
     """
     count = len(folder.rows)
     order = np.argsort(examined.strengths, kind="stable")  # without a strength: last
@@ -107,11 +107,11 @@ def folder_rows(folder: SiaFolder, examined: Examined, normals: Sequence[Record]
     if "mask_file_name" not in folder.rows[0]:
         return [images]
     masks = SheetRow("their masks", [read_mask(mask_path(folder, n), None) for n in chosen])
-    if folder.kind == "blended":
+    if folder.config.get("method") != "sdas-pair":
         return [images, masks]
-    paths = {record.path.name: record.path for record in normals}
-    starts = [paths.get(folder.rows[n].get("normal_file", "")) for n in chosen]
-    shown = [np.full_like(images.images[0], 255) if p is None else read_image(p) for p in starts]
+    ends = ["/" + folder.rows[n]["normal_file"] for n in chosen]
+    starts = [[r.path for r in normals if r.path.as_posix().endswith(end)] for end in ends]
+    shown = [read_image(p[0]) if p else np.full_like(images.images[0], 255) for p in starts]
     return [SheetRow("the normal images that they start from", shown), images, masks]
 
 

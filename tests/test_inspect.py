@@ -24,12 +24,13 @@ UNET_32 = replace(UNET, image_size=SIZE)
 
 
 @pytest.fixture(autouse=True)
-def small_backbone(monkeypatch):
+def quick(monkeypatch):
     """Figures are compared with their definition, for which random weights do."""
     untrained = replace(synth.reference.DEFAULT_BACKBONE, weights="random")
     monkeypatch.setattr(synth.reference, "DEFAULT_BACKBONE", untrained)
     monkeypatch.setattr("synth.features.DEFAULT_BACKBONE", untrained)
     monkeypatch.setattr("synth.inspect_data.DEFAULT_BACKBONE", untrained)
+    monkeypatch.setattr("synth.sheets.NUM_STEPS", 2)
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_a_model_is_measured_at_every_strength_and_drawn_once(run, product, mode
     assert "samples at strength 0 look unlike the product" in ended.out
     found = groups(tmp_path)
     assert [s for _, s in found] == [None, 0, 0.2]
-    assert found["held-out normal images", None]["num_images"] == 1
+    assert found["held-out normal images", None]["num_images"] == 2
     assert found["samples at s = 0.2", 0.2]["num_images"] == 3
     for name in PICTURES:
         assert read_image(tmp_path / name).shape[2] == 3
@@ -154,26 +155,26 @@ def test_a_folder_without_strengths_has_scores_but_no_curve(run, product, tmp_pa
     assert (out / "quality.csv").read_text().splitlines()[1].startswith("0,,")
 
 
-@pytest.mark.parametrize(("kind", "num_rows"), [("blended", 3), ("source", 4)])
-def test_masks_and_the_normal_images_of_pairs_are_shown(run, product, tmp_path, kind, num_rows):
+@pytest.mark.parametrize(("method", "num_rows"), [("blend", 3), ("sdas-pair", 4)])
+def test_masks_and_the_normal_images_of_pairs_are_shown(run, product, tmp_path, method, num_rows):
     """Held-out images, [the pairs' normal images,] the folder's images, masks."""
 
     def items(indices):
         for n in indices:
             mask = np.zeros(SIZE, np.bool_)
             mask[4:9, 4:9] = True
-            row = {"seed": 0, "strength": 0.1 * n, "normal_file": "003.png"}
+            row = {"seed": 0, "strength": 0.1 * n, "normal_file": "good/003.png"}
             yield Item(n, normal_image(60 + n), mask, row)
 
     folder = tmp_path / "pairs"
-    write_sia(folder, SiaHeader(kind, "folder", "widget", {"method": "sdas-pair"}), 2, items)
+    write_sia(folder, SiaHeader("blended", "folder", "widget", {"method": method}), 2, items)
     out = tmp_path / "out"
     ended = run(*inspect(product, out, "--folder", folder))
     assert ended.code == 0, ended
     sheet = read_image(out / "sheet.png")
     captions = 2 * 22  # below the held-out images and the folder's
     assert sheet.shape[0] == num_rows * (30 + 128 + 6) + captions
-    if kind == "source":
+    if method == "sdas-pair":
         first_pair = sheet[30 + 134 + 22 + 30 :][:128, 6 : 6 + 128]
         np.testing.assert_array_equal(first_pair[::4, ::4], normal_image(3))
 
