@@ -38,7 +38,8 @@ def noise_images(num: int, seed: int = 0, size: tuple[int, int] = SIZE) -> Image
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
-    return write_model(folder, UNET, dataset="folder", category="nut")
+    about = {"dataset": "folder", "category": "nut", "data": {"digest": "of other images"}}
+    return write_model(folder, UNET, **about)
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +263,10 @@ def test_pairs_from_the_command_line(
     words = ("synth", "generate", "--model", model_folder, "--out", tmp_path / "sia")
     words += ("--num", 3, "--num-steps", 4)
     pairs = ("--pair", 0.5, "--root", root, "--foreground", "everything")
-    assert run(*words, *pairs).code == 0
+    made = run(*words, *pairs)
+    assert made.code == 0, made
+    assert made.out == f"SIA folder: {tmp_path / 'sia/folder/nut'}\n"
+    assert "normal images of nut are not the ones that the model was trained on" in made.err
     folder = open_sia(tmp_path / "sia", kind="blended")
     row = ("--row", tmp_path / "sia/folder/nut", 1, "--root", root)
     again = run(*words, *row)
