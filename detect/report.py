@@ -22,7 +22,7 @@ from detect.pixels import NUM_BINS
 from detect.report_data import COLUMNS, Comparison, Example, ReportData
 from detect.report_plots import pro_plot, roc_plot, score_plot
 from detect.report_style import CSS
-from detect.report_text import between, cautions, findings, number, percent, plus_minus, upward
+from detect.report_text import between, cautions, findings, number, percent, upward
 from synth.files import write_text
 
 PICTURE_PX = 256  # longest side of an example picture
@@ -81,10 +81,11 @@ def _header(data: ReportData) -> str:
     tiles = [
         (percent(defects.share), f"defects caught, {defects.rejected} of {defects.total}"),
         (percent(normals.share), f"good images rejected, {normals.rejected} of {normals.total}"),
-        (number(data.image.auroc), "image AUROC"),
+        (number(data.image.auroc), _labelled("image AUROC", data.figures.image_intervals, "auroc")),
     ]
     if data.pixel is not None:
-        tiles.append((number(data.pixel.aupro), f"AUPRO up to FPR {FPR_LIMIT:g}"))
+        label = _labelled(f"AUPRO up to FPR {FPR_LIMIT:g}", data.figures.pixel_intervals, "aupro")
+        tiles.append((number(data.pixel.aupro), label))
     shown = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
         for value, label in tiles
@@ -94,6 +95,11 @@ def _header(data: ReportData) -> str:
         f'<header><h1>{escape(data.title)}</h1><p class="lead">{where}</p>'
         f'<div class="tiles">{shown}</div></header>'
     )
+
+
+def _labelled(label: str, intervals: Intervals, field: str) -> str:
+    shown = between(intervals.get(field))
+    return f"{label}, 95 %: {shown}" if shown else label
 
 
 def _findings(data: ReportData) -> str:
@@ -144,14 +150,16 @@ def _seeds(data: ReportData) -> str:
     if data.seeds is None:
         return ""
     rows = [Comparison(row.name, row.image, row.pixel) for row in data.seeds.trainings]
-    cells = [(row.name, *(number(value(row)) for value in COLUMNS.values())) for row in rows]
+    cells: list[tuple[Cell, ...]] = [
+        (row.name, *(number(value(row)) for value in COLUMNS.values())) for row in rows
+    ]
     spreads = [*data.seeds.image.values(), *data.seeds.pixel.values()]
-    shown = [plus_minus(spread) for spread in spreads]
+    shown: list[Cell] = [(number(mean), f"± {deviation:.3f}") for mean, deviation in spreads]
     shown += ["–"] * (len(COLUMNS) - len(shown))
-    cells.append(("mean ± standard deviation", *shown))
+    cells.append((("mean", "± sample standard deviation"), *shown))
     note = (
         f"{len(rows)} trainings that differ in {', '.join(data.seeds.differing) or 'nothing'}; "
-        "sample standard deviation. Everything else on this page is of the first."
+        "everything else on this page is of the first."
     )
     return (
         f'<section><h2>Trainings</h2><p class="soft">{escape(note)}</p>'

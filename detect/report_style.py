@@ -36,12 +36,14 @@ ul.findings li { margin: 0.4rem 0; }
   border: 1px solid var(--warn-line); border-radius: 0.6rem; background: var(--warn);
 }
 .scroll { overflow-x: auto; }
+.scroll + p { margin-top: 0.9rem; }
 table { border-collapse: collapse; min-width: 50%; font-size: 0.95rem; }
 th, td { padding: 0.42rem 1.4rem 0.42rem 0; text-align: left; vertical-align: top; }
 th { color: var(--soft); font-weight: 500; white-space: nowrap; }
 tr { border-bottom: 1px solid var(--line); }
 td.number, th.number { text-align: right; }
 td.number { white-space: nowrap; }
+tr.own td small { font-weight: 400; }
 td small { display: block; color: var(--soft); font-size: 0.78rem; }
 tr.own td { font-weight: 650; }
 .figures {

@@ -204,7 +204,7 @@ def test_every_metric_stands_with_its_interval():
     assert "AUPRO at 0.050.610" in text
     assert "1,000 resamples" in text
     assert "moves no pixel metric above by more than 0.0002." in text
-    assert text.count("0.811 to 0.877") == 3  # all defects, cut, hole
+    assert text.count("0.811 to 0.877") == 4  # at the top, all defects, cut, hole
     assert "0.05" in text.split("Defect types")[1]
 
 
@@ -219,7 +219,7 @@ def test_several_trainings_show_mean_and_spread():
     assert "image AUROC 0.900 ± 0.100" in findings(data)[0]
     text = parse(render_report(data)).text
     assert "seed20.8" not in text
-    assert "mean ± standard deviation0.900 ± 0.100" in text
+    assert "mean± sample standard deviation0.900± 0.100" in text
     assert "differ in detector.seed" in text
     assert "Trainings" not in parse(render_report(small_report())).text
 
