@@ -56,21 +56,23 @@ class PairOptions:
     pair: Annotated[float | None, tyro.conf.arg(metavar="DEPTH", help_behavior_hint=OPTIONAL)] = (
         None
     )
-    """How much of the chain a region of a normal image goes through, for instance 0.5; 0 would
-    leave it as it is, 1 nothing of it."""
+    """Share of the chain that a region of a normal image goes through, such as 0.5; the region is
+    the mask. What shows is the strength: take uniform:0.5,1 rather than the default."""
     dataset: Annotated[
-        DATASET_NAMES | None, tyro.conf.arg(help_behavior_hint="(default: the model's)")
+        DATASET_NAMES | None,
+        tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the model's)"),
     ] = None
-    """Layout of the normal images."""
+    """Layout of the normal images, as in synth train."""
     root: OptionalFolder = None
-    """Folder of the normal images; those to train on are used."""
+    """Folder of the normal images; those to train on are used. With --row too."""
     foreground: Foreground = "auto"
     """Where anomalies may lie: auto finds the product, everything is the whole image."""
 
     @property
     def unused(self) -> bool:
-        """Whether normal images are given, but no use for them."""
-        return self.pair is None and (self.dataset, self.root) != (None, None)
+        """Whether something is said of normal images that nothing uses."""
+        said = (self.dataset, self.root, self.foreground) != (None, None, "auto")
+        return self.pair is None and said
 
 
 def generate(
@@ -117,7 +119,9 @@ def generate(
     require_range(min_quality, max_quality)
     require_output(out)
     if row is None and pairs.unused:
-        raise UserError("--dataset, --root: nothing needs normal images without --pair")
+        raise UserError("--dataset, --root, --foreground: they say nothing without --pair")
+    if row is not None and pairs.pair is not None:
+        raise UserError("--pair: not with --row, whose folder says the depth; leave it out")
     if row is not None:
         again(model, *row, out, pairs)
         return
