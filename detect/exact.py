@@ -2,8 +2,9 @@
 
 The runs of all images are merged from the highest scores down, in stretches of at most
 STRETCH_PIXELS pixels. Each stretch adds its part of every metric and is forgotten, so that the
-result equals one sort of all pixels and the memory is that of one stretch. Time grows with the
-number of pixels; the disk holds 4 bytes per normal pixel and 8 per anomalous one.
+result equals one sort of all pixels and the memory is that of one stretch. Every pixel is sorted
+twice; a piece of every image is read per stretch. The disk holds 4 bytes per normal pixel and 8 per
+anomalous one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

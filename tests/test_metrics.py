@@ -1,10 +1,12 @@
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from detect import exact, metrics, ranking
+from detect import exact, metrics, pixels, ranking
+from detect.scratch import Scratch
 from synth.errors import UserError
 
 
@@ -233,3 +235,26 @@ def test_metrics_leave_their_arguments_alone():
     before = [m.copy() for m in maps]
     metrics.pixel_metrics(masks, maps)
     assert all((a == b).all() for a, b in zip(before, maps, strict=True))
+
+
+def peak_memory(num_images, folder):
+    """Bytes that exact metrics of 128 px maps on disk take at most, but for the maps' making."""
+    rng = np.random.default_rng(0)
+    tracemalloc.start()
+    with Scratch(folder) as scratch:
+        runs = pixels.PixelRuns(scratch)
+        for number in range(num_images):
+            mask = np.zeros((128, 128), bool)
+            mask[10:30, 40:60] = number % 2
+            runs.add(rng.random((128, 128), np.float32), mask if number % 2 else None, "all")
+        binned = pixels.BinnedPixels(runs, scratch)
+        exact.exact_sums(runs, binned, {"all": ("all",)}, (0.3,))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
+
+
+def test_memory_does_not_hold_the_maps(monkeypatch, tmp_path):
+    monkeypatch.setattr(exact, "STRETCH_PIXELS", 2**15)
+    few, many = peak_memory(8, tmp_path), peak_memory(72, tmp_path)
+    assert many - few < 64 * 16_000, "64 more maps have 64 KiB of pixels each"
