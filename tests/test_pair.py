@@ -278,3 +278,29 @@ def test_pairs_from_the_command_line(
     assert "not with --row" in run.refused(*words, *row, *pairs)
     assert "made from other normal images" in run.refused(*words, *row[:3], "--root", root / "a")
     assert folder.rows == open_sia(tmp_path / "sia").rows
+
+
+def test_a_model_of_several_categories_draws_into_the_images_of_each(
+    monkeypatch, capsys, tmp_path: Path
+) -> None:
+    names = ["bolt", "nut"]
+    for name in names:
+        for number, image in enumerate(noise_images(4, seed=len(name))):
+            write_png(tmp_path / "data" / name / f"train/good/{number}.png", image)
+    unet = replace(UNET, num_categories=2)
+    about = {"dataset": "mvtec", "category": None, "categories": names}
+    model_folder = write_model(tmp_path / "model", unet, **about)
+    run = Command(monkeypatch, capsys)
+    words = ("synth", "generate", "--model", model_folder, "--out", tmp_path / "sia")
+    words += ("--num", 2, "--num-steps", 4, "--pair", 0.5, "--root", tmp_path / "data")
+    ended = run(*words, "--foreground", "everything")
+    assert ended.code == 0, ended
+    for name in names:
+        folder = open_sia(tmp_path / "sia/mvtec" / name, kind="blended")
+        for number, row in enumerate(folder.rows):
+            assert row["normal_file"].startswith(f"{name}/train/good/")
+            normal, mask = (
+                read_image(tmp_path / "data" / row["normal_file"]),
+                folder.read_mask(number),
+            )
+            np.testing.assert_array_equal(folder.read_image(number)[~mask], normal[~mask])

@@ -56,7 +56,7 @@ class PairOptions:
     pair: Annotated[float | None, tyro.conf.arg(metavar="DEPTH", help_behavior_hint=OPTIONAL)] = (
         None
     )
-    """Share of the chain that a region of a normal image goes through, such as 0.5; the region is
+    """Share of the chain that a region of a normal image goes through, such as 0.35; the region is
     the mask. What shows is the strength: take uniform:0.5,1 rather than the default."""
     dataset: Annotated[
         DATASET_NAMES | None,
