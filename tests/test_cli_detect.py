@@ -110,8 +110,8 @@ def test_held_out_images_change_the_threshold_only(run, product, detector, tmp_p
     from synth.catalog import held_out, open_category
 
     root = Path(shutil.copytree(product, tmp_path / "widget"))
-    for record in held_out(open_category("folder", root))[1]:
-        write_png(record.path, normal_image(77) // 2)
+    for number, record in enumerate(held_out(open_category("folder", root))[1], start=77):
+        write_png(record.path, normal_image(number) // 2)
     assert run(*train_words(root, tmp_path / "out")).code == 0
     for name in ("afs.json", "realnet/trace.jsonl", "model.safetensors"):
         assert (tmp_path / "out" / name).read_bytes() == (detector / name).read_bytes(), name
@@ -203,7 +203,7 @@ def test_sources_that_are_not_there(run, product, tmp_path):
     assert f"{sia}: unfinished" in run.refused(*words, "--sia", sia)
 
 
-@pytest.mark.parametrize(("count", "answer"), [(1, "holding out needs 2"), (2, None), (3, None)])
+@pytest.mark.parametrize(("count", "answer"), [(1, "2 or more are needed, to hold one out"), (2, None), (3, None)])
 def test_few_images(run, tmp_path, count, answer):
     root = write_product(tmp_path / "widget", num_train=count)
     words = train_words(root, tmp_path / "out", steps=1)
