@@ -203,7 +203,9 @@ def test_sources_that_are_not_there(run, product, tmp_path):
     assert f"{sia}: unfinished" in run.refused(*words, "--sia", sia)
 
 
-@pytest.mark.parametrize(("count", "answer"), [(1, "2 or more are needed, to hold one out"), (2, None), (3, None)])
+@pytest.mark.parametrize(
+    ("count", "answer"), [(1, "2 or more are needed, to hold one out"), (2, None), (3, None)]
+)
 def test_few_images(run, tmp_path, count, answer):
     root = write_product(tmp_path / "widget", num_train=count)
     words = train_words(root, tmp_path / "out", steps=1)
