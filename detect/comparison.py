@@ -21,7 +21,7 @@ from detect.scoring import (
     score_batches,
 )
 from detect.testset import TestSet
-from synth.catalog import held_out
+from synth.data.catalog import held_out
 from synth.progress import Bars
 
 AUROC, AUPRO = ImageMetrics._fields.index("auroc"), PixelMetrics._fields.index("aupro")

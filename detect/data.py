@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from detect.detector import Batch
 from detect.sources import AnomalySource
 from synth.blend import OPACITY, blend_random
+from synth.data.foreground import ForegroundRule
 from synth.errors import UserError
-from synth.foreground import ForegroundRule
 from synth.pictures import Images
 from synth.seeding import derive_seed
 

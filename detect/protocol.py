@@ -8,8 +8,8 @@ from typing import Any
 from detect.checkpoint import TrainedDetector
 from detect.report_data import COLUMNS, Comparison
 from detect.report_text import number
-from synth.catalog import Category
-from synth.strength import Strength
+from synth.data.catalog import Category
+from synth.diffusion.strength import Strength
 
 SOURCE_NAMES = {"sia": "SDAS images", "noise": "noise images"}
 METHOD_NAMES = {"realnet": "RealNet"}

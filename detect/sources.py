@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from synth.errors import UserError
 from synth.images import require_images, resize
 from synth.progress import Bars
-from synth.sia import SiaFolder, open_sia
+from synth.sia.reader import SiaFolder, open_sia
 
 AnomalySource = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.uint8]]
 """(rng, (H, W)) -> an anomaly image P, uint8 [H, W, 3] RGB."""

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from synth.catalog import Category, Record
+from synth.data.catalog import Category, Record
 from synth.errors import UserError
 from synth.images import read_graded_mask, read_image, read_mask
 from synth.progress import Bars

@@ -39,12 +39,12 @@ from detect.data import BlendedDataset
 from detect.metrics import pixel_metrics
 from detect.sources import SiaSource
 from synth.config import PRESETS
-from synth.ddpm import build_unet, noise_schedule
-from synth.foreground import ForegroundRule
+from synth.data.foreground import ForegroundRule
+from synth.diffusion.ddpm import build_unet, noise_schedule
+from synth.diffusion.sdas import sample_sdas
 from synth.perlin import perlin_mask
-from synth.sdas import sample_sdas
 from synth.seeding import generator
-from synth.sia import Item, SiaHeader, open_sia, write_sia
+from synth.sia.reader import Item, SiaHeader, open_sia, write_sia
 
 
 class Skipped(Exception):

@@ -20,13 +20,13 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # tests/ has the server and the tiny model
 
-from synth.catalog import Category, Record  # noqa: E402
-from synth.export import export_sia  # noqa: E402
+from synth.data.catalog import Category, Record  # noqa: E402
+from synth.data.normals import Normals  # noqa: E402
 from synth.images import write_png  # noqa: E402
-from synth.normals import Normals  # noqa: E402
 from synth.perlin import perlin_mask  # noqa: E402
-from synth.sia import Item, SiaHeader, write_sia  # noqa: E402
-from synth.validate import validate_sia  # noqa: E402
+from synth.sia.export import export_sia  # noqa: E402
+from synth.sia.reader import Item, SiaHeader, write_sia  # noqa: E402
+from synth.sia.validate import validate_sia  # noqa: E402
 
 SIZE = (256, 256)
 NUM_PUBLISHED = 10_000
@@ -76,8 +76,8 @@ def write_images(folder: Path, count: int) -> None:
 def generate_images(folder: Path, count: int) -> None:
     """Generate with a very small untrained network: the memory is that of the loop."""
     from synth.config import UNetConfig
-    from synth.ddpm import build_unet, noise_schedule
-    from synth.sdas import sample_sdas
+    from synth.diffusion.ddpm import build_unet, noise_schedule
+    from synth.diffusion.sdas import sample_sdas
     from synth.seeding import generator
 
     config = UNetConfig(
@@ -219,8 +219,8 @@ def export(work: Path) -> list[Figure]:
 def generation(work: Path) -> list[Figure]:
     """`synth generate` with the preset tiny, 64 px: images per second, waits for the writer."""
     from synth.config import PRESETS, SdasConfig
-    from synth.generate import generate_sia
-    from synth.model import load_model
+    from synth.diffusion.model import load_model
+    from synth.sia.generate import generate_sia
     from tests.tiny import write_model
 
     model = load_model(write_model(work / "model", PRESETS["tiny"].unet), "cpu")

@@ -14,18 +14,18 @@ from typing import NamedTuple
 import cv2
 import torch
 
-from synth.card_figures import figures_section
-from synth.catalog import Category, categories, open_category
 from synth.command import progress_bar, quiet_libraries
 from synth.config import PRESETS, TrainConfig
-from synth.ddpm import build_unet
+from synth.data.catalog import Category, categories, open_category
+from synth.data.normals import spread
 from synth.device import default_device
+from synth.diffusion.ddpm import build_unet
 from synth.errors import UserError
 from synth.files import read_json, write_json
 from synth.images import read_image, resize
-from synth.licence import choose_licence, load_source_card
-from synth.normals import spread
-from synth.publication import (
+from synth.publishing.card_figures import figures_section
+from synth.publishing.licence import choose_licence, load_source_card
+from synth.publishing.publication import (
     choose_for,
     find_folders,
     make_subsets,

@@ -24,8 +24,8 @@ sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
 
 from hub_server import TOKEN, running_hub  # noqa: E402
 
-from synth.sia import Item, SiaHeader, write_sia  # noqa: E402
-from synth.sia_format import METADATA_FILE, SHARD_SIZE, image_path, shard_path  # noqa: E402
+from synth.sia.format import METADATA_FILE, SHARD_SIZE, image_path, shard_path  # noqa: E402
+from synth.sia.reader import Item, SiaHeader, write_sia  # noqa: E402
 
 SIZE, NUM_DISTINCT = (256, 256), 200
 
@@ -95,10 +95,16 @@ def publish_here(folder: Path) -> Publishing:
     """Publish in this process, to the Hub that the environment names."""
     from synth.command import warn
     from synth.commands.publish import quiet_client
-    from synth.hub import Repository, connect, publish
-    from synth.hub_retry import Backoff
     from synth.progress import no_bars
-    from synth.publication import choose_for, find_folders, make_subsets, prepare, require_sound
+    from synth.publishing.hub import Repository, connect, publish
+    from synth.publishing.hub_retry import Backoff
+    from synth.publishing.publication import (
+        choose_for,
+        find_folders,
+        make_subsets,
+        prepare,
+        require_sound,
+    )
 
     quiet_client()
     start = time.perf_counter()

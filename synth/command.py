@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tqdm import tqdm
 
-from synth.catalog import Category, open_category
+from synth.data.catalog import Category, open_category
 from synth.errors import DataWarning, UserError
 from synth.progress import Update
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from synth.diffusion.strength import PAPER, Strength
 from synth.errors import UserError
-from synth.strength import PAPER, Strength
 
 Precision = Literal["auto", "fp32", "bf16"]
 Foreground = Literal["auto", "everything"]
@@ -35,7 +35,7 @@ class UNetConfig:
     norm_groups: int = 16
     """Groups of the group normalisations."""
     style: Style = "adm"
-    """How blocks resample and take in the timestep: a key of `synth.ddpm.STYLES`."""
+    """How blocks resample and take in the timestep: a key of `synth.diffusion.ddpm.STYLES`."""
     num_categories: int | None = None
     """Categories that one conditional network knows; None is one category, without embedding."""
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from synth.catalog import Category, categories, open_category
 from synth.command import (
     DataOptions,
     PresetFloat,
@@ -17,6 +16,7 @@ from synth.command import (
     require_size,
 )
 from synth.config import PRESETS, Precision, RunConfig, Tracker, TrainConfig, UNetConfig
+from synth.data.catalog import Category, categories, open_category
 from synth.errors import UserError
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from synth.images import write_png
-from synth.sia import Item, SiaHeader, write_sia
+from synth.sia.reader import Item, SiaHeader, write_sia
 
 SIZE = (32, 32)
 

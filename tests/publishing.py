@@ -6,12 +6,12 @@ import numpy as np
 from hub_server import TOKEN
 from huggingface_hub import HfApi
 
-from synth.hub import Repository, publish
-from synth.hub_retry import Backoff
-from synth.licence import choose_licence, load_source_card
 from synth.progress import no_bars
-from synth.publication import find_folders, make_subsets, prepare
-from synth.sia import Item, SiaHeader, write_sia
+from synth.publishing.hub import Repository, publish
+from synth.publishing.hub_retry import Backoff
+from synth.publishing.licence import choose_licence, load_source_card
+from synth.publishing.publication import find_folders, make_subsets, prepare
+from synth.sia.reader import Item, SiaHeader, write_sia
 
 SIZE = (16, 24)
 CONFIG = {"method": "sdas", "strength": [0.1, 0.2], "num_steps": 20, "seed": 3}

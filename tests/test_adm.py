@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from synth.adm import convert_adm
 from synth.config import PRESETS
-from synth.ddpm import build_unet
+from synth.diffusion.adm import convert_adm
+from synth.diffusion.ddpm import build_unet
+from synth.diffusion.init_from import load_source
 from synth.errors import UserError
-from synth.init_from import load_source
 
 HEAD = 64
 

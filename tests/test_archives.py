@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from synth.catalog import Category, categories, open_category
+from synth.data.catalog import Category, categories, open_category
 from synth.errors import UserError
 
 

@@ -9,8 +9,8 @@ from PIL import Image
 from products import write_product
 
 from detect.sources import open_source
-from synth import baselines
-from synth.baselines import (
+from synth.data import baselines
+from synth.data.baselines import (
     BASELINES,
     cutpaste,
     import_textures,
@@ -20,12 +20,12 @@ from synth.baselines import (
     shifted,
     write_baseline,
 )
-from synth.catalog import open_category
+from synth.data.catalog import open_category
+from synth.data.normals import Normals, load_normals
 from synth.errors import UserError
 from synth.images import write_png
-from synth.normals import Normals, load_normals
 from synth.progress import no_bars
-from synth.sia import open_sia
+from synth.sia.reader import open_sia
 
 
 @pytest.fixture

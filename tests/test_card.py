@@ -12,17 +12,17 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 from publishing import make_parcel, write_folder
 
-from synth.card_figures import figures_section
-from synth.card_tables import histogram, settings_tables, table
 from synth.errors import UserError
-from synth.licence import (
+from synth.publishing.card_figures import figures_section
+from synth.publishing.card_tables import histogram, settings_tables, table
+from synth.publishing.licence import (
     DATA_CARDS,
     LICENCES,
     choose_licence,
     clauses,
     load_source_card,
 )
-from synth.publication import find_folders, make_subsets, write_folder_cards
+from synth.publishing.publication import find_folders, make_subsets, write_folder_cards
 
 MVTEC = load_source_card("mvtec")
 UNKNOWN = load_source_card("folder")

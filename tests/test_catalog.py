@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from synth import textures
-from synth.archives import MTD_DEFECTS
-from synth.catalog import Category, categories, held_out, open_category
+from synth.data import textures
+from synth.data.archives import MTD_DEFECTS
+from synth.data.catalog import Category, categories, held_out, open_category
+from synth.data.layouts import READERS
 from synth.errors import UserError
-from synth.layouts import READERS
 
 
 def tree(root: Path, *names: str) -> Path:

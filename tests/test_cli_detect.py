@@ -107,7 +107,7 @@ def test_training_opens_no_test_image(run, tmp_path):
 
 
 def test_held_out_images_change_the_threshold_only(run, product, detector, tmp_path):
-    from synth.catalog import held_out, open_category
+    from synth.data.catalog import held_out, open_category
 
     root = Path(shutil.copytree(product, tmp_path / "widget"))
     for number, record in enumerate(held_out(open_category("folder", root))[1], start=77):

@@ -12,8 +12,8 @@ from commands import MAINS, Command
 from products import normal_image, write_product
 from tiny import UNET, write_model
 
-import synth.diffusion_run
-import synth.reference
+import synth.diffusion.run
+import synth.quality.reference
 from synth.images import MAX_PIXELS, read_image, read_mask, write_png
 
 TINY = ("--size", 32, 32, "--batch-size", 4, "--precision", "fp32")
@@ -27,11 +27,11 @@ def run(monkeypatch, capsys):
 @pytest.fixture(scope="module", autouse=True)
 def quick_check():
     """The check's verdict does not matter here: few samples, and no trained weights."""
-    untrained = replace(synth.reference.DEFAULT_BACKBONE, weights="random")
+    untrained = replace(synth.quality.reference.DEFAULT_BACKBONE, weights="random")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(synth.reference, "DEFAULT_BACKBONE", untrained)
-        patch.setattr(synth.diffusion_run, "NUM_CHECK_SAMPLES", 2)
-        patch.setattr(synth.diffusion_run, "NUM_SHEET_IMAGES", 1)
+        patch.setattr(synth.quality.reference, "DEFAULT_BACKBONE", untrained)
+        patch.setattr(synth.diffusion.run, "NUM_CHECK_SAMPLES", 2)
+        patch.setattr(synth.diffusion.run, "NUM_SHEET_IMAGES", 1)
         yield
 
 
@@ -173,7 +173,7 @@ def test_an_image_is_made_again_from_its_row(run, model, sia, tmp_path):
 def test_quality_is_recorded_and_a_range_that_is_out_of_reach_is_told(
     run, model, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("synth.candidates.MAX_ATTEMPTS", 3)
+    monkeypatch.setattr("synth.sia.candidates.MAX_ATTEMPTS", 3)
     words = ("--num", 2, "--num-steps", 2, "--min-quality", 0, "--out", tmp_path / "all")
     ended = run("synth", "generate", "--model", model, *words)
     assert ended.code == 0, ended

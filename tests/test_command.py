@@ -16,8 +16,8 @@ from synth.command import (
     require_size,
     run_command,
 )
+from synth.data.layouts import READERS
 from synth.errors import DataWarning, UserError
-from synth.layouts import READERS
 
 
 def test_every_layout_is_on_offer():

@@ -7,10 +7,10 @@ from products import SIZE, normal_image, write_sources
 
 from detect.data import BlendedDataset, batches
 from detect.sources import SiaSource, matched, noise_source, open_source
+from synth.data.foreground import EVERYTHING, ForegroundRule
 from synth.errors import UserError
-from synth.foreground import EVERYTHING, ForegroundRule
 from synth.progress import no_bars
-from synth.sia import open_sia
+from synth.sia.reader import open_sia
 
 NORMALS = np.stack([normal_image(n) for n in range(5)])
 CPU = torch.device("cpu")

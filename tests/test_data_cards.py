@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from huggingface_hub import metadata_load
 
-from synth import textures
-from synth.catalog import open_category
-from synth.foreground import RULES
-from synth.layouts import READERS
+from synth.data import textures
+from synth.data.catalog import open_category
+from synth.data.foreground import RULES
+from synth.data.layouts import READERS
 
 CARDS = Path(__file__).parent.parent / "data_cards"
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from synth.config import PRESETS, Style, UNetConfig
-from synth.ddpm import (
+from synth.diffusion.ddpm import (
     NoiseSchedule,
     add_noise,
     build_unet,

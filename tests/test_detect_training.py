@@ -12,8 +12,8 @@ from detect.data import BlendedDataset, batches
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.sources import noise_source
 from detect.training import NUM_NORM_BATCHES, settle_batch_norms, train_detector
+from synth.data.foreground import EVERYTHING
 from synth.errors import UserError
-from synth.foreground import EVERYTHING
 
 NORMALS = np.stack([normal_image(n) for n in range(4)])
 CPU = torch.device("cpu")

@@ -12,20 +12,20 @@ from products import write_product
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import write_model
 
-import synth.diffusion_run
-import synth.looks
-import synth.reference
-from synth.catalog import Category, categories, open_category
+import synth.diffusion.looks
+import synth.diffusion.run
+import synth.quality.reference
 from synth.config import RunConfig, TrainConfig, UNetConfig
-from synth.diffusion_run import train_model
+from synth.data.catalog import Category, categories, open_category
+from synth.diffusion.init_from import load_source
+from synth.diffusion.model import load_model
+from synth.diffusion.run import train_model
+from synth.diffusion.sampling import sample_images
 from synth.errors import UserError
 from synth.files import write_json
 from synth.images import read_image, write_png
-from synth.init_from import load_source
-from synth.model import load_model
 from synth.progress import no_bars
-from synth.reference import load_reference
-from synth.sampling import sample_images
+from synth.quality.reference import load_reference
 
 CPU = torch.device("cpu")
 UNET = UNetConfig(
@@ -41,10 +41,10 @@ CONFIG = TrainConfig(unet=UNET, num_steps=2, batch_size=4, precision="fp32")
 @pytest.fixture(autouse=True)
 def quick_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check's verdict does not matter here: few samples, and no trained weights."""
-    untrained = replace(synth.reference.DEFAULT_BACKBONE, weights="random")
-    monkeypatch.setattr(synth.reference, "DEFAULT_BACKBONE", untrained)
-    monkeypatch.setattr(synth.diffusion_run, "NUM_CHECK_SAMPLES", 2)
-    for module in (synth.diffusion_run, synth.looks):
+    untrained = replace(synth.quality.reference.DEFAULT_BACKBONE, weights="random")
+    monkeypatch.setattr(synth.quality.reference, "DEFAULT_BACKBONE", untrained)
+    monkeypatch.setattr(synth.diffusion.run, "NUM_CHECK_SAMPLES", 2)
+    for module in (synth.diffusion.run, synth.diffusion.looks):
         monkeypatch.setattr(module, "NUM_SHEET_IMAGES", 1)
 
 
@@ -228,7 +228,7 @@ def test_out_of_memory_names_options_that_there_are(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(synth.diffusion_run, "train_model", fails)
+    monkeypatch.setattr(synth.diffusion.run, "train_model", fails)
     words = ("synth", "train", "--root", root, "--category", "nut", "--out", tmp_path)
     line = run.refused(*words)
     help_text = run("synth", "train", "--help").out

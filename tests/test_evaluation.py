@@ -16,7 +16,7 @@ from detect.results import make_report, write_results
 from detect.scoring import ParkedMaps, Scored
 from detect.scratch import Scratch
 from detect.testset import open_test_set
-from synth.catalog import open_category
+from synth.data.catalog import open_category
 from synth.errors import UserError
 from synth.images import write_png
 from synth.progress import no_bars

@@ -8,8 +8,7 @@ import skimage.data
 from numpy.typing import NDArray
 from skimage.morphology import closing, opening
 
-from synth.errors import UserError
-from synth.foreground import (
+from synth.data.foreground import (
     EVERYTHING,
     RULES,
     ForegroundRule,
@@ -19,6 +18,7 @@ from synth.foreground import (
     opened,
     with_holes_filled,
 )
+from synth.errors import UserError
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

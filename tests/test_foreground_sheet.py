@@ -3,10 +3,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synth.catalog import Category, Record
-from synth.foreground import EVERYTHING, ForegroundRule
-from synth.foreground_sheet import CELL_PX, EDGE, OUTLINE, foreground_sheet, outline, rule_in_words
-from synth.normals import Normals
+from synth.data.catalog import Category, Record
+from synth.data.foreground import EVERYTHING, ForegroundRule
+from synth.data.normals import Normals
+from synth.quality.foreground_sheet import (
+    CELL_PX,
+    EDGE,
+    OUTLINE,
+    foreground_sheet,
+    outline,
+    rule_in_words,
+)
 
 
 def normals(images: np.ndarray, dataset: str = "folder", name: str = "disc") -> Normals:

@@ -11,22 +11,27 @@ import torch
 from numpy.typing import NDArray
 from tiny import UNET, write_model
 
-from synth.blend_sia import blend_sia
-from synth.candidates import MAX_ATTEMPTS, QualityRange
-from synth.catalog import Category, Record
 from synth.config import SdasConfig
+from synth.data.catalog import Category, Record
+from synth.data.foreground import ForegroundRule
+from synth.data.normals import Normals
+from synth.diffusion.model import DiffusionModel, load_model
+from synth.diffusion.sampling import sample_images
+from synth.diffusion.speed import (
+    CPU_BATCH_SIZE,
+    auto_batch_size,
+    choose_precision,
+    fitting_batch_size,
+)
+from synth.diffusion.strength import Strength
 from synth.errors import UserError
-from synth.foreground import ForegroundRule
-from synth.generate import draw_strength, generate_sia, remake_image
 from synth.images import write_png
-from synth.model import DiffusionModel, load_model
-from synth.normals import Normals
 from synth.pictures import Images
-from synth.sampling import sample_images
-from synth.sia import SiaFolder, open_sia
-from synth.sia_writer import file_digest
-from synth.speed import CPU_BATCH_SIZE, auto_batch_size, choose_precision, fitting_batch_size
-from synth.strength import Strength
+from synth.sia.blended import blend_sia
+from synth.sia.candidates import MAX_ATTEMPTS, QualityRange
+from synth.sia.generate import draw_strength, generate_sia, remake_image
+from synth.sia.reader import SiaFolder, open_sia
+from synth.sia.writer import file_digest
 
 CONFIG = SdasConfig(num_steps=2)
 EVERYWHERE = ForegroundRule(method="everything")

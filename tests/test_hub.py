@@ -16,10 +16,10 @@ from commands import Command
 from hub_server import READ_TOKEN, TOKEN, Fault, Repo, running_hub, sha256
 from publishing import Publisher, image_of, make_parcel, write_folder
 
-import synth.parquet
+import synth.publishing.parquet
 from synth.errors import UserError
-from synth.hub import connect, require_repo_name
-from synth.hub_retry import retry_after_s
+from synth.publishing.hub import connect, require_repo_name
+from synth.publishing.hub_retry import retry_after_s
 
 CARD = "README.md"
 pytestmark = pytest.mark.filterwarnings(
@@ -50,7 +50,7 @@ def client(monkeypatch, tmp_path):
 @pytest.fixture
 def small_shards(monkeypatch):
     """About two images to a shard."""
-    monkeypatch.setattr(synth.parquet, "SHARD_BYTES", 2000)
+    monkeypatch.setattr(synth.publishing.parquet, "SHARD_BYTES", 2000)
 
 
 @pytest.fixture
@@ -373,7 +373,7 @@ for name in get_dataset_config_names("me/data"):
         print(json.dumps([name, row, {k: [v.shape, v.tobytes().hex()] for k, v in arrays.items()}]))
 
 from pathlib import Path
-from synth.hub_data import write_hub_dataset
+from synth.data.hub_data import write_hub_dataset
 from synth.progress import no_bars
 
 print(write_hub_dataset(Path("me/plain"), "plain", no_bars))

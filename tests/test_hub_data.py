@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from synth.catalog import categories, open_category
+from synth.data.catalog import categories, open_category
 from synth.errors import UserError
 from synth.images import read_image, read_mask
 
@@ -208,7 +208,7 @@ import os
 server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-from synth.catalog import open_category
+from synth.data.catalog import open_category
 from synth.errors import UserError
 
 def refusal(name):

@@ -14,11 +14,11 @@ from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file, save_file
 from tiny import UNET, write_model
 
-import synth.hub_download
+import synth.diffusion.hub_download
 from synth.config import PRESETS, UNetConfig
-from synth.ddpm import STYLES, build_unet, unet_arguments
+from synth.diffusion.ddpm import STYLES, build_unet, unet_arguments
+from synth.diffusion.init_from import Source, fit_source, load_source, shape_of
 from synth.errors import UserError
-from synth.init_from import Source, fit_source, load_source, shape_of
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # config.json of the public google/ddpm-cat-256 (celebahq-256 has the same)
@@ -161,9 +161,7 @@ def test_what_does_not_fit_is_named_with_its_shape() -> None:
 
 
 def test_a_name_that_is_nothing(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"--init-from: no file or folder .*give a"
-    ):
+    with pytest.raises(UserError, match=r"--init-from: no file or folder .*give a"):
         load_source(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="no diffusers network"):
         load_source(str(tmp_path))
@@ -249,7 +247,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         cache_dir=tmp_path / "cache",
         token=False,
     )
-    monkeypatch.setattr(synth.hub_download, "hf_hub_download", fetch)
+    monkeypatch.setattr(synth.diffusion.hub_download, "hf_hub_download", fetch)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     yield root
     server.shutdown()
@@ -268,8 +266,8 @@ def test_a_model_comes_from_the_hub_and_then_from_the_cache(
     assert flat.digest == pipeline.digest
     expected = network.state_dict()
     assert all(torch.equal(flat.weights[name], expected[name]) for name in expected)
-    refused = partial(synth.hub_download.hf_hub_download, endpoint="http://127.0.0.1:9")
-    monkeypatch.setattr(synth.hub_download, "hf_hub_download", refused)
+    refused = partial(synth.diffusion.hub_download.hf_hub_download, endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr(synth.diffusion.hub_download, "hf_hub_download", refused)
     assert load_source("org/flat").digest == flat.digest
 
 
@@ -286,7 +284,7 @@ def test_what_goes_wrong_at_the_hub_is_one_line_with_a_way_out(
         with pytest.raises(UserError, match=message) as refused:
             load_source(name)
         assert "\n" not in str(refused.value)
-    refused = partial(synth.hub_download.hf_hub_download, endpoint="http://127.0.0.1:9")
-    monkeypatch.setattr(synth.hub_download, "hf_hub_download", refused)
+    refused = partial(synth.diffusion.hub_download.hf_hub_download, endpoint="http://127.0.0.1:9")
+    monkeypatch.setattr(synth.diffusion.hub_download, "hf_hub_download", refused)
     with pytest.raises(UserError, match="the Hub cannot be reached; download the model"):
         load_source("org/other")

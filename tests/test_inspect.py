@@ -11,13 +11,13 @@ from commands import Command
 from products import SIZE, normal_image, write_product, write_sources
 from tiny import UNET, write_model
 
-import synth.reference
-from synth.catalog import open_category
+import synth.quality.reference
+from synth.data.catalog import open_category
+from synth.data.normals import load_normals
 from synth.images import read_image, write_png
-from synth.normals import load_normals
 from synth.progress import no_bars
-from synth.reference import load_reference, make_reference, quality_scores
-from synth.sia import Item, SiaHeader, open_sia, write_sia
+from synth.quality.reference import load_reference, make_reference, quality_scores
+from synth.sia.reader import Item, SiaHeader, open_sia, write_sia
 
 PICTURES = ("sheet.png", "near_copies.png", "distance.png")
 UNET_32 = replace(UNET, image_size=SIZE)
@@ -26,11 +26,11 @@ UNET_32 = replace(UNET, image_size=SIZE)
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Figures are compared with their definition, for which random weights do."""
-    untrained = replace(synth.reference.DEFAULT_BACKBONE, weights="random")
-    monkeypatch.setattr(synth.reference, "DEFAULT_BACKBONE", untrained)
+    untrained = replace(synth.quality.reference.DEFAULT_BACKBONE, weights="random")
+    monkeypatch.setattr(synth.quality.reference, "DEFAULT_BACKBONE", untrained)
     monkeypatch.setattr("synth.features.DEFAULT_BACKBONE", untrained)
-    monkeypatch.setattr("synth.inspect_data.DEFAULT_BACKBONE", untrained)
-    monkeypatch.setattr("synth.sheets.NUM_STEPS", 2)
+    monkeypatch.setattr("synth.quality.inspect_data.DEFAULT_BACKBONE", untrained)
+    monkeypatch.setattr("synth.quality.sheets.NUM_STEPS", 2)
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 
 from synth.features import DEFAULT_BACKBONE, build_backbone
 from synth.images import read_image
-from synth.inspect_groups import Examined, closest, mean_pairwise, measure, measure_by_strength
-from synth.inspect_page import Picture, with_error, write_page
-from synth.inspect_plot import write_distance_plot
-from synth.kid import Measured, kid
-from synth.reference import Reference
+from synth.quality.groups import Examined, closest, mean_pairwise, measure, measure_by_strength
+from synth.quality.kid import Measured, kid
+from synth.quality.page import Picture, with_error, write_page
+from synth.quality.plot import write_distance_plot
+from synth.quality.reference import Reference
 
 TRAINING = np.array([[0, 0], [0, 2], [2, 0], [2, 2], [4, 4]], np.float32)
 HELD = np.full(20, 0.5, np.float32)

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from synth.kid import MAX_IMAGES, halves, kid, thinned
+from synth.quality.kid import MAX_IMAGES, halves, kid, thinned
 
 
 def draw(seed: int, num: int, shift: float = 0.0, dimensions: int = 6) -> np.ndarray:

@@ -12,10 +12,10 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from safetensors.torch import load_file, save_file
 from tiny import UNET, write_model
 
+from synth.diffusion.model import CONFIG_FILE, WEIGHTS_FILE, DiffusionModel, load_model
+from synth.diffusion.sampling import sample_images
 from synth.errors import UserError
 from synth.files import write_json
-from synth.model import CONFIG_FILE, WEIGHTS_FILE, DiffusionModel, load_model
-from synth.sampling import sample_images
 
 CPU = torch.device("cpu")
 

@@ -9,21 +9,28 @@ from commands import Command
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from tiny import UNET, write_model
 
-from synth.catalog import open_category
 from synth.config import SdasConfig
+from synth.data.catalog import open_category
+from synth.data.foreground import EVERYTHING, ForegroundRule
+from synth.data.normals import Normals, load_normals
+from synth.diffusion.model import DiffusionModel, load_model
+from synth.diffusion.pair import (
+    Pairing,
+    chain_position,
+    make_pairing,
+    make_start,
+    pair_images,
+    timestep,
+)
+from synth.diffusion.strength import Strength
 from synth.errors import UserError
-from synth.foreground import EVERYTHING, ForegroundRule
-from synth.generate import generate_sia, remake_image
 from synth.images import read_image, write_png
-from synth.model import DiffusionModel, load_model
-from synth.normals import Normals, load_normals
-from synth.pair import Pairing, chain_position, make_pairing, make_start, pair_images, timestep
 from synth.pictures import Images
 from synth.progress import no_bars
 from synth.seeding import generator
-from synth.sia import open_sia
-from synth.strength import Strength
-from synth.validate import validate_sia
+from synth.sia.generate import generate_sia, remake_image
+from synth.sia.reader import open_sia
+from synth.sia.validate import validate_sia
 
 SIZE = (16, 24)
 CONFIG = SdasConfig(strength=Strength((0.5,)), num_steps=4)

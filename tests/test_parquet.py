@@ -12,10 +12,10 @@ from datasets import Features, Image, Value
 from PIL import Image as Picture
 from publishing import image_of, write_folder
 
-import synth.parquet
+import synth.publishing.parquet
 from synth.errors import UserError
-from synth.parquet import make_subset, totals, write_shard
-from synth.sia import open_sia
+from synth.publishing.parquet import make_subset, totals, write_shard
+from synth.sia.reader import open_sia
 
 
 def write_all(folder, staging, updates=None):
@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def small_shards(monkeypatch):
-    monkeypatch.setattr(synth.parquet, "SHARD_BYTES", 2000)
+    monkeypatch.setattr(synth.publishing.parquet, "SHARD_BYTES", 2000)
 
 
 def test_a_shard_has_the_original_files_and_the_rows(folder, tmp_path):
@@ -59,7 +59,7 @@ def test_a_shard_has_the_original_files_and_the_rows(folder, tmp_path):
     assert features["strength"] == Value("float64")
     assert features["seed"] == Value("int64")
     assert (shard.num_rows, shard.file_bytes) == (5, path.stat().st_size)
-    assert shard.sha256 == synth.parquet.file_digest(path)
+    assert shard.sha256 == synth.publishing.parquet.file_digest(path)
     pixels = np.asarray(Picture.open(io.BytesIO(table["image"][3].as_py()["bytes"])))
     assert np.array_equal(pixels, image_of("nut", 3))
 
@@ -125,12 +125,12 @@ def test_a_file_that_its_row_does_not_describe_is_refused(folder, tmp_path, name
 
 
 def test_row_groups_are_bounded_by_rows_and_by_bytes(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(synth.parquet, "GROUP_ROWS", 2)
+    monkeypatch.setattr(synth.publishing.parquet, "GROUP_ROWS", 2)
     (shard,) = write_all(folder, tmp_path / "a")
     groups = pq.ParquetFile(tmp_path / "a" / shard.path).metadata
     assert [groups.row_group(n).num_rows for n in range(3)] == [2, 2, 1]
-    monkeypatch.setattr(synth.parquet, "GROUP_ROWS", 100)
-    monkeypatch.setattr(synth.parquet, "GROUP_BYTES", 1)
+    monkeypatch.setattr(synth.publishing.parquet, "GROUP_ROWS", 100)
+    monkeypatch.setattr(synth.publishing.parquet, "GROUP_BYTES", 1)
     (shard,) = write_all(folder, tmp_path / "b")
     assert pq.ParquetFile(tmp_path / "b" / shard.path).metadata.num_row_groups == 5
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from synth.features import DEFAULT_BACKBONE
-from synth.quality import SampleCheck, check_samples, pixel_noise
-from synth.reference import make_reference
+from synth.quality.check import SampleCheck, check_samples, pixel_noise
+from synth.quality.reference import make_reference
 
 SIZE = 64
 
@@ -14,7 +14,7 @@ SIZE = 64
 def backbone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The verdicts hold in the features of the bundled network, and even in random ones."""
     config = replace(DEFAULT_BACKBONE, weights=request.param)
-    monkeypatch.setattr("synth.reference.DEFAULT_BACKBONE", config)
+    monkeypatch.setattr("synth.quality.reference.DEFAULT_BACKBONE", config)
 
 
 def product(rng: np.random.Generator) -> np.ndarray:

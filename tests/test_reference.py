@@ -11,7 +11,7 @@ from torch import nn
 from synth.errors import UserError
 from synth.features import DEFAULT_BACKBONE
 from synth.images import resize
-from synth.reference import (
+from synth.quality.reference import (
     Reference,
     embed,
     load_reference,

@@ -7,8 +7,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from synth.config import UNetConfig
-from synth.ddpm import NoiseSchedule, build_unet, noise_schedule
-from synth.sdas import Denoiser, Start, sample_sdas, sdas_step
+from synth.diffusion.ddpm import NoiseSchedule, build_unet, noise_schedule
+from synth.diffusion.sdas import Denoiser, Start, sample_sdas, sdas_step
 from synth.seeding import generator
 
 SHAPE = (3, 16, 16)

@@ -12,7 +12,7 @@ import pytest
 
 from synth.errors import UserError
 from synth.images import read_image, read_mask, write_png
-from synth.sia import Item, Kind, SiaHeader, open_sia, write_sia
+from synth.sia.reader import Item, Kind, SiaHeader, open_sia, write_sia
 
 
 def picture(index: int) -> np.ndarray:
@@ -190,7 +190,7 @@ def test_progress_counts_what_was_missing(tmp_path: Path) -> None:
 
 
 def test_few_images_are_in_memory_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("synth.sia_writer.MAX_WAITING_BYTES", 16 * (4096 + 240))
+    monkeypatch.setattr("synth.sia.writer.MAX_WAITING_BYTES", 16 * (4096 + 240))
     made, dropped, most = 0, list[int](), 0
 
     class Tracked(np.ndarray):
@@ -222,8 +222,8 @@ def test_a_full_disk_stops_early_and_is_told(
             made.append(item.number)
             yield item
 
-    monkeypatch.setattr("synth.sia_writer.write_png", full)
-    monkeypatch.setattr("synth.sia_writer.MAX_WAITING_BYTES", 8 * (4096 + 240))
+    monkeypatch.setattr("synth.sia.writer.write_png", full)
+    monkeypatch.setattr("synth.sia.writer.MAX_WAITING_BYTES", 8 * (4096 + 240))
     with pytest.raises(UserError, match=r"000000\.png: not written, the disk is full"):
         write_sia(tmp_path, header(), 100, counted)
     assert len(made) < 20
@@ -325,7 +325,7 @@ def test_the_maker_waits_only_for_a_writer_that_is_slower(
     quick = write_sia(tmp_path / "quick", header(), 40, slow_maker)
     assert quick.seconds > 0.4
     assert quick.waited_seconds < 0.1 * quick.seconds
-    monkeypatch.setattr("synth.sia_writer.write_png", slowly)
-    monkeypatch.setattr("synth.sia_writer.MAX_WAITING_BYTES", 4 * (4096 + 240))
+    monkeypatch.setattr("synth.sia.writer.write_png", slowly)
+    monkeypatch.setattr("synth.sia.writer.MAX_WAITING_BYTES", 4 * (4096 + 240))
     slow = write_sia(tmp_path / "slow", header(), 40, make_items)
     assert slow.waited_seconds > 0.5 * slow.seconds

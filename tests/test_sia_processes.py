@@ -14,16 +14,16 @@ import pytest
 
 from synth.errors import UserError
 from synth.files import claim_folder
-from synth.locks import take_lock
-from synth.sia_writer import Item, SiaHeader, write_sia
+from synth.sia.locks import take_lock
+from synth.sia.writer import Item, SiaHeader, write_sia
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
     import sys, time
     from pathlib import Path
     import numpy as np
-    import synth.sia_writer
-    from synth.sia_writer import Item, SiaHeader, write_sia
+    import synth.sia.writer
+    from synth.sia.writer import Item, SiaHeader, write_sia
 
     def make_items(indices):
         for index in indices:
@@ -31,7 +31,7 @@ PROGRAM = """
             rng = np.random.default_rng(index)
             yield Item(index, rng.integers(0, 256, (8, 10, 3), dtype=np.uint8), None, {})
 
-    synth.sia_writer.SAVE_SECONDS = 0.05
+    synth.sia.writer.SAVE_SECONDS = 0.05
     header = SiaHeader("source", "data", "nut", {})
     print(write_sia(Path(sys.argv[1]), header, int(sys.argv[2]), make_items).num_images)
 """

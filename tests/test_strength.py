@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from synth.config import SdasConfig
+from synth.diffusion.strength import PAPER, Strength
 from synth.errors import UserError
-from synth.strength import PAPER, Strength
 
 
 @pytest.mark.parametrize(

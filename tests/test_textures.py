@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import skimage.data
 
-from synth import textures
+from synth.data import textures
+from synth.data.textures import MARKER, PAINTERS, PHOTOGRAPHS, defect_crop, write_textures
 from synth.errors import UserError
 from synth.images import read_image, read_mask
-from synth.textures import MARKER, PAINTERS, PHOTOGRAPHS, defect_crop, write_textures
 
 CASES = [(category, name) for category in PHOTOGRAPHS for name in PAINTERS]
 

@@ -19,9 +19,9 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DModel
 
 from synth.config import RunConfig, TrainConfig, UNetConfig
+from synth.diffusion.training import draw_batch, train_ddpm
 from synth.errors import UserError
 from synth.resume import STATE_FILE, TRACE_FILE
-from synth.training import draw_batch, train_ddpm
 
 TINY = UNetConfig(
     image_size=(16, 16),
@@ -41,7 +41,7 @@ PROGRAM = """
     import torch
     from accelerate import Accelerator
     from synth.config import RunConfig, TrainConfig
-    from synth.training import train_ddpm
+    from synth.diffusion.training import train_ddpm
 
     torch.set_num_threads(1)
     out, seconds = Path(sys.argv[1]), float(sys.argv[2])

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from synth.errors import UserError
-from synth.sia import Item, SiaHeader, write_sia
-from synth.validate import sia_folders, validate_sia
+from synth.sia.reader import Item, SiaHeader, write_sia
+from synth.sia.validate import sia_folders, validate_sia
 from tests.commands import Command
 from tests.products import write_product
 from tests.tiny import write_model

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from synth.config import TrainConfig, UNetConfig
-from synth.ddpm import build_unet
+from synth.diffusion.ddpm import build_unet
+from synth.diffusion.model import CONFIG_FILE, save_model
 from synth.files import write_json
-from synth.model import CONFIG_FILE, save_model
 
 UNET = UNetConfig(
     image_size=(16, 24),

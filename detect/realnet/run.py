@@ -19,14 +19,14 @@ from detect.realnet.model import RealNet
 from detect.scoring import detector_scorer, score_files
 from detect.sources import NamedSource, matched
 from detect.training import train_detector
-from synth.catalog import Category
 from synth.config import Precision
+from synth.data.catalog import Category
+from synth.data.foreground import ForegroundRule
+from synth.data.normals import Normals, load_normals
 from synth.device import make_accelerator
 from synth.errors import UserError
 from synth.features import Backbone, build_backbone
 from synth.files import claim_folder, read_json, write_json
-from synth.foreground import ForegroundRule
-from synth.normals import Normals, load_normals
 from synth.pictures import all_grey
 from synth.progress import Bars
 from synth.resume import STATE_FILE

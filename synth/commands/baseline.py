@@ -44,8 +44,8 @@ def baseline(
     require_size(size)
     category = data.open()
     require_output(out)
-    from synth.baselines import write_baseline
-    from synth.normals import load_normals
+    from synth.data.baselines import write_baseline
+    from synth.data.normals import load_normals
 
     normals = load_normals(category, size, progress_bar)
     with progress_bar("drawing", "image") as update:

@@ -13,7 +13,7 @@ from synth.command import (
     warn,
 )
 from synth.config import Foreground
-from synth.shards import Shard, parse_shard
+from synth.sia.shares import Shard, parse_shard
 
 
 def blend(
@@ -48,9 +48,9 @@ def blend(
     share, num_shares = parse_shard(shard)
     category = data.open()
     require_output(out)
-    from synth.blend_sia import blend_sia
-    from synth.normals import load_normals
-    from synth.sia import open_sia
+    from synth.data.normals import load_normals
+    from synth.sia.blended import blend_sia
+    from synth.sia.reader import open_sia
 
     sources = open_sia(sia, kind="source")
     if sources.product not in (None, category.name):

@@ -28,13 +28,13 @@ def export(folder: Folder, /, data: DataOptions, *, layout: LAYOUT_NAMES, out: F
             "--dataset, --root, --category: the layout dtd has no normal images; leave them out"
         )
     category = None if layout == "dtd" else data.open()
-    from synth.export import export_sia, image_size, open_for_export, other_normals
+    from synth.sia.export import export_sia, image_size, open_for_export, other_normals
 
     sia = open_for_export(folder, layout)
     require_output(out)
     normals = None
     if category is not None:
-        from synth.normals import load_normals
+        from synth.data.normals import load_normals
 
         normals = load_normals(category, image_size(sia), progress_bar)
         remark = other_normals(sia, normals)

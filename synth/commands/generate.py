@@ -17,13 +17,13 @@ from synth.command import (
     warn,
 )
 from synth.config import Foreground, Precision, SdasConfig
+from synth.diffusion.strength import PAPER, Strength
 from synth.errors import UserError
-from synth.shards import Shard, parse_shard
-from synth.strength import PAPER, Strength
+from synth.sia.shares import Shard, parse_shard
 
 if TYPE_CHECKING:
-    from synth.model import DiffusionModel
-    from synth.pair import Pairing
+    from synth.diffusion.model import DiffusionModel
+    from synth.diffusion.pair import Pairing
 
 OF_MODEL = tyro.conf.arg(metavar="STR", help_behavior_hint="(default: all of the model)")
 OPTIONAL = "(optional)"
@@ -126,11 +126,11 @@ def generate(
         again(model, *row, out, pairs)
         return
     from synth.device import make_accelerator
-    from synth.generate import generate_sia
-    from synth.model import load_model
-    from synth.pair import chain_position
-    from synth.quality_range import open_quality_range
-    from synth.speed import auto_batch_size, choose_precision, compiled
+    from synth.diffusion.model import load_model
+    from synth.diffusion.pair import chain_position
+    from synth.diffusion.speed import auto_batch_size, choose_precision, compiled
+    from synth.sia.generate import generate_sia
+    from synth.sia.quality_range import open_quality_range
 
     if pairs.pair is not None:
         chain_position(pairs.pair, num_steps)
@@ -169,11 +169,11 @@ def generate(
 
 def again(model: Path, folder: Path, index: int, out: Path, pairs: PairOptions) -> None:
     """Make one image again and say how it compares."""
+    from synth.data.foreground import ForegroundRule
     from synth.device import default_device
-    from synth.foreground import ForegroundRule
-    from synth.generate import remake_image
-    from synth.model import load_model
-    from synth.sia import open_sia
+    from synth.diffusion.model import load_model
+    from synth.sia.generate import remake_image
+    from synth.sia.reader import open_sia
 
     diffusion, sia = load_model(model, default_device()), open_sia(folder)
     pairing = None
@@ -191,9 +191,9 @@ def open_pairing(
     pairs: PairOptions, depth: float, model: "DiffusionModel", category: str, config: SdasConfig
 ) -> "Pairing":
     """Load the normal images of a category."""
-    from synth.catalog import open_category
-    from synth.normals import load_normals
-    from synth.pair import make_pairing
+    from synth.data.catalog import open_category
+    from synth.data.normals import load_normals
+    from synth.diffusion.pair import make_pairing
 
     dataset = pairs.dataset or model.config["dataset"]
     listed = open_category(dataset, pairs.root, category, progress_bar)

@@ -25,7 +25,7 @@ def import_textures(
 
     """
     require_size(size)
-    from synth import baselines
+    from synth.data import baselines
     from synth.images import require_images
 
     paths = baselines.texture_files(folder)

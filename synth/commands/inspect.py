@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from synth.catalog import Category
 from synth.command import (
     DataOptions,
     Folder,
@@ -17,12 +16,13 @@ from synth.command import (
     say,
     warn,
 )
+from synth.data.catalog import Category
 from synth.errors import UserError
 
 if TYPE_CHECKING:
+    from synth.diffusion.model import DiffusionModel
     from synth.features import BackboneConfig
-    from synth.model import DiffusionModel
-    from synth.sia import SiaFolder
+    from synth.sia.reader import SiaFolder
 
 BackboneName = Annotated[
     str | None,
@@ -74,8 +74,8 @@ def inspect(
         raise UserError("nothing to look at; give --model, --folder or --foreground, or several")
     category = data.open()
     require_output(out)
-    from synth.inspect_data import Sampling
-    from synth.inspect_run import look_at_foreground, look_at_images, write_parts
+    from synth.quality.inspect_data import Sampling
+    from synth.quality.run import look_at_foreground, look_at_images, write_parts
 
     parts = []
     if model is not None or folder is not None:
@@ -103,7 +103,7 @@ def open_model(path: Path | None) -> "tuple[Path, DiffusionModel] | None":
     if path is None:
         return None
     from synth.device import default_device
-    from synth.model import load_model
+    from synth.diffusion.model import load_model
 
     return path, load_model(path, default_device())
 
@@ -112,7 +112,7 @@ def open_folder(path: Path | None, category: Category) -> "SiaFolder | None":
     """The SIA folder where one is given. Raises UserError as `open_sia`."""
     if path is None:
         return None
-    from synth.sia import open_sia
+    from synth.sia.reader import open_sia
 
     found = open_sia(path)
     if found.category != category.name:

@@ -11,8 +11,8 @@ import tyro
 from synth.command import OptionalFolder, progress_bar, say, warn
 
 if TYPE_CHECKING:
-    from synth.licence import Licence
-    from synth.publication import Parcel
+    from synth.publishing.licence import Licence
+    from synth.publishing.publication import Parcel
 
 Folders = Annotated[
     tuple[Path, ...],
@@ -58,11 +58,11 @@ def publish(
 
     """
     quiet_client()
-    from synth.card_figures import figures_section
-    from synth.hub import Repository, connect, require_repo_name
-    from synth.hub import publish as send
-    from synth.hub_retry import Backoff
-    from synth.publication import (
+    from synth.publishing.card_figures import figures_section
+    from synth.publishing.hub import Repository, connect, require_repo_name
+    from synth.publishing.hub import publish as send
+    from synth.publishing.hub_retry import Backoff
+    from synth.publishing.publication import (
         choose_for,
         find_folders,
         make_subsets,

@@ -26,8 +26,8 @@ def train(data: DataOptions, training: TrainOptions, *, out: Folder) -> None:
     config = None if training.init_from else training.config()
     chosen = training.open(data)
     require_output(out)
-    from synth.diffusion_run import sheet_path, train_model
-    from synth.init_from import load_source
+    from synth.diffusion.init_from import load_source
+    from synth.diffusion.run import sheet_path, train_model
 
     source = load_source(training.init_from) if training.init_from else None
     config = config or training.config(source and source.unet)

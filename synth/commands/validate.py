@@ -16,7 +16,7 @@ def validate(folder: Folder, /) -> None:
     """
     from tqdm import tqdm
 
-    from synth.validate import sia_folders, validate_sia
+    from synth.sia.validate import sia_folders, validate_sia
 
     def tell(line: str) -> None:
         with tqdm.external_write_mode():  # between the bars

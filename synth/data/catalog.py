@@ -1,0 +1,87 @@
+"""Datasets on disk, read into records: path, split, defect, mask.
+
+Listing opens no image; `synth.images.require_images` checks the files before long work.
+"""
+
+import hashlib
+from pathlib import Path
+
+from synth.data.layouts import READERS
+from synth.data.records import Category, Reader, Record
+from synth.errors import UserError
+from synth.progress import Bars, no_bars
+
+# Opening
+
+
+def categories(dataset: str, root: Path | None) -> list[str]:
+    """List the categories below `root` by name. Raises UserError as `open_category`."""
+    reader = _reader(dataset)
+    return reader.categories(reader.find_root(root))
+
+
+def open_category(
+    dataset: str, root: Path | None, category: str | None = None, bars: Bars = no_bars
+) -> Category:
+    """List the images of one category.
+
+    `dataset` is a key of READERS; `root` may be None for "textures" only; `category` may be None
+    where there is only one. For "folder" with a single product, `category` is a name of your choice
+    (default: the folder's). "textures" and "hub" are written to a cache folder first, which `bars`
+    tell of. Raises UserError for an unknown dataset, a missing root or category, no training
+    images, a missing mask ("folder" may have no masks at all for a defect), and images or folders
+    in places where the layout has no meaning for them.
+    """
+    reader = _reader(dataset)
+    root = reader.find_root(root)
+    names = reader.categories(root)
+    if category is None and len(names) > 1:
+        raise UserError(f"category: {root} holds several; choose one of {', '.join(names)}")
+    free_name = dataset == "folder" and len(names) == 1
+    if category is not None and category not in names and not free_name:
+        raise UserError(
+            f"category: no {category!r} in {root}; there are: {', '.join(names) or 'none'}"
+        )
+    if not names:
+        raise UserError(
+            f"{root}: no category of layout {dataset!r}; check --root, or use the layout 'folder'"
+        )
+    name = names[0] if category is None else category
+    root = reader.prepare(root, name, bars)
+    return Category(dataset, name, tuple(reader.records(root, name)))
+
+
+def held_out(
+    category: Category, fraction: float = 0.1, seed: int = 0
+) -> tuple[list[Record], list[Record]]:
+    """Split the training normals into (fit, held-out), each in the category's order.
+
+    Where the layout has a split of its own ("textures"), that is it. Elsewhere membership follows a
+    hash of (seed, file name): moving the root changes nothing, and new files move few. Held out are
+    round(fraction * N), at least 2 where N >= 4 (1 where N is 2 or 3), and never all. Raises
+    UserError for a fraction outside (0, 1) and for fewer than 2 images.
+    """
+    train = category.train
+    if not 0 < fraction < 1:
+        raise UserError(f"fraction: got {fraction}; choose a number between 0 and 1, such as 0.1")
+    if len(train) < 2:
+        raise UserError(
+            f"{category.name}: got {len(train)} training image; 2 or more are needed, to hold one "
+            "out: add normal images"
+        )
+    own = [record for record in train if record.split == "held_out"]
+    if own:
+        return [record for record in train if record.split == "train"], own
+    count = min(max(round(fraction * len(train)), 2 if len(train) >= 4 else 1), len(train) - 1)
+    held = set(sorted(train, key=lambda record: _rank(seed, record.path.name))[:count])
+    return [r for r in train if r not in held], [r for r in train if r in held]
+
+
+def _rank(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+
+
+def _reader(dataset: str) -> Reader:
+    if dataset not in READERS:
+        raise UserError(f"dataset: no layout {dataset!r}; allowed: {', '.join(READERS)}")
+    return READERS[dataset]

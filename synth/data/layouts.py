@@ -1,0 +1,153 @@
+"""The layouts `--dataset` can name.
+
+A new layout is one function for its categories, one for its records, and a row in READERS.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+from synth.data import textures
+from synth.data.archives import BTAD, DAGM, MTD
+from synth.data.hub_data import hub_categories, write_hub_dataset
+from synth.data.records import (
+    GOOD,
+    Reader,
+    Record,
+    list_test,
+    normals_in,
+    refuse_others,
+    require_mask,
+    require_some,
+    subfolders,
+)
+from synth.data.visa import VISA
+from synth.errors import UserError
+from synth.images import SUFFIXES, list_images
+from synth.progress import Bars
+
+# Layout "folder": any folder of normal images
+
+
+def _folder_categories(root: Path) -> list[str]:
+    if _has_split(root):
+        return [root.resolve().name]
+    products = [folder.name for folder in subfolders(root) if _has_split(folder)]
+    return products or [root.resolve().name]
+
+
+def _folder_records(root: Path, name: str) -> list[Record]:
+    several = not _has_split(root) and _has_split(root / name)
+    folder = root / name if several else root
+    train = _folder_train(folder)
+    return train + list_test(folder, _optional_mask)
+
+
+def _has_split(folder: Path) -> bool:
+    return (folder / "train").is_dir() or (folder / GOOD).is_dir()
+
+
+def _folder_train(folder: Path) -> list[Record]:
+    """Take the first there is of train/good, train, good, and the folder itself."""
+    train = folder / "train"
+    if (train / GOOD).is_dir():
+        refuse_others(train, {GOOD}, f"training images must be normal, in {train / GOOD}")
+        return normals_in(train / GOOD, "train")
+    if train.is_dir():
+        return normals_in(train, "train")
+    if (folder / GOOD).is_dir():
+        rule = f"defects belong in {folder / 'test'}/<type>"
+        refuse_others(folder, {GOOD, "test", "ground_truth"}, rule)
+        return normals_in(folder / GOOD, "train")
+    return _loose_normals(folder)
+
+
+def _loose_normals(folder: Path) -> list[Record]:
+    apart = {folder / "test", folder / "ground_truth"}
+    paths = [path for path in list_images(folder, recursive=True) if not apart & {*path.parents}]
+    for path in paths:
+        kind = {"train", "test", "ground_truth"} & {*path.relative_to(folder).parts[:-1]}
+        if kind:
+            raise UserError(
+                f"{path}: in a {kind.pop()!r} folder deep inside {folder}; give the folder above it"
+            )
+    return require_some([Record(path, "train", GOOD, None) for path in paths], folder)
+
+
+def _optional_mask(image: Path, place: Path) -> Path | None:
+    """`<stem>` or `<stem>_mask` with any image suffix; None where its folder has no mask at all."""
+    if not place.parent.is_dir():
+        return None
+    stems = (image.stem, f"{image.stem}_mask")
+    for name in (stem + suffix for stem in stems for suffix in SUFFIXES):
+        if place.with_name(name).is_file():
+            return place.with_name(name)
+    return require_mask(image, place.with_name(f"{image.stem}.png"))
+
+
+# Layout "mvtec": <category>/train/good, test/<type>, ground_truth/<type>/<stem>_mask.png
+
+
+def _mvtec_categories(root: Path) -> list[str]:
+    if (root / "train" / GOOD).is_dir():
+        return [root.resolve().name]
+    return [folder.name for folder in subfolders(root) if (folder / "train" / GOOD).is_dir()]
+
+
+def _mvtec_records(root: Path, name: str) -> list[Record]:
+    folder = root if (root / "train" / GOOD).is_dir() else root / name
+    train = folder / "train"
+    refuse_others(train, {GOOD}, f"training images must be normal, in {train / GOOD}")
+    return normals_in(train / GOOD, "train") + list_test(folder, _mvtec_mask)
+
+
+def _mvtec_mask(image: Path, place: Path) -> Path | None:
+    return require_mask(image, place.with_name(f"{image.stem}_mask.png"))
+
+
+# Layout "textures": written on this machine when first opened
+
+
+def _textures_root(root: Path | None) -> Path:
+    return textures.default_root() if root is None else root
+
+
+def _textures_categories(root: Path) -> list[str]:
+    return sorted(textures.PHOTOGRAPHS)
+
+
+def _textures_records(root: Path, name: str) -> list[Record]:
+    """Its last training images are held out: they come from a region of their own."""
+    records = _mvtec_records(root, name)
+    return [
+        replace(record, split="held_out")
+        if record.split == "train" and int(record.path.stem) >= textures.NUM_FIT
+        else record
+        for record in records
+    ]
+
+
+def _write_textures(root: Path, name: str, bars: Bars) -> Path:
+    textures.write_textures(root, name)
+    return root
+
+
+# Layout "hub": a dataset of the Hugging Face Hub, written to a cache folder when first opened
+
+
+def _hub_root(root: Path | None) -> Path:
+    if root is None:
+        raise UserError("root: the layout 'hub' needs a dataset; give --root ORG/NAME, or a folder")
+    return root
+
+
+READERS: dict[str, Reader] = {
+    "folder": Reader(_folder_categories, _folder_records),
+    "mvtec": Reader(_mvtec_categories, _mvtec_records),
+    "visa": VISA,
+    "mpdd": Reader(_mvtec_categories, _mvtec_records),
+    "btad": BTAD,
+    "mtd": MTD,
+    "dagm": DAGM,
+    "textures": Reader(_textures_categories, _textures_records, _textures_root, _write_textures),
+    "hub": Reader(hub_categories, _folder_records, _hub_root, write_hub_dataset),
+}

@@ -1,0 +1,1 @@
+"""The diffusion model: network, training, and sampling with strength."""

@@ -1,0 +1,122 @@
+"""A trained diffusion model on disk: a diffusers pipeline folder beside our config.json."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from synth.config import Precision, UNetConfig
+from synth.diffusion.ddpm import build_scheduler, build_unet
+from synth.errors import UserError
+from synth.files import atomic_path, read_json
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"
+STAGING = ".model.partial"
+
+
+class DiffusionModel(NamedTuple):
+    """A network for one category, or for several. `digest` is that of its weights."""
+
+    unet: UNet2DModel
+    config: dict[str, Any]
+    digest: str
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what it draws."""
+        height, width = self.config["train"]["unet"]["image_size"]
+        return height, width
+
+    @property
+    def num_channels(self) -> int:
+        """1 for grey products, else 3."""
+        return self.config["train"]["unet"]["num_channels"]
+
+    @property
+    def categories(self) -> list[str]:
+        """What it draws; a conditional model's categories in the order of its labels."""
+        return self.config.get("categories") or [self.config["category"]]
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it has to be told the category that it shall draw."""
+        return self.config["train"]["unet"].get("num_categories") is not None
+
+    def label(self, category: str | None) -> int | None:
+        """The label that the network is given for `category`; None where it is not conditional.
+
+        Raises UserError for a category that it does not know, and where it needs one.
+        """
+        if category is None and self.conditional:
+            raise UserError(
+                f"category: this model knows several; choose one of {', '.join(self.categories)}"
+            )
+        if category is not None and category not in self.categories:
+            raise UserError(
+                f"category: the model knows no {category!r}; it knows {', '.join(self.categories)}"
+            )
+        return self.categories.index(category) if category and self.conditional else None
+
+    @property
+    def precision(self) -> Precision:
+        """The arithmetic it was trained in."""
+        return self.config["train"]["precision"]
+
+
+def save_model(folder: Path, unet: UNet2DModel) -> None:
+    """Write the network (averaged weights) and its scheduler as `DDPMPipeline` loads them.
+
+    The weights appear last and whole. Raises UserError when the disk is full.
+    """
+    staging = folder / STAGING
+    with atomic_path(folder / WEIGHTS_FILE) as weights:
+        shutil.rmtree(staging, ignore_errors=True)
+        try:
+            DDPMPipeline(unet=unet, scheduler=build_scheduler()).save_pretrained(staging)
+            os.replace(staging / WEIGHTS_FILE, weights)
+            shutil.copytree(staging, folder, dirs_exist_ok=True)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def load_model(folder: Path, device: torch.device) -> DiffusionModel:
+    """Load what `synth train` wrote, for sampling on `device`.
+
+    Raises UserError when `folder` is no such model, is unfinished or damaged.
+    """
+    config = read_json(folder / CONFIG_FILE)
+    try:
+        _ = config["dataset"], config["category"], config["train"]["precision"]
+        shape = UNetConfig.from_json(config["train"]["unet"])
+        if shape.num_categories not in (None, len(config.get("categories") or ())):
+            raise LookupError("categories")
+        unet = build_unet(shape)
+    except (LookupError, TypeError, AttributeError):
+        raise UserError(
+            f"{folder}: not a diffusion model; give the --out of `synth train`"
+        ) from None
+    weights = folder / WEIGHTS_FILE
+    if not weights.exists():
+        raise UserError(
+            f"{folder}: training is unfinished; run its `synth train` command again to complete it"
+        )
+    try:
+        unet.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
+        raise UserError(
+            f"{weights}: damaged ({str(error).splitlines()[0]}); "
+            "delete it and run its `synth train` command again"
+        ) from error
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    unet.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    unet.eval().requires_grad_(False)
+    return DiffusionModel(unet, config, digest)

@@ -1,0 +1,197 @@
+"""A training run of a diffusion model: claimed folder, training, and a check of its samples."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from synth.config import Precision, RunConfig, Tracker, TrainConfig
+from synth.data.catalog import Category
+from synth.data.normals import Normals, load_normals
+from synth.device import make_accelerator
+from synth.diffusion.init_from import Fit, Source, fit_source
+from synth.diffusion.looks import Looks
+from synth.diffusion.model import CONFIG_FILE, DiffusionModel, load_model, save_model
+from synth.diffusion.training import train_ddpm
+from synth.errors import UserError
+from synth.files import claim_folder, read_json, write_json
+from synth.images import write_png
+from synth.pictures import SheetRow, all_grey, contact_sheet
+from synth.progress import Bars
+from synth.quality.check import SampleCheck, check_samples
+from synth.quality.reference import make_reference, save_reference
+from synth.quality.sheets import STRENGTHS, draw_samples, strength_rows
+from synth.resume import STATE_FILE
+from synth.trace import require_no_fewer_steps
+
+NUM_CHECK_SAMPLES = 32
+NUM_SHEET_IMAGES = 8
+CHECK_FILE, SHEET_FILE = "check.json", "samples.png"
+PROJECT = "siaforge"
+"""What trackers call the run; TensorBoard's files lie in a folder of this name."""
+
+
+def train_model(
+    categories: Sequence[Category],
+    config: TrainConfig,
+    out: Path,
+    bars: Bars,
+    *,
+    run: RunConfig = RunConfig(),  # noqa: B008 (frozen)
+    source: Source | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Mapping[str, SampleCheck] | None:
+    """Train on the categories' normal images into the folder `out`, or go on where that stopped.
+
+    Several categories make one conditional network. `source` is what its weights start from, `tell`
+    is told what of it fits. Returns the check of each category's samples, None on all processes but
+    the first. Raises UserError for unreadable images and for a folder that was made with another
+    configuration.
+    """
+    require_tracker(run.tracker)
+    normals = [load_normals(category, config.unet.image_size, bars) for category in categories]
+    accelerator = make_accelerator(saved_precision(out, config.precision), run.tracker, out)
+    grey = all(all_grey(one.fit) for one in normals)
+    colour = not grey or (source is not None and source.unet.num_channels == 3)
+    if grey and colour:
+        tell("all images are grey, but the network keeps 3 channels, as what it starts from has 3")
+    config = replace(
+        config,
+        precision="bf16" if accelerator.mixed_precision == "bf16" else "fp32",
+        unet=replace(
+            config.unet,
+            num_channels=3 if colour else 1,
+            num_categories=len(normals) if len(normals) > 1 else None,
+        ),
+    )
+    fit = None if source is None else fit_source(source, config.unet)
+    if fit is not None:
+        tell(fit.summary)
+    about = description(normals, config, fit)
+    if accelerator.is_main_process:
+        fill_in_defaults(out)
+    accelerator.wait_for_everyone()
+    claim_folder(out, about, work=out / STATE_FILE)
+    require_no_fewer_steps(out, config.num_steps)
+    if run.tracker != "none":
+        accelerator.init_trackers(PROJECT)
+    with bars("training", "step", continues=True) as update:
+
+        def on_step(done: int, total: int, terms: Mapping[str, float]) -> None:
+            accelerator.log(dict(terms), step=done)
+            update(done, total, terms)
+
+        unet = train_ddpm(
+            accelerator,
+            config,
+            [one.fit for one in normals],
+            out,
+            on_step,
+            run=run,
+            initial=None if fit is None else fit.weights,
+            look=Looks(about, out, run.keep_checkpoints),
+        )
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    if not accelerator.is_main_process:
+        return None
+    save_model(out, unet)
+    return judge_model(load_model(out, accelerator.device), normals, out, bars)
+
+
+# What is decided before
+
+
+def saved_precision(out: Path, asked: Precision) -> Precision:
+    """What to compute in: a run that goes on keeps its own arithmetic where "auto" is asked for."""
+    if asked != "auto" or not (out / CONFIG_FILE).exists():
+        return asked
+    return read_json(out / CONFIG_FILE).get("train", {}).get("precision", "auto")
+
+
+def require_tracker(tracker: Tracker) -> None:
+    """Raise UserError where the tracker's package is not installed."""
+    if tracker != "none" and find_spec(tracker) is None:
+        raise UserError(
+            f"--tracker: {tracker} is not installed; install it beside siaforge, or give "
+            "--tracker none (trace.jsonl has the losses in any case)"
+        )
+
+
+def fill_in_defaults(out: Path) -> None:
+    """Bring a folder's configuration of an earlier version up to date: new options have defaults.
+
+    What cannot be read as one stays, for `claim_folder` to show what differs.
+    """
+    if not (out / CONFIG_FILE).exists():
+        return
+    config = read_json(out / CONFIG_FILE)
+    try:
+        train = TrainConfig.from_json(config["train"])
+    except (LookupError, TypeError):
+        return
+    if (
+        set(config["train"]["unet"]) != set(train.to_json()["unet"])
+        or "rotate" not in config["train"]
+    ):
+        write_json(out / CONFIG_FILE, {**config, "train": weight_options(train)})
+
+
+def weight_options(config: TrainConfig) -> dict[str, Any]:
+    """What the weights depend on, but for the number of steps, which may be raised."""
+    return {key: value for key, value in config.to_json().items() if key != "num_steps"}
+
+
+def description(
+    normals: Sequence[Normals], config: TrainConfig, fit: Fit | None = None
+) -> dict[str, Any]:
+    """The model's config.json: what its weights depend on."""
+    names = [one.category.name for one in normals]
+    data = {one.category.name: one.to_json() for one in normals}
+    if len(names) > 1:
+        about: dict[str, Any] = {"category": None, "categories": names, "data": data}
+    else:
+        about = {"category": names[0], "data": data[names[0]]}
+    about = {"dataset": normals[0].category.dataset, **about, "train": weight_options(config)}
+    return about if fit is None else {**about, "init": fit.to_json()}
+
+
+# Checking
+
+
+def judge_model(
+    model: DiffusionModel, normals: Sequence[Normals], out: Path, bars: Bars
+) -> dict[str, SampleCheck]:
+    """Check every category's samples; check.json has the one check, or one for each category."""
+    checks = {one.category.name: judge_samples(model, one, out, bars) for one in normals}
+    plain = {name: check.to_json() for name, check in checks.items()}
+    write_json(
+        out / CHECK_FILE,
+        {"categories": plain} if model.conditional else plain[normals[0].category.name],
+    )
+    return checks
+
+
+def judge_samples(model: DiffusionModel, normals: Normals, out: Path, bars: Bars) -> SampleCheck:
+    """Draw samples at s = 0 and judge them by the held-out normals; write their sheet.
+
+    The reference that they are judged by stays in the folder, for the scores of later images.
+    """
+    category = normals.category.name if model.conditional else None
+    reference = make_reference(normals.fit, normals.held)
+    save_reference(out, reference, category)
+    samples = draw_samples(model, 0.0, NUM_CHECK_SAMPLES, 0, bars, category)
+    rows = [
+        SheetRow("normal images, held out", list(normals.held[:NUM_SHEET_IMAGES])),
+        SheetRow("samples, strength 0", list(samples[:NUM_SHEET_IMAGES])),
+        *strength_rows(model, NUM_SHEET_IMAGES, 0, bars, STRENGTHS[1:], category),
+    ]
+    write_png(sheet_path(out, category), contact_sheet(rows))
+    return check_samples(reference, samples, normals.held)
+
+
+def sheet_path(out: Path, category: str | None) -> Path:
+    """Where the sheet of samples lies; a conditional model has one for each category."""
+    path = out / SHEET_FILE
+    return path if category is None else path.with_stem(f"{path.stem}-{category}")

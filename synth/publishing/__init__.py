@@ -1,0 +1,1 @@
+"""SIA folders as datasets of the Hugging Face Hub."""

@@ -1,0 +1,101 @@
+"""The images that `synth inspect` looks at, and the normal images that they are compared with."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synth.data.catalog import Category
+from synth.data.normals import Normals, load_normals
+from synth.diffusion.model import DiffusionModel
+from synth.features import DEFAULT_BACKBONE, BackboneConfig
+from synth.images import read_image
+from synth.progress import Bars
+from synth.quality.groups import Examined, examine
+from synth.quality.reference import Reference, make_reference, save_reference
+from synth.quality.sheets import draw_files
+from synth.sia.reader import SiaFolder
+
+SAMPLES_FOLDER = "samples"
+
+
+class Sampling(NamedTuple):
+    """Which samples of a model are looked at: images 0..num-1 of `seed` at each strength."""
+
+    strengths: Sequence[float]
+    num: int
+    seed: int
+
+
+class Inspected(NamedTuple):
+    """What is compared and with what; `folder` is the one that `images` are of, both or neither."""
+
+    normals: Normals
+    reference: Reference
+    samples: Sequence[Examined] = ()
+    folder: SiaFolder | None = None
+    images: Examined | None = None
+    backbone: BackboneConfig = DEFAULT_BACKBONE
+
+    @property
+    def parts(self) -> list[Examined]:
+        """All that was looked at."""
+        return [*self.samples, *([] if self.images is None else [self.images])]
+
+
+def open_normals(
+    category: Category,
+    size: tuple[int, int],
+    bars: Bars,
+    backbone: BackboneConfig = DEFAULT_BACKBONE,
+) -> Inspected:
+    """Load a category's training images at `size` and measure them; nothing is compared yet."""
+    normals = load_normals(category, size, bars)
+    reference = make_reference(normals.fit, normals.held, backbone)
+    return Inspected(normals, reference, backbone=backbone)
+
+
+def add_samples(
+    data: Inspected, model: DiffusionModel, sampling: Sampling, out: Path, bars: Bars
+) -> Inspected:
+    """Draw samples into `out`/samples, where they stay, and look at them.
+
+    Raises UserError for a category that a conditional model does not know.
+    """
+    category = data.normals.category.name if model.conditional else None
+    model.label(category)
+    key = "-".join([model.digest, f"seed{sampling.seed}", *([category] if category else [])])
+    samples = []
+    for s in sorted(set(sampling.strengths)):
+        folder = out / SAMPLES_FOLDER / key / f"s{s:g}"
+        paths = draw_files(model, s, sampling.num, sampling.seed, folder, bars, category)
+
+        def read(number: int, paths: Sequence[Path] = paths) -> NDArray[np.uint8]:
+            return read_image(paths[number])
+
+        strengths = np.full(len(paths), s)
+        samples.append(examine(data.reference, f"samples at s = {s:g}", read, strengths, bars))
+    return data._replace(samples=samples)
+
+
+def add_folder(data: Inspected, folder: SiaFolder, bars: Bars) -> Inspected:
+    """Look at every image of an SIA folder."""
+    strengths = np.array([row.get("strength") for row in folder.rows], np.float64)
+    images = examine(data.reference, "folder", folder.read_image, strengths, bars)
+    return data._replace(folder=folder, images=images)
+
+
+def keep_reference(
+    data: Inspected, model: DiffusionModel, path: Path, warn: Callable[[str], None]
+) -> None:
+    """Save the reference beside a model that was trained on these images; else `warn`."""
+    name = data.normals.category.name
+    trained_on = model.config.get("data", {})
+    if model.conditional:
+        trained_on = trained_on.get(name)
+    if data.normals.to_json() != trained_on:
+        warn(f"{path} was trained on other images than these, which it is compared with here")
+    elif data.backbone == DEFAULT_BACKBONE:
+        save_reference(path, data.reference, name if model.conditional else None)

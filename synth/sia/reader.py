@@ -1,0 +1,108 @@
+"""The SIA folder: anomaly images ("source"), or images with masks ("blended").
+
+Here is the reader; `synth.sia.writer` writes. data_cards/SIA_FORMAT.md is normative.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synth.errors import UserError
+from synth.files import read_json
+from synth.images import read_image, read_mask
+from synth.sia.format import (
+    FORMAT,
+    HEADER_FILE,
+    MASK_FIELDS,
+    METADATA_FILE,
+    ROW_FIELDS,
+    Kind,
+    Row,
+    SiaHeader,
+    check_row,
+)
+from synth.sia.writer import Item, OnImage, Written, write_sia
+
+__all__ = ["Item", "Kind", "OnImage", "SiaFolder", "SiaHeader", "Written", "open_sia", "write_sia"]
+
+
+class SiaFolder(NamedTuple):
+    """A complete SIA folder, for reading."""
+
+    path: Path
+    kind: Kind
+    dataset: str
+    category: str
+    config: Mapping[str, Any]
+    rows: tuple[Row, ...]
+
+    @property
+    def product(self) -> str | None:
+        """The category that the images show; None for textures, which show none."""
+        return None if self.config.get("method") == "textures" else self.category
+
+    def read_image(self, number: int) -> NDArray[np.uint8]:
+        """Image of row `number`, uint8 [H, W, 3] RGB."""
+        return read_image(self.path / self.rows[number]["file_name"])
+
+    def read_mask(self, number: int) -> NDArray[np.bool_]:
+        """Mask of row `number`, bool [H, W]. Raises UserError for a folder of kind "source"."""
+        if self.kind != "blended":
+            raise UserError(
+                f"{self.path}: kind is {self.kind!r}, which has no masks; give a blended folder"
+            )
+        return read_mask(self.path / self.rows[number]["mask_file_name"], None)
+
+
+def open_sia(folder: Path, kind: Kind | None = None) -> SiaFolder:
+    """Open a complete SIA folder, or the only one below `folder`.
+
+    Raises UserError when there is none or several, for another format or kind, and for an
+    unfinished folder.
+    """
+    headers = (
+        [folder / HEADER_FILE]
+        if (folder / HEADER_FILE).exists()
+        else sorted(folder.rglob(HEADER_FILE))
+    )
+    if len(headers) != 1:
+        found = ", ".join(str(path.parent) for path in headers) or "none"
+        raise UserError(f"{folder}: expected one SIA folder (with {HEADER_FILE}), found {found}")
+    folder, header = headers[0].parent, read_json(headers[0])
+    if header.get("format") != FORMAT:
+        raise UserError(
+            f"{headers[0]}: format {header.get('format')}, this version reads format {FORMAT}"
+        )
+    lacking = [name for name in SiaHeader._fields if name not in header]
+    if lacking or header["kind"] not in ("source", "blended"):
+        raise UserError(f"{headers[0]}: damaged ({', '.join(lacking) or 'kind'}); make it anew")
+    if kind is not None and header["kind"] != kind:
+        raise UserError(f"{folder}: kind is {header['kind']!r}, expected {kind!r}")
+    metadata = folder / METADATA_FILE
+    if not metadata.exists():
+        raise UserError(
+            f"{folder}: unfinished; run the command that made it once more to complete it"
+        )
+    fields = ROW_FIELDS | (MASK_FIELDS if header["kind"] == "blended" else {})
+    about = (header["kind"], header["dataset"], header["category"], header["config"])
+    return SiaFolder(folder, *about, read_metadata(metadata, fields))
+
+
+def read_metadata(path: Path, fields: Mapping[str, type]) -> tuple[Row, ...]:
+    """The rows of metadata.jsonl, each with these fields. Raises UserError, naming the line."""
+    cure = "run the command that made the folder again"
+    rows: list[Row] = []
+    with path.open(encoding="utf-8") as file:
+        try:
+            for line in file:
+                rows.append(json.loads(line))
+                check_row(path, rows[-1], fields, cure)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: damaged (line {len(rows) + 1}: {error}); {cure}") from None
+    if not rows:
+        raise UserError(f"{path}: damaged (no rows); {cure}")
+    return tuple(rows)
