@@ -15,7 +15,7 @@ from synth.command import run_command
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TINY = {
     ("synth", "train"): "--num-steps 2 --batch-size 2 --size 16 16 --precision fp32",
-    ("synth", "generate"): "--num-steps 2",
+    ("synth", "generate"): "--num-steps 10",
     ("synth", "blend"): "--size 32 32",
     ("synth", "inspect"): "--num 2 --strengths 0 0.2",
     ("detect", "train"): "--num-steps 2 --batch-size 2 --size 32 32 --precision fp32",
@@ -35,7 +35,13 @@ def readme_commands() -> list[str]:
 def photos(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
     base = cv2.GaussianBlur(rng.integers(0, 256, (200, 200, 3), dtype=np.uint8), (0, 0), 3)
-    folders = {"photos/train": 12, "photos/test/good": 4, "photos/test/hole": 4, "new_photos": 3}
+    folders = {
+        "textures": 2,
+        "photos/train": 12,
+        "photos/test/good": 4,
+        "photos/test/hole": 4,
+        "new_photos": 3,
+    }
     for folder, count in folders.items():
         (tmp_path / folder).mkdir(parents=True)
         for number in range(count):
