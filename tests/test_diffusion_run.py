@@ -24,6 +24,7 @@ from synth.diffusion.sampling import sample_images
 from synth.errors import UserError
 from synth.files import write_json
 from synth.images import read_image, write_png
+from synth.locks import sole_user
 from synth.progress import no_bars
 from synth.quality.reference import load_reference
 
@@ -161,6 +162,12 @@ def test_a_folder_of_the_first_version_loads_and_goes_on(root: Path, tmp_path: P
     assert load_model(tmp_path, CPU).categories == ["nut"]
     train_model(opened(root, "nut"), replace(CONFIG, num_steps=3), tmp_path, no_bars)
     assert len((tmp_path / "trace.jsonl").read_text().splitlines()) == 3
+
+
+def test_two_commands_do_not_train_in_one_folder(root: Path, tmp_path: Path) -> None:
+    with sole_user(tmp_path), pytest.raises(UserError, match="another command is at work in it"):
+        train_model(opened(root, "nut"), CONFIG, tmp_path, no_bars)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_state(root: Path, tmp_path: Path) -> None:

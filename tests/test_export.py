@@ -13,6 +13,7 @@ from synth.data.catalog import open_category
 from synth.data.normals import Normals, load_normals
 from synth.errors import UserError
 from synth.images import read_image, read_mask
+from synth.locks import sole_user
 from synth.pictures import digest
 from synth.progress import no_bars
 from synth.sia.export import LAYOUTS, export_sia, other_normals
@@ -174,6 +175,20 @@ def test_an_interrupted_export_is_not_there_and_goes_on(
     assert len(begun) == 8
     for path, time in begun.items():  # not made again
         assert (done.folder / "train/good" / path.name).stat().st_mtime_ns == time
+
+
+def test_an_export_that_another_command_makes_is_refused(
+    blended: Path, normals: Normals, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with (
+        sole_user(out / "widget", out / ".widget.lock"),
+        pytest.raises(UserError, match="another command is at work"),
+    ):
+        export_sia(blended, "mvtec", out, normals)
+    assert not any(out.iterdir())
+    export_sia(blended, "mvtec", out, normals)
+    assert [path.name for path in out.iterdir()] == ["widget"]
 
 
 def test_a_rerun_restores_what_is_missing_and_changes_nothing_else(

@@ -14,7 +14,7 @@ import pytest
 
 from synth.errors import UserError
 from synth.files import claim_folder
-from synth.sia.locks import take_lock
+from synth.locks import take_lock
 from synth.sia.writer import Item, SiaHeader, write_sia
 
 ROOT = Path(__file__).parents[1]

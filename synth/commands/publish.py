@@ -58,6 +58,7 @@ def publish(
 
     """
     quiet_client()
+    from synth.locks import sole_user
     from synth.publishing.card_figures import figures_section
     from synth.publishing.hub import Repository, connect, require_repo_name
     from synth.publishing.hub import publish as send
@@ -79,15 +80,16 @@ def publish(
     text = "" if figures is None else figures_section(figures, [sia.category for sia in sias])
     staging = staging_folder(folders[0], staging, [sia.path for sia in sias])
     require_sound(sias, progress_bar)
-    parcel = prepare(subsets, sources, terms, repo, staging, text, progress_bar)
-    for path in write_folder_cards(subsets, sources, terms, text):
-        warn(f"{path} was not written by synth publish and stays as it is")
-    if api is None:
-        say(preview(parcel, terms, repo, public))
-        say(f"nothing was sent; the card and all files: {staging}")
-        return
-    repository = Repository(api, repo, Backoff(), warn)
-    sent = send(repository, parcel, staging, progress_bar, public=public)
+    with sole_user(staging):
+        parcel = prepare(subsets, sources, terms, repo, staging, text, progress_bar)
+        for path in write_folder_cards(subsets, sources, terms, text):
+            warn(f"{path} was not written by synth publish and stays as it is")
+        if api is None:
+            say(preview(parcel, terms, repo, public))
+            say(f"nothing was sent; the card and all files: {staging}")
+            return
+        repository = Repository(api, repo, Backoff(), warn)
+        sent = send(repository, parcel, staging, progress_bar, public=public)
     if sent.card_was_edited:
         warn(f"the card had been edited in {repo}; the edited one stays in its history")
     say(

@@ -1,6 +1,7 @@
 """A training run of a diffusion model: claimed folder, training, and a check of its samples."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from synth.diffusion.training import train_ddpm
 from synth.errors import UserError
 from synth.files import claim_folder, read_json, write_json
 from synth.images import write_png
+from synth.locks import sole_user
 from synth.pictures import SheetRow, all_grey, contact_sheet
 from synth.progress import Bars
 from synth.quality.check import SampleCheck, check_samples
@@ -46,8 +48,8 @@ def train_model(
 
     Several categories make one conditional network. `source` is what its weights start from, `tell`
     is told what of it fits. Returns the check of each category's samples, None on all processes but
-    the first. Raises UserError for unreadable images and for a folder that was made with another
-    configuration.
+    the first. Raises UserError for unreadable images, for a folder that was made with another
+    configuration, and for one that another command is training in.
     """
     require_tracker(run.tracker)
     normals = [load_normals(category, config.unet.image_size, bars) for category in categories]
@@ -69,35 +71,36 @@ def train_model(
     if fit is not None:
         tell(fit.summary)
     about = description(normals, config, fit)
-    if accelerator.is_main_process:
-        fill_in_defaults(out)
-    accelerator.wait_for_everyone()
-    claim_folder(out, about, work=out / STATE_FILE)
-    require_no_fewer_steps(out, config.num_steps)
-    if run.tracker != "none":
-        accelerator.init_trackers(PROJECT)
-    with bars("training", "step", continues=True) as update:
+    with sole_user(out) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            fill_in_defaults(out)
+        accelerator.wait_for_everyone()
+        claim_folder(out, about, work=out / STATE_FILE)
+        require_no_fewer_steps(out, config.num_steps)
+        if run.tracker != "none":
+            accelerator.init_trackers(PROJECT)
+        with bars("training", "step", continues=True) as update:
 
-        def on_step(done: int, total: int, terms: Mapping[str, float]) -> None:
-            accelerator.log(dict(terms), step=done)
-            update(done, total, terms)
+            def on_step(done: int, total: int, terms: Mapping[str, float]) -> None:
+                accelerator.log(dict(terms), step=done)
+                update(done, total, terms)
 
-        unet = train_ddpm(
-            accelerator,
-            config,
-            [one.fit for one in normals],
-            out,
-            on_step,
-            run=run,
-            initial=None if fit is None else fit.weights,
-            look=Looks(about, out, run.keep_checkpoints),
-        )
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    if not accelerator.is_main_process:
-        return None
-    save_model(out, unet)
-    return judge_model(load_model(out, accelerator.device), normals, out, bars)
+            unet = train_ddpm(
+                accelerator,
+                config,
+                [one.fit for one in normals],
+                out,
+                on_step,
+                run=run,
+                initial=None if fit is None else fit.weights,
+                look=Looks(about, out, run.keep_checkpoints),
+            )
+        for tracker in accelerator.trackers:
+            tracker.finish()
+        if not accelerator.is_main_process:
+            return None
+        save_model(out, unet)
+        return judge_model(load_model(out, accelerator.device), normals, out, bars)
 
 
 # What is decided before

@@ -22,6 +22,7 @@ from synth.data.normals import Normals
 from synth.errors import UserError
 from synth.files import atomic_path, claim_folder, write_text
 from synth.images import write_png
+from synth.locks import sole_user
 from synth.pictures import digest
 from synth.progress import Bars, no_bars
 from synth.sia.format import METADATA_FILE, Row
@@ -62,7 +63,7 @@ def export_sia(
     It is made under a hidden name and then renamed; a rerun goes on, and restores missing files of
     an export that is done. normals: of size `image_size(folder)`. Raises UserError for a folder
     with faults (by name, none is opened), for a kind that the layout cannot show, and where `out`/
-    <category> is something else.
+    <category> is something else, or another command makes it.
     """
     sia, chosen = open_for_export(folder, layout), LAYOUTS[layout]
     assert (normals is not None) == chosen.needs_normals
@@ -71,16 +72,17 @@ def export_sia(
     if normals is not None:
         made_from["normals"] = normals.to_json()
     target = out / sia.category
-    work = claim_export(target, made_from)
-    files = list(chosen.files(sia, normals, target.resolve()))
     num_linked = 0
-    with bars("exporting", "file") as update:
-        for done, (name, content) in enumerate(files, 1):
-            num_linked += place(work / name, content)
-            update(done, len(files))
-    if work != target:
-        with_empty_place(target)
-        os.replace(work, target)
+    with sole_user(target, out / f".{target.name}.lock"):
+        work = claim_export(target, made_from)
+        files = list(chosen.files(sia, normals, target.resolve()))
+        with bars("exporting", "file") as update:
+            for done, (name, content) in enumerate(files, 1):
+                num_linked += place(work / name, content)
+                update(done, len(files))
+        if work != target:
+            with_empty_place(target)
+            os.replace(work, target)
     mask_dir = ', mask_dir="mask"' if has_masks(sia) else ""
     usage = chosen.usage.format(out=target, mask_dir=mask_dir)
     return Exported(target, len(files), num_linked, usage)

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from synth.files import PARTIAL_SUFFIX, write_json
+from synth.locks import Lock
 from synth.sia.format import (
     IMAGES_PER_FOLDER,
     SHARD_SIZE,
@@ -12,7 +13,6 @@ from synth.sia.format import (
     shard_indices,
     shard_path,
 )
-from synth.sia.locks import Lock
 
 
 class OpenShard:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from synth.errors import UserError
 from synth.files import atomic_path, claim_folder
 from synth.images import write_png
+from synth.locks import take_lock
 from synth.sia.format import (
     HEADER_FILE,
     METADATA_FILE,
@@ -32,7 +33,6 @@ from synth.sia.format import (
     mask_path,
     read_shard,
 )
-from synth.sia.locks import take_lock
 from synth.sia.open_shard import OpenShard, lock_path
 
 MAX_WAITING_BYTES = 64 * 2**20

@@ -5,6 +5,8 @@ They hold between machines too where their shared file system passes flock on, a
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -18,6 +20,9 @@ except ImportError:  # Windows
 
 UNSUPPORTED = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 """What file systems without locks answer."""
+
+
+LOCK_FILE = ".lock"
 
 
 class Lock(NamedTuple):
@@ -63,6 +68,24 @@ def take_lock(path: Path, *, wait: bool = False) -> Lock | None:
             return Lock(path, file)
         file.close()  # its holder removed it meanwhile
     return Lock(path, None)
+
+
+@contextmanager
+def sole_user(folder: Path, lock_path: Path | None = None) -> Iterator[None]:
+    """Keep other commands out of `folder` for a while. Raises UserError where one is at work in it.
+
+    lock_path: the lock file, by default in the folder; elsewhere for a folder that is renamed.
+    """
+    lock = take_lock(lock_path or folder / LOCK_FILE)
+    if lock is None:
+        raise UserError(
+            f"{folder}: another command is at work in it; wait until that ends, or give another "
+            "folder"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def is_at(file: IO[str], path: Path) -> bool:
