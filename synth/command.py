@@ -156,6 +156,8 @@ def is_first_process() -> bool:
 
 # Running
 
+NO_MEMORY = ("out of memory", "can't allocate memory")
+"""What torch says on a device and on a processor; it must not be imported for its error's type."""
 OUT_OF_MEMORY = {
     ("synth", "train"): "raise --accumulate, give --gradient-checkpointing, or lower --size",
     ("synth", "generate"): "lower --batch-size",
@@ -166,7 +168,8 @@ OUT_OF_MEMORY = {
 def run_command(name: str, description: str, commands: Mapping[str, Callable[..., Any]]) -> int:
     """Parse the command line, run the chosen command and return the exit code.
 
-    0: done; 2: a user's mistake, in one line on stderr; 130: Ctrl-C. Other errors pass through.
+    0: done; 2: a user's mistake, in one line on stderr; 130: Ctrl-C; 141: nobody reads the output
+    any more. Other errors pass through.
     """
     if sys.argv[1:] == ["--version"]:
         say(f"{name} (siaforge) {version('siaforge')}")
@@ -189,8 +192,11 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
             file=sys.stderr,
         )
         return 130
-    except RuntimeError as error:
-        if "out of memory" not in str(error):  # of torch, which must not be imported for this
+    except BrokenPipeError:  # of `| head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not any(w in str(error) for w in NO_MEMORY):
             raise
         advice = OUT_OF_MEMORY.get((name, sys.argv[1]), "lower --batch-size or --size")
         print(f"{name}: out of memory; {advice}", file=sys.stderr)

@@ -60,11 +60,37 @@ def test_result_of_a_command(monkeypatch):
             2,
             "tool: out of memory; lower --batch-size or --size\n",
         ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+            2,
+            "tool: out of memory; lower --batch-size or --size\n",
+        ),
+        (MemoryError(), 2, "tool: out of memory; lower --batch-size or --size\n"),
     ],
 )
 def test_expected_ends_are_one_line(monkeypatch, capsys, error, code, line):
     assert run(monkeypatch, raising(error)) == code
     assert capsys.readouterr().err == line
+
+
+def test_a_reader_that_has_enough_is_no_fault():
+    code = (
+        "import sys; from synth.command import run_command, say\n"
+        "def many():\n"
+        "    for number in range(100_000): say(str(number))\n"
+        "sys.argv = ['tool', 'many']\n"
+        "sys.exit(run_command('tool', 'A tool.', {'many': many, 'no': many}))"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_what_to_know_of_the_data_is_one_line_on_stderr(monkeypatch, capsys):
