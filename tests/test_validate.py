@@ -468,6 +468,20 @@ def test_records_that_are_all_gone_leave_the_metadata_to_check_by(two_shards: Pa
     ]
 
 
+def test_a_stray_record_of_a_high_number_is_few_lines(two_shards: Path) -> None:
+    folder = two_shards
+    put("shards/999999.json", b"{}")(folder)
+    put("images/050/050000.png", b"")(folder)
+    assert [line.removeprefix(f"{folder}/")[:50] for line in faults(folder)] == [
+        "shards/001.json: no row of index 103, 104, 105, 106"[:50],
+        "shards/002.json to shards/999998.json: missing; unfinished"[:50],
+        "shards/999999.json: shard is None, must be 999999"[:50],
+        "shards/999999.json: status is None, not 'done': unfinished"[:50],
+        "shards/999999.json: damaged (no rows); delete it and run"[:50],
+        "images/050/050000.png: no row names it",
+    ]
+
+
 def test_without_opening_images_their_bytes_do_not_matter(folder: Path) -> None:
     cut(IMAGE, 40)(folder)
     assert faults(folder, open_images=False) == []

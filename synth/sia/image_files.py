@@ -156,27 +156,22 @@ def stray_fault(name: str) -> str:
     return "no row names it" if name.endswith(".png") else "does not belong in an SIA folder"
 
 
-def stray_elsewhere(folder: Path, num_thousands: int) -> Iterator[str]:
-    """Name the files outside shards/ and outside images/000, ... of the first thousands."""
+def stray_elsewhere(folder: Path, looked_at: set[str]) -> Iterator[str]:
+    """Name the files outside shards/ and outside the folders of images/, masks/ `looked_at`."""
     for path in sorted(folder.iterdir()):
         if not path.is_dir():
             if path.name not in (HEADER_FILE, METADATA_FILE, CARD_FILE):
                 yield f"{path}: {stray_fault(path.name)}"
         elif path.name in TREES:
-            yield from stray_in_tree(folder, path.name, num_thousands)
+            yield from stray_in_tree(folder, path.name, looked_at)
         elif path.name != SHARDS:
             yield from stray_files(folder, path.name, set())
 
 
-def stray_in_tree(folder: Path, tree: str, num_thousands: int) -> Iterator[str]:
-    """Name the files of images/ or masks/ that lie in none of the first folders 000, 001, ..."""
+def stray_in_tree(folder: Path, tree: str, looked_at: set[str]) -> Iterator[str]:
+    """Name the files of images/ or masks/ that lie in none of its folders `looked_at`."""
     for path in sorted((folder / tree).iterdir()):
         if not path.is_dir():
             yield f"{path}: {stray_fault(path.name)}"
-        elif not is_number_below(path.name, num_thousands):
+        elif path.name not in looked_at:
             yield from stray_files(folder, f"{tree}/{path.name}", set())
-
-
-def is_number_below(name: str, limit: int) -> bool:
-    """Whether `name` is one of 000, 001, ... below `limit`."""
-    return name.isascii() and name.isdecimal() and int(name) < limit and name == f"{int(name):03d}"

@@ -58,6 +58,10 @@ class MetadataAhead:
         """Whether rows of some of these images are read and not yet taken."""
         return any(index in self.rows for index in indices)
 
+    def first(self) -> int | None:
+        """The lowest index of the rows that are read and not yet taken."""
+        return min(self.rows, default=None)
+
     def take(self, indices: range) -> list[Row]:
         """Take the rows of these images."""
         return [self.rows.pop(index) for index in indices if index in self.rows]

@@ -114,16 +114,16 @@ def shard_range(shard: int) -> range:
     return range(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE)
 
 
-def last_record(folder: Path) -> int:
-    """The highest number of a record in shards/, -1 if there is none."""
+def record_numbers(folder: Path) -> list[int]:
+    """The numbers of the records in shards/, rising."""
     names = (RECORD_NAME.fullmatch(path.name) for path in folder.glob(f"{SHARDS}/*.json"))
-    return max((int(name[1]) for name in names if name), default=-1)
+    return sorted({int(name[1]) for name in names if name})
 
 
 def count_rows(folder: Path) -> int:
     """How many images there are to check, by metadata.jsonl or else by the number of records."""
     path = folder / METADATA_FILE
     if not path.is_file():
-        return (last_record(folder) + 1) * SHARD_SIZE
+        return len(record_numbers(folder)) * SHARD_SIZE
     with path.open("rb") as file:
         return sum(1 for _ in file)

@@ -4,6 +4,7 @@ The folder is read shard by shard, with metadata.jsonl alongside, so that memory
 the number of images; images are read, compared with their digests and decoded by several threads.
 """
 
+import bisect
 import itertools
 import math
 import os
@@ -40,9 +41,9 @@ from synth.sia.records import (
     UNFINISHED,
     Header,
     count_rows,
-    last_record,
     read_header,
     read_record,
+    record_numbers,
     shard_range,
     size_of,
 )
@@ -132,8 +133,8 @@ def folder_faults(
     folder: Path, header: Header, check: Callable[[list[Row]], Iterator[str]]
 ) -> Iterator[str]:
     """Compare records, metadata and files; `check` says what is wrong with the files of rows."""
-    last, num_thousands = last_record(folder), 0
-    shards = check_shards(folder, header, last)
+    records, looked_at = record_numbers(folder), set[str]()
+    shards = check_shards(folder, header, records)
     for thousand, group in itertools.groupby(shards, lambda s: s.number // SHARDS_PER_FOLDER):
         named: set[str] = set()
         for shard in group:
@@ -142,22 +143,33 @@ def folder_faults(
             named.update(row[name] for row in shard.rows for name in FILE_NAMES if name in row)
         for tree in TREES:
             yield from stray_files(folder, f"{tree}/{thousand:03d}", named)
-        num_thousands = thousand + 1
-    yield from stray_files(folder, SHARDS, {shard_path(number) for number in range(last + 1)})
-    yield from stray_elsewhere(folder, num_thousands)
+        looked_at.add(f"{thousand:03d}")
+    yield from stray_files(folder, SHARDS, {shard_path(number) for number in records})
+    yield from stray_elsewhere(folder, looked_at)
 
 
-def check_shards(folder: Path, header: Header, last: int) -> Iterator[ShardCheck]:
-    """Check the records up to number `last`, and beyond while metadata.jsonl has rows."""
+def check_shards(folder: Path, header: Header, records: list[int]) -> Iterator[ShardCheck]:
+    """Check the records of these numbers, the gaps between them, and rows of metadata.jsonl beyond.
+
+    A gap without rows is one line, however long: one stray record may have any number.
+    """
+    last, shard = max(records, default=-1), -1
     metadata = MetadataAhead(folder / METADATA_FILE)
     if not metadata.path.is_file():
         yield ShardCheck(0, [f"{metadata.path}: missing; {UNFINISHED}"], [])
-    for shard in itertools.count():
+    while True:
+        shard += 1
         indices = shard_range(shard)
         lines = list(metadata.read_to(indices.stop))
         if shard > last and not metadata.has(indices):
             yield ShardCheck(shard, lines + list(metadata.drop_below(math.inf)), [])
             return
+        stop = next_shard(shard, records, metadata)
+        if stop > shard + 1:
+            gap = f"{folder / shard_path(shard)} to {shard_path(stop - 1)}"
+            yield ShardCheck(shard, [*lines, f"{gap}: missing; {UNFINISHED}"], [])
+            shard = stop - 1
+            continue
         is_last = shard >= last and not metadata.has(shard_range(shard + 1))
         path = folder / shard_path(shard)
         rows, faults = read_record(path, shard, is_last)
@@ -170,6 +182,14 @@ def check_shards(folder: Path, header: Header, last: int) -> Iterator[ShardCheck
                 lines += metadata.compare(row, shard_path(shard))
         lines += metadata.drop_below(indices.stop)
         yield ShardCheck(shard, lines, [with_its_files(row) for row in rows])
+
+
+def next_shard(shard: int, records: list[int], metadata: MetadataAhead) -> int:
+    """`shard` itself where it has a record or rows, else the next one that has; -1 if none has."""
+    following = records[bisect.bisect_left(records, shard) :][:1]
+    first = metadata.first()
+    following += [] if first is None else [max(first // SHARD_SIZE, shard)]
+    return min(following, default=-1)
 
 
 def with_its_files(row: Row) -> Row:
