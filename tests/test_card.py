@@ -194,6 +194,17 @@ def test_figures_of_inspect_and_of_the_model_go_into_the_card(tmp_path):
     assert "216 normal training images" in text
 
 
+def test_the_check_of_a_model_of_several_categories_goes_into_their_card(tmp_path):
+    checks = {name: {"sentence": f"model fits {name}"} for name in ("nut", "bolt", "screw")}
+    (tmp_path / "check.json").write_text(json.dumps({"categories": checks}))
+    text = figures_section(tmp_path, ["nut", "bolt"])
+    assert "### nut\n\nSamples at strength 0: model fits nut." in text
+    assert "### bolt\n\nSamples at strength 0: model fits bolt." in text
+    assert "screw" not in text
+    with pytest.raises(UserError, match="nut, bolt, screw"):
+        figures_section(tmp_path, ["washer"])
+
+
 def test_figures_that_are_absent_damaged_or_of_something_else_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no quality\.json or check\.json"):
         figures_section(tmp_path, ["nut"])

@@ -124,6 +124,15 @@ def test_a_file_that_its_row_does_not_describe_is_refused(folder, tmp_path, name
         write_all(folder, tmp_path / "out")
 
 
+def test_a_record_of_another_version_is_written_anew(folder, tmp_path):
+    (shard,) = write_all(folder, tmp_path)
+    record = (tmp_path / shard.path).with_suffix(".json")
+    known = json.loads(record.read_text())
+    record.write_text(json.dumps(known | {"more": 1}))
+    assert write_all(folder, tmp_path) == [shard]
+    assert json.loads(record.read_text()) == known
+
+
 def test_row_groups_are_bounded_by_rows_and_by_bytes(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(synth.publishing.parquet, "GROUP_ROWS", 2)
     (shard,) = write_all(folder, tmp_path / "a")

@@ -93,6 +93,11 @@ def check_part(path: Path, check: Json, categories: Sequence[str]) -> str:
     """What `synth train` says of its samples at strength 0."""
     model = path.parent / CONFIG_FILE
     about = read_json(model) if model.exists() else {}
+    if isinstance(check.get("categories"), dict):  # of a model that knows several
+        known = {name: one for name, one in check["categories"].items() if name in categories}
+        if not known:
+            known_category(path, ", ".join(check["categories"]), categories)
+        return "\n".join(f"### {name}\n\n{sentence(path, one)}\n" for name, one in known.items())
     name = about.get("category")
     heading = known_category(path, name, categories) if name else "The model"
     return f"### {heading}\n\n{sentence(path, check)}\n"

@@ -169,7 +169,9 @@ def finished_shard(path: Path, record: Path, source: str) -> WrittenShard | None
     if not (path.exists() and record.exists()):
         return None
     known = read_json(record, "delete this file and run the same command again")
-    if known.pop("source", None) != source or known.get("sha256") != file_digest(path):
+    if known.pop("source", None) != source or set(known) != set(WrittenShard._fields):
+        return None
+    if known["sha256"] != file_digest(path):
         return None
     return WrittenShard(**known)
 
