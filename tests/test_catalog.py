@@ -296,3 +296,12 @@ def test_held_out_refuses_impossible_fractions(tmp_path: Path, fraction: float) 
 def test_held_out_needs_two(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="2 or more"):
         held_out(normals(tmp_path, 1))
+
+
+@pytest.mark.parametrize("place", ["sia.json", "folder/nut/sia.json"])
+def test_anomaly_images_are_not_taken_for_normal_ones(tmp_path: Path, place: str) -> None:
+    tree(tmp_path, "images/000/000000.png", "images/000/000001.png")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("{}")
+    with pytest.raises(UserError, match="an SIA folder, whose images show anomalies"):
+        open_category("folder", tmp_path)

@@ -19,7 +19,7 @@ from publishing import Publisher, image_of, make_parcel, write_folder
 import synth.publishing.parquet
 from synth.errors import UserError
 from synth.publishing.hub import connect, require_repo_name
-from synth.publishing.hub_retry import retry_after_s
+from synth.publishing.hub_retry import one_line, retry_after_s
 
 CARD = "README.md"
 pytestmark = pytest.mark.filterwarnings(
@@ -204,6 +204,11 @@ def test_an_offline_client_is_told_apart(hub, parcel, tmp_path, monkeypatch):
         Publisher(hub)(parcel, tmp_path)
 
 
+def test_a_pass_in_an_address_is_not_shown():
+    error = RuntimeError("refused for url (https://cas.example/xorb?X-Signature=secret) by it")
+    assert one_line(error) == "refused for url (https://cas.example) by it"
+
+
 def test_retry_after_is_read_as_seconds_or_as_a_date():
     assert retry_after_s({"Retry-After": "30"}) == 30
     assert retry_after_s({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
@@ -373,10 +378,16 @@ for name in get_dataset_config_names("me/data"):
         print(json.dumps([name, row, {k: [v.shape, v.tobytes().hex()] for k, v in arrays.items()}]))
 
 from pathlib import Path
-from synth.data.hub_data import write_hub_dataset
+from synth.data import hub_data
+from synth.errors import UserError
 from synth.progress import no_bars
 
-print(write_hub_dataset(Path("me/plain"), "plain", no_bars))
+try:
+    hub_data.write_hub_dataset(Path("me/plain"), "plain", no_bars)
+except UserError as error:
+    print(error)
+hub_data.SIA_COLUMNS = frozenset({"a column of nobody's"})  # as if they were another's images
+print(hub_data.write_hub_dataset(Path("me/plain"), "plain", no_bars))
 """
 
 
@@ -408,7 +419,7 @@ def test_what_was_published_loads_with_every_row_and_pixel(hub, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in built} == built
     puts = hub.sent("PUT", "/lfs/")
     assert len(puts) == len(set(puts)) == 3
-    said, *lines, own = ended.stdout.splitlines()
+    said, *lines, refused, own = ended.stdout.splitlines()
     assert said.startswith(f"published: {hub.url}/datasets/me/data (private;")
 
     rows = [json.loads(line) for line in lines]
@@ -422,7 +433,8 @@ def test_what_was_published_loads_with_every_row_and_pixel(hub, tmp_path):
         assert arrays["image"] == [list(image.shape), image.tobytes().hex()]
         assert arrays["mask"] == [list(mask.shape), mask.tobytes().hex()]
 
-    # and through --dataset hub, whose reader knows any dataset of images
+    # and through --dataset hub, whose reader knows any dataset of images, but for anomalies
+    assert refused.startswith("me/plain: SIA images, which show anomalies")
     assert sorted(path.read_bytes() for path in Path(own).glob("train/good/*")) == sorted(
         path.read_bytes() for path in tmp_path.glob("other/mvtec/nut/images/000/*.png")
     )

@@ -173,6 +173,12 @@ def test_configurations_are_categories(tmp_path: Path) -> None:
             {"train": [(encoded(0), encoded(1))]},
             "no column 'label'",
         ),
+        (
+            {"image": ImageFeature()}
+            | {name: Value("string") for name in ("dataset", "category", "index", "sha256")},
+            {"train": [(encoded(0), "mvtec", "bottle", "0", "")]},
+            "SIA images, which show anomalies",
+        ),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(

@@ -27,6 +27,8 @@ from synth.progress import Bars
 NORMAL_LABELS = ("good", "normal", "ok")
 ANOMALOUS = "anomalous"
 DONE_FILE = "done.json"
+SIA_COLUMNS = frozenset({"dataset", "category", "index", "sha256"})
+"""What images of ours have, published or not. They have no label, and none of them is normal."""
 SUFFIX = {name: f".{name.lower()}" for name in FORMATS} | {"MPO": ".jpeg"}
 
 
@@ -160,6 +162,10 @@ def _find_columns(root: Path, features: Mapping[str, Any]) -> Columns:
     from datasets import Image as ImageFeature
 
     with_images = [name for name, kind in features.items() if isinstance(kind, ImageFeature)]
+    if set(features) >= SIA_COLUMNS:
+        raise UserError(
+            f"{root}: SIA images, which show anomalies; give a dataset of normal images"
+        )
     candidates = [name for name in with_images if name != "mask"]
     if "image" not in with_images and len(candidates) != 1:
         found = ", ".join(candidates) or "none"

@@ -24,6 +24,7 @@ from synth.data.visa import VISA
 from synth.errors import UserError
 from synth.images import SUFFIXES, list_images
 from synth.progress import Bars
+from synth.sia.format import HEADER_FILE
 
 # Layout "folder": any folder of normal images
 
@@ -62,6 +63,11 @@ def _folder_train(folder: Path) -> list[Record]:
 
 
 def _loose_normals(folder: Path) -> list[Record]:
+    anomalies = next(folder.rglob(HEADER_FILE), None)
+    if anomalies is not None:
+        raise UserError(
+            f"{anomalies.parent}: an SIA folder, whose images show anomalies; give normal images"
+        )
     apart = {folder / "test", folder / "ground_truth"}
     paths = [path for path in list_images(folder, recursive=True) if not apart & {*path.parents}]
     for path in paths:
