@@ -1,7 +1,6 @@
 """`synth publish`."""
 
 import logging
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -110,7 +109,9 @@ def quiet_client() -> None:
 
 def without_addresses(record: logging.LogRecord) -> bool:
     """Shorten addresses in a log line to the host; an upload's carries a pass."""
-    record.msg = re.sub(r"(https?://[^/\s'?]+)[^\s']*", r"\1", record.getMessage())
+    from synth.publishing.hub_retry import without_paths
+
+    record.msg = without_paths(record.getMessage())
     record.args = None
     return True
 

@@ -1,6 +1,7 @@
 """Calls to the Hub that wait and try again, and what its refusals mean for a user."""
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -154,7 +155,12 @@ def refusal(error: BaseException, doing: str, endpoint: str) -> str | None:
     return f"could not {doing}: {cure}{words}"
 
 
+def without_paths(text: str) -> str:
+    """Addresses shortened to their host."""
+    return re.sub(r"(https?://[^/\s'?)]+)[^\s')]*", r"\1", text)
+
+
 def one_line(text: object) -> str:
-    """Text without line breaks, not too long."""
-    line = " ".join(str(text).split())
+    """Text without line breaks, not too long; an upload's address carries a pass: only its host."""
+    line = without_paths(" ".join(str(text).split()))
     return line if len(line) <= 200 else line[:197] + "..."
