@@ -1,6 +1,7 @@
 """A training run of RealNet: channels, reconstruction and head, threshold, all in one folder."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from synth.device import make_accelerator
 from synth.errors import UserError
 from synth.features import Backbone, build_backbone
 from synth.files import claim_folder, read_json, write_json
+from synth.locks import sole_user
 from synth.pictures import all_grey
 from synth.progress import Bars
 from synth.resume import STATE_FILE
@@ -64,8 +66,8 @@ def train_realnet(
     """Train on a category's normal images into the folder `out`, or go on where that stopped.
 
     Held-out images set the threshold and nothing else. Returns the calibration, None on all
-    processes but the first. Raises UserError for unreadable images, an empty foreground and a
-    folder that was made with another configuration.
+    processes but the first. Raises UserError for unreadable images, an empty foreground, a folder
+    that was made with another configuration, and one that another command is training in.
     """
     config = realnet_config(options)
     normals = load_normals(category, config.image_size, bars)
@@ -75,35 +77,42 @@ def train_realnet(
     config = fitted(config, backbone.channels)
     accelerator = make_accelerator(saved_precision(out, options.precision))
     about = description(normals, source, rule, backbone, config, accelerator)
-    if not claim_folder(out, about, work=out / "realnet" / STATE_FILE):
-        (out / AFS_FILE).unlink(missing_ok=True)
-    require_no_fewer_steps(out / "realnet", config.num_steps)
+    with sole_user(out) if accelerator.is_main_process else nullcontext():
+        if not claim_folder(out, about, work=out / "realnet" / STATE_FILE):
+            (out / AFS_FILE).unlink(missing_ok=True)
+        require_no_fewer_steps(out / "realnet", config.num_steps)
 
-    backbone = backbone.to(accelerator.device)
-    blended = BlendedDataset(
-        normals.fit, rule, source.draw, seed=derive_seed(config.seed, AFS_KEY), anomalous_share=1.0
-    )
-    afs = selected_channels(out / AFS_FILE, backbone, config, blended, accelerator.device, bars)
-    detector = RealNet(config, backbone, afs.indices)
-    dataset = BlendedDataset(
-        normals.fit, rule, source.draw, seed=derive_seed(config.seed, TRAINING_KEY)
-    )
-    has_gpu = accelerator.device.type == "cuda"
-    with bars("training", "step", continues=True) as update:
-        train_detector(
-            accelerator,
-            detector,
-            dataset,
-            batch_size=config.batch_size,
-            folder=out,
-            num_workers=4 * has_gpu if options.workers is None else options.workers,
-            on_step=update,
+        backbone = backbone.to(accelerator.device)
+        blended = BlendedDataset(
+            normals.fit,
+            rule,
+            source.draw,
+            seed=derive_seed(config.seed, AFS_KEY),
+            anomalous_share=1.0,
         )
-    if not accelerator.is_main_process:
-        return None
-    calibration = calibrated(detector, normals, options.false_reject_rate, accelerator.device, bars)
-    save_detector(out, detector, config.num_steps, calibration)
-    return calibration
+        afs = selected_channels(out / AFS_FILE, backbone, config, blended, accelerator.device, bars)
+        detector = RealNet(config, backbone, afs.indices)
+        dataset = BlendedDataset(
+            normals.fit, rule, source.draw, seed=derive_seed(config.seed, TRAINING_KEY)
+        )
+        has_gpu = accelerator.device.type == "cuda"
+        with bars("training", "step", continues=True) as update:
+            train_detector(
+                accelerator,
+                detector,
+                dataset,
+                batch_size=config.batch_size,
+                folder=out,
+                num_workers=4 * has_gpu if options.workers is None else options.workers,
+                on_step=update,
+            )
+        if not accelerator.is_main_process:
+            return None
+        calibration = calibrated(
+            detector, normals, options.false_reject_rate, accelerator.device, bars
+        )
+        save_detector(out, detector, config.num_steps, calibration)
+        return calibration
 
 
 def fitted(config: RealNetConfig, channels: tuple[int, ...]) -> RealNetConfig:
