@@ -299,6 +299,9 @@ def test_other_models_and_images_that_are_not_there_are_refused(
     with pytest.raises(UserError, match="method 'hand'; only"):
         remake_image(model, other, 1, tmp_path / "again")
     assert not (tmp_path / "again").exists()
+    for out in (folder.path, folder.path / "images/000"):
+        with pytest.raises(UserError, match="whose images stay; give another folder"):
+            remake_image(model, folder, 1, out)
 
 
 def test_a_batch_of_nothing_is_refused(model: DiffusionModel, tmp_path: Path) -> None:

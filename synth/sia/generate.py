@@ -131,10 +131,12 @@ def remake_image(
     """Make image `index` of a folder again from its row, as `out`/<index>.png.
 
     pairing: needed for pairs. Raises UserError when the folder has no such image, or when another
-    model, another method or other normal images made it.
+    model, another method or other normal images made it, and for `out` inside the folder.
     """
     row = find_row(folder, index)
     require_maker(model, folder, pairing)
+    if out.resolve().is_relative_to(folder.path.resolve()):
+        raise UserError(f"--out: {out} is in {folder.path}, whose images stay; give another folder")
     image = sample_images(
         model,
         [row["strength"]],
