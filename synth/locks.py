@@ -82,6 +82,9 @@ def sole_user(folder: Path, lock_path: Path | None = None) -> Iterator[None]:
             f"{folder}: another command is at work in it; wait until that ends, or give another "
             "folder"
         )
+    if lock.file is not None and hasattr(os, "register_at_fork"):
+        # A forked worker would hold the lock on for seconds after its parent was killed.
+        os.register_at_fork(after_in_child=lock.file.close)
     try:
         yield
     finally:

@@ -1,6 +1,8 @@
 """Several processes, and killed ones, at one SIA folder."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -14,7 +16,7 @@ import pytest
 
 from synth.errors import UserError
 from synth.files import claim_folder
-from synth.locks import take_lock
+from synth.locks import sole_user, take_lock
 from synth.sia.writer import Item, SiaHeader, write_sia
 
 ROOT = Path(__file__).parents[1]
@@ -188,3 +190,38 @@ def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="not written"):
         take_lock(tmp_path / "file" / "lock")
+
+
+LOCKED = """
+    import os, signal, sys, time
+    from pathlib import Path
+    from synth.locks import sole_user
+
+    with sole_user(Path(sys.argv[1])):
+        if os.fork() == 0:
+            time.sleep(60)
+        print("held", flush=True)
+        time.sleep(60)
+"""
+
+
+def test_a_folder_is_free_when_its_command_is_killed_and_a_worker_lives_on(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", textwrap.dedent(LOCKED), str(tmp_path)]
+    with subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match="another command is at work in it"),
+            sole_user(tmp_path),
+        ):
+            raise AssertionError
+        process.kill()
+        process.wait()
+        try:
+            with sole_user(tmp_path):
+                pass
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # the worker
+    assert not any(tmp_path.iterdir())
