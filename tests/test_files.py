@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from synth.claims import claim_folder
 from synth.errors import UserError
 from synth.files import (
     atomic_path,
-    claim_folder,
     config_differences,
     read_json,
     remove_partials,

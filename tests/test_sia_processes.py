@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from synth.claims import claim_folder
 from synth.errors import UserError
-from synth.files import claim_folder
 from synth.locks import sole_user, take_lock
 from synth.sia.writer import Item, SiaHeader, write_sia
 
@@ -110,15 +110,15 @@ def test_of_several_configurations_at_one_moment_one_is_taken(
     if not links:
         monkeypatch.setattr("os.link", unsupported)
     for attempt in range(20):
-        folder, taken, refused = tmp_path / str(attempt), list[int](), list[int]()
+        folder, taken, refused = tmp_path / str(attempt), list[int](), list[str]()
         barrier = threading.Barrier(4)
 
         def claim(seed: int) -> None:
             barrier.wait()  # noqa: B023
             try:
                 claim_folder(folder, {"seed": seed})  # noqa: B023
-            except UserError:
-                refused.append(seed)  # noqa: B023
+            except UserError as error:
+                refused.append(str(error))  # noqa: B023
             else:
                 taken.append(seed)  # noqa: B023
 
@@ -129,6 +129,7 @@ def test_of_several_configurations_at_one_moment_one_is_taken(
             thread.join()
         assert len(taken) == 1
         assert len(refused) == 3
+        assert all("made with another configuration" in line for line in refused)
         assert json.loads((folder / "config.json").read_text()) == {"seed": taken[0]}
         assert len(list(folder.iterdir())) == 1
 

@@ -20,6 +20,7 @@ from detect.realnet.model import RealNet
 from detect.scoring import detector_scorer, score_files
 from detect.sources import NamedSource, matched
 from detect.training import train_detector
+from synth.claims import claim_folder
 from synth.config import Precision
 from synth.data.catalog import Category
 from synth.data.foreground import ForegroundRule
@@ -27,7 +28,7 @@ from synth.data.normals import Normals, load_normals
 from synth.device import make_accelerator
 from synth.errors import UserError
 from synth.features import Backbone, build_backbone
-from synth.files import claim_folder, read_json, write_json
+from synth.files import read_json, write_json
 from synth.locks import sole_user
 from synth.pictures import all_grey
 from synth.progress import Bars

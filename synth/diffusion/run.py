@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from synth.claims import claim_folder
 from synth.config import Precision, RunConfig, Tracker, TrainConfig
 from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
@@ -16,7 +17,7 @@ from synth.diffusion.looks import Looks
 from synth.diffusion.model import CONFIG_FILE, DiffusionModel, load_model, save_model
 from synth.diffusion.training import train_ddpm
 from synth.errors import UserError
-from synth.files import claim_folder, read_json, write_json
+from synth.files import read_json, write_json
 from synth.images import write_png
 from synth.locks import sole_user
 from synth.pictures import SheetRow, all_grey, contact_sheet

@@ -18,9 +18,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.claims import claim_folder
 from synth.data.normals import Normals
 from synth.errors import UserError
-from synth.files import atomic_path, claim_folder, write_text
+from synth.files import atomic_path, write_text
 from synth.images import write_png
 from synth.locks import sole_user
 from synth.pictures import digest

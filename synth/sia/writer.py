@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.claims import claim_folder
 from synth.errors import UserError
-from synth.files import atomic_path, claim_folder
+from synth.files import atomic_path
 from synth.images import write_png
 from synth.locks import take_lock
 from synth.sia.format import (
