@@ -29,11 +29,11 @@ def blend(
 ) -> None:
     """Paste SDAS images into normal ones under Perlin masks; images and masks to disk.
 
-    `detect train` does the same on the fly; this is for looking, and for other toolkits.
+    For looking, and for other toolkits: `detect train` does the same on the fly.
 
     Args:
         data: Which normal images.
-        sia: What `synth generate` made.
+        sia: What `synth generate`, `baseline` or `import-textures` made; images without masks.
         out: The images go to OUT/<dataset>/<category>.
         num: How many images there shall be.
         size: Pixels.

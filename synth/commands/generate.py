@@ -110,7 +110,8 @@ def generate(
         seed: Of every image, together with its index.
         min_quality: Draw again what is nearer to the normal images; 1 is normal, 0 only records.
         max_quality: Draw again what is farther from the normal images than this.
-        row: Make only image INDEX of an SIA folder again, as OUT/<index>.png, and compare.
+        row: Make only image INDEX of an SIA folder again, as OUT/<index>.png, and compare. Its row
+            says how, whatever strength, steps, seed and precision are given here.
 
     """
     config = SdasConfig(strength=Strength.parse(strength), num_steps=num_steps, seed=seed)

@@ -16,7 +16,8 @@ def import_textures(
 ) -> None:
     """Take textures as anomaly images: DTD, or any folder of images.
 
-    `detect train --sia` takes the result, so that textures can be compared with synthesised images.
+    The result goes to `detect train --sia`, so that textures can be compared with synthesised
+    images.
 
     Args:
         folder: Images, in folders of any depth.
