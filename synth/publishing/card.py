@@ -9,6 +9,7 @@ from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
+from synth.data.baselines import IMPORTED
 from synth.publishing.card_tables import (
     columns_table,
     contents_table,
@@ -232,9 +233,12 @@ def summary(publication: Publication) -> str:
     where = "one category" if count == 1 else f"{count} categories"
     source = publication.sources[0]
     whose = f"[{source.title}]({source.homepage})" if source.homepage else f"`{source.title}`"
-    made_from = (
-        "normal images of the publisher's own" if source.is_own else f"the normal images of {whose}"
-    )
+    if source.dataset == IMPORTED:
+        what, made_from = "textures to take anomalies from", "images of the publisher's choice"
+    elif source.is_own:
+        made_from = "normal images of the publisher's own"
+    else:
+        made_from = f"the normal images of {whose}"
     return (
         f"{publication.num_images:,} {what}, in {where}, made from {made_from}. "
         "No real defect was used. A row says what made its image."
