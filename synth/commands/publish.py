@@ -49,7 +49,7 @@ def publish(
             or folders above them. Each category becomes a configuration of its own.
         repo: Where to publish; made if it is not there.
         public: Let everybody see it; without this, only its members.
-        dry_run: Make all files and the folders' README.md, say what would be sent, and send nothing;
+        dry_run: Make all files and the folders' README.md, say what would be sent, send nothing;
             needs no token.
         licence: Of the images, in the Hub's words, such as cc-by-4.0.
         i_have_the_rights: Publish under a licence that drops conditions of the source data's.
