@@ -63,7 +63,7 @@ class TrainOptions:
     accumulate: int = 1
     """Parts that a batch is computed in; more need less memory, the result is the same."""
     gradient_checkpointing: bool = False
-    """Save memory, cost a third more time; the result is the same."""
+    """Save memory, compute parts of the network twice; the result is the same."""
     sample_every: Annotated[
         int | None, tyro.conf.arg(metavar="STEPS", help_behavior_hint="(default: at the end only)")
     ] = None
