@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detect.data import to_chw, to_unit
 from detect.detector import Detector, Scores
+from detect.evaluation.scratch import Scratch
 from detect.pooling import image_scores
-from detect.scratch import Scratch
+from detect.training.data import to_chw, to_unit
 from synth.images import Progress, read_image, resize
 from synth.pictures import Images
 

@@ -35,9 +35,9 @@ from benchmark_folders import (
 )
 from threadpoolctl import threadpool_limits
 
-from detect.data import BlendedDataset
-from detect.metrics import pixel_metrics
-from detect.sources import SiaSource
+from detect.evaluation.metrics import pixel_metrics
+from detect.training.data import BlendedDataset
+from detect.training.sources import SiaSource
 from synth.config import PRESETS
 from synth.data.foreground import ForegroundRule
 from synth.diffusion.ddpm import build_unet, noise_schedule

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from detect.metrics import auroc
+from detect.evaluation.metrics import auroc
 from synth.data.catalog import open_category
 from synth.data.normals import load_normals
 from synth.diffusion.model import DiffusionModel, load_model

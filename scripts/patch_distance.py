@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from detect.metrics import auroc
+from detect.evaluation.metrics import auroc
 
 Features = Callable[[Tensor], Sequence[Tensor]]
 """RGB float32 [N, 3, H, W] in [0, 1] -> the maps of layers 1, 2, 3."""

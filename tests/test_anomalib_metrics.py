@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_metrics import random_maps
 
-from detect.metrics import pixel_metrics
+from detect.evaluation.metrics import pixel_metrics
 
 pytestmark = [
     pytest.mark.skipif(

@@ -8,7 +8,7 @@ from commands import Command
 from PIL import Image
 from products import write_product
 
-from detect.sources import open_source
+from detect.training.sources import open_source
 from synth.data import baselines
 from synth.data.baselines import (
     BASELINES,

@@ -3,8 +3,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 from test_metrics import random_maps
 
-from detect import bootstrap
-from detect.bootstrap import (
+from detect.evaluation import bootstrap
+from detect.evaluation.bootstrap import (
     binned_figures,
     difference,
     draw,
@@ -12,9 +12,9 @@ from detect.bootstrap import (
     intervals,
     pixel_samples,
 )
-from detect.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
-from detect.pixels import BinnedPixels, PixelRuns
-from detect.scratch import Scratch
+from detect.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
+from detect.evaluation.pixels import BinnedPixels, PixelRuns
+from detect.evaluation.scratch import Scratch
 
 
 def test_draws_are_as_many_as_there_are_and_named_by_their_key():

@@ -5,8 +5,8 @@ import pytest
 import torch
 from products import SIZE, normal_image, write_sources
 
-from detect.data import BlendedDataset, batches
-from detect.sources import SiaSource, matched, noise_source, open_source
+from detect.training.data import BlendedDataset, batches
+from detect.training.sources import SiaSource, matched, noise_source, open_source
 from synth.data.foreground import EVERYTHING, ForegroundRule
 from synth.errors import UserError
 from synth.progress import no_bars

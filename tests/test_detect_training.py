@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from products import normal_image
 from torch import Tensor, nn
 
-from detect.data import BlendedDataset, batches
 from detect.detector import Batch, Detector, Scores, Stage
-from detect.sources import noise_source
-from detect.training import NUM_NORM_BATCHES, settle_batch_norms, train_detector
+from detect.training.data import BlendedDataset, batches
+from detect.training.loop import NUM_NORM_BATCHES, settle_batch_norms, train_detector
+from detect.training.sources import noise_source
 from synth.data.foreground import EVERYTHING
 from synth.errors import UserError
 

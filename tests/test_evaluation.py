@@ -7,15 +7,15 @@ from products import SIZE, write_product
 from sklearn.metrics import average_precision_score, roc_auc_score
 from test_metrics import best_f1, brute_force_aupro
 
-from detect import exact
 from detect.calibration import calibrate
-from detect.comparison import comparison
-from detect.evaluation import evaluate, native_map
-from detect.metrics import ImageMetrics, PixelMetrics
-from detect.results import make_report, write_results
+from detect.evaluation import exact
+from detect.evaluation.comparison import comparison
+from detect.evaluation.measure import evaluate, native_map
+from detect.evaluation.metrics import ImageMetrics, PixelMetrics
+from detect.evaluation.results import make_report, write_results
+from detect.evaluation.scratch import Scratch
+from detect.evaluation.testset import open_test_set
 from detect.scoring import ParkedMaps, Scored
-from detect.scratch import Scratch
-from detect.testset import open_test_set
 from synth.data.catalog import open_category
 from synth.errors import UserError
 from synth.images import write_png

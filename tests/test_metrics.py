@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from detect import exact, metrics, pixels, ranking
-from detect.scratch import Scratch
+from detect.evaluation import exact, metrics, pixels, ranking
+from detect.evaluation.scratch import Scratch
 from synth.errors import UserError
 
 

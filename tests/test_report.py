@@ -7,10 +7,9 @@ import cv2
 import numpy as np
 import pytest
 
-from detect import metrics
 from detect.calibration import calibrate
-from detect.heatmap import HeatRange, overlay
-from detect.metrics import (
+from detect.evaluation import metrics
+from detect.evaluation.metrics import (
     Curves,
     Figures,
     ImageMetrics,
@@ -18,12 +17,13 @@ from detect.metrics import (
     PixelMetrics,
     TypeMetrics,
 )
-from detect.ranking import Curve
-from detect.report import PICTURE_PX, render_report, write_report
-from detect.report_data import Comparison, Example, ReportData, pick_examples
-from detect.report_plots import score_plot
-from detect.report_text import cautions, findings, hardest_type, number, percent, upward
-from detect.seeds import Training, summarise
+from detect.evaluation.ranking import Curve
+from detect.evaluation.seeds import Training, summarise
+from detect.heatmap import HeatRange, overlay
+from detect.report.data import Comparison, Example, ReportData, pick_examples
+from detect.report.page import PICTURE_PX, render_report, write_report
+from detect.report.plots import score_plot
+from detect.report.text import cautions, findings, hardest_type, number, percent, upward
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "stop"}
 NASTY = '<script>alert("x")</script> & $a_b$'

@@ -8,6 +8,7 @@ from products import SIZE, normal_image, write_product
 from torch import Tensor
 
 from detect.detector import Detector, Scores
+from detect.evaluation.scratch import Scratch
 from detect.scoring import (
     ParkedMaps,
     Scored,
@@ -17,7 +18,6 @@ from detect.scoring import (
     score_batches,
     score_files,
 )
-from detect.scratch import Scratch
 from synth.errors import UserError
 from synth.images import write_png
 

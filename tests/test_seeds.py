@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from detect.metrics import ImageMetrics, PixelMetrics
-from detect.seeds import Training, spread, summarise
+from detect.evaluation.metrics import ImageMetrics, PixelMetrics
+from detect.evaluation.seeds import Training, spread, summarise
 from synth.errors import UserError
 
 PIXEL = PixelMetrics(0.9, 0.5, 0.5, 0.8, 0.6)

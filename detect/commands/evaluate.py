@@ -51,11 +51,11 @@ def evaluate(
     require_positive(batch_size=batch_size)
     category = data.open()
     require_output(out)
-    from detect.evaluation_run import check_detectors, report_on
-    from detect.protocol import table
-    from detect.report_data import Comparison
-    from detect.report_text import findings
-    from detect.testset import open_test_set
+    from detect.evaluation.protocol import table
+    from detect.evaluation.run import check_detectors, report_on
+    from detect.evaluation.testset import open_test_set
+    from detect.report.data import Comparison
+    from detect.report.text import findings
     from synth.device import make_accelerator
 
     device = make_accelerator("fp32").device

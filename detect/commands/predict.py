@@ -26,8 +26,8 @@ def predict(images: Paths, *, model: Folder, out: Folder, batch_size: int = 16) 
     """
     require_positive(batch_size=batch_size)
     from detect.checkpoint import load_detector
-    from detect.prediction import find_images, write_overlays
-    from detect.results import write_scores
+    from detect.evaluation.results import write_scores
+    from detect.prediction.overlays import find_images, write_overlays
     from detect.scoring import detector_scorer, score_files
     from synth.device import make_accelerator
     from synth.images import require_images

@@ -39,7 +39,7 @@ def train(
     category = data.open()
     require_output(out)
     from detect.realnet.run import train_realnet
-    from detect.sources import open_source
+    from detect.training.sources import open_source
 
     anomalies = open_source(source, sia, progress_bar)
     if anomalies.category not in (None, category.name):

@@ -11,15 +11,15 @@ from accelerate import Accelerator
 
 from detect.calibration import Calibration, calibrate
 from detect.checkpoint import CONFIG_FILE, save_detector
-from detect.data import BlendedDataset, batches
 from detect.detector import Batch, Detector
 from detect.options import TrainOptions
 from detect.realnet.afs import AFSResult, select_channels
 from detect.realnet.config import PRESETS, RealNetConfig
 from detect.realnet.model import RealNet
 from detect.scoring import detector_scorer, score_files
-from detect.sources import NamedSource, matched
-from detect.training import train_detector
+from detect.training.data import BlendedDataset, batches
+from detect.training.loop import train_detector
+from detect.training.sources import NamedSource, matched
 from synth.claims import claim_folder
 from synth.config import Precision
 from synth.data.catalog import Category

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from detect.metrics import Curve
+from detect.evaluation.metrics import Curve
 
 NORMAL, ANOMALOUS = "#3b82f6", "#f97316"  # blue and orange: seen on light and dark, by all eyes
 INK = "#010203"  # a stand-in colour, replaced by the page's own text colour

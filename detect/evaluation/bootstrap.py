@@ -16,10 +16,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from detect.exact import sums
-from detect.metrics import FPR_LIMIT, STRICT_FPR_LIMIT, Interval
-from detect.pixels import BinnedPixels, Bins
-from detect.ranking import Float64Array, FloatArray, Ranking, rank_bins
+from detect.evaluation.exact import sums
+from detect.evaluation.metrics import FPR_LIMIT, STRICT_FPR_LIMIT, Interval
+from detect.evaluation.pixels import BinnedPixels, Bins
+from detect.evaluation.ranking import Float64Array, FloatArray, Ranking, rank_bins
 from synth.seeding import derive_seed
 
 NUM_RESAMPLES = 1000

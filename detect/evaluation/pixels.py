@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from detect.ranking import BoolArray, Float64Array, FloatArray, require_finite
-from detect.scratch import Scratch
+from detect.evaluation.ranking import BoolArray, Float64Array, FloatArray, require_finite
+from detect.evaluation.scratch import Scratch
 from synth.errors import UserError
 
 Float32Array = npt.NDArray[np.float32]

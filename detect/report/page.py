@@ -9,20 +9,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from detect.bootstrap import NUM_RESAMPLES
-from detect.heatmap import HeatRange, Image, heat_picture, outline, overlay
-from detect.metrics import (
+from detect.evaluation.bootstrap import NUM_RESAMPLES
+from detect.evaluation.metrics import (
     FPR_LIMIT,
     STRICT_FPR_LIMIT,
     ImageMetrics,
     Intervals,
     PixelMetrics,
 )
-from detect.pixels import NUM_BINS
-from detect.report_data import COLUMNS, Comparison, Example, ReportData
-from detect.report_plots import pro_plot, roc_plot, score_plot
-from detect.report_style import CSS
-from detect.report_text import between, cautions, findings, number, percent, upward
+from detect.evaluation.pixels import NUM_BINS
+from detect.heatmap import HeatRange, Image, heat_picture, outline, overlay
+from detect.report.data import COLUMNS, Comparison, Example, ReportData
+from detect.report.plots import pro_plot, roc_plot, score_plot
+from detect.report.style import CSS
+from detect.report.text import between, cautions, findings, number, percent, upward
 from synth.files import write_text
 
 PICTURE_PX = 256  # longest side of an example picture

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from detect.evaluation import native_map
+from detect.evaluation.measure import native_map
 from detect.heatmap import HeatRange, heat_range, overlay
 from detect.scoring import Scored
 from synth.errors import UserError

@@ -8,9 +8,9 @@ definition gives. Shapes: N images of H, W pixels.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from detect.exact import Sums, exact_sums, set_totals
-from detect.pixels import BinnedPixels, PixelRuns
-from detect.ranking import (
+from detect.evaluation.exact import Sums, exact_sums, set_totals
+from detect.evaluation.pixels import BinnedPixels, PixelRuns
+from detect.evaluation.ranking import (
     BoolArray,
     Curve,
     Float64Array,
@@ -24,7 +24,7 @@ from detect.ranking import (
     roc_vertices,
     thin,
 )
-from detect.scratch import Scratch
+from detect.evaluation.scratch import Scratch
 from synth.errors import UserError
 
 FPR_LIMIT = 0.3  # of AUPRO where nothing else is said

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import torch
 
-from detect.bootstrap import difference
 from detect.checkpoint import TrainedDetector
-from detect.evaluation import Evaluation, evaluate
-from detect.metrics import ImageMetrics, PixelMetrics
-from detect.protocol import detector_name
-from detect.report_data import Comparison
+from detect.evaluation.bootstrap import difference
+from detect.evaluation.measure import Evaluation, evaluate
+from detect.evaluation.metrics import ImageMetrics, PixelMetrics
+from detect.evaluation.protocol import detector_name
+from detect.evaluation.testset import TestSet
+from detect.report.data import Comparison
 from detect.scoring import (
     ParkedMaps,
     Scored,
@@ -20,7 +21,6 @@ from detect.scoring import (
     mean_image_scorer,
     score_batches,
 )
-from detect.testset import TestSet
 from synth.data.catalog import held_out
 from synth.progress import Bars
 

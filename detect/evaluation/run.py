@@ -7,16 +7,16 @@ from typing import Any, NamedTuple
 import torch
 
 from detect.checkpoint import load_detector
-from detect.comparison import comparison, evaluate_baseline, evaluate_detector
-from detect.evaluation import Evaluation
-from detect.protocol import detector_name, protocol
-from detect.report import write_report
-from detect.report_data import Comparison, ReportData
-from detect.results import make_report, write_results
+from detect.evaluation.comparison import comparison, evaluate_baseline, evaluate_detector
+from detect.evaluation.measure import Evaluation
+from detect.evaluation.protocol import detector_name, protocol
+from detect.evaluation.results import make_report, write_results
+from detect.evaluation.scratch import Scratch
+from detect.evaluation.seeds import Seeds, Training, summarise
+from detect.evaluation.testset import TestSet
+from detect.report.data import Comparison, ReportData
+from detect.report.page import write_report
 from detect.scoring import ParkedMaps
-from detect.scratch import Scratch
-from detect.seeds import Seeds, Training, summarise
-from detect.testset import TestSet
 from synth.progress import Bars
 
 

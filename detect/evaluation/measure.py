@@ -13,9 +13,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from detect.bootstrap import Drawn, binned_figures, draw, image_samples, intervals, pixel_samples
-from detect.exact import exact_sums
-from detect.metrics import (
+from detect.evaluation.bootstrap import (
+    Drawn,
+    binned_figures,
+    draw,
+    image_samples,
+    intervals,
+    pixel_samples,
+)
+from detect.evaluation.exact import exact_sums
+from detect.evaluation.metrics import (
     FPR_LIMIT,
     STRICT_FPR_LIMIT,
     Curves,
@@ -26,8 +33,8 @@ from detect.metrics import (
     image_metrics,
     roc_curve,
 )
-from detect.pixels import BinnedPixels, Bins, PixelRuns
-from detect.ranking import (
+from detect.evaluation.pixels import BinnedPixels, Bins, PixelRuns
+from detect.evaluation.ranking import (
     Float64Array,
     cut,
     pro_vertices,
@@ -35,9 +42,9 @@ from detect.ranking import (
     roc_vertices,
     thin,
 )
+from detect.evaluation.scratch import Scratch
+from detect.evaluation.testset import ALL_DEFECTS, TestSet
 from detect.scoring import Scored
-from detect.scratch import Scratch
-from detect.testset import ALL_DEFECTS, TestSet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 import math
 
-from detect.metrics import FPR_LIMIT, STRICT_FPR_LIMIT, Interval, TypeMetrics
-from detect.report_data import Caught, Comparison, ReportData
-from detect.seeds import Seeds, Spread
+from detect.evaluation.metrics import FPR_LIMIT, STRICT_FPR_LIMIT, Interval, TypeMetrics
+from detect.evaluation.seeds import Seeds, Spread
+from detect.report.data import Caught, Comparison, ReportData
 
 LITTLE = 0.01  # an AUROC difference below this is "little", whatever its noise
 SURPRISING = 0.01  # a chance below this is worth a warning

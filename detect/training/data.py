@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detect.detector import Batch
-from detect.sources import AnomalySource
+from detect.training.sources import AnomalySource
 from synth.blend import OPACITY, blend_random
 from synth.data.foreground import ForegroundRule
 from synth.errors import UserError

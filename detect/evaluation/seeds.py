@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
-from detect.metrics import ImageMetrics, PixelMetrics
+from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from synth.errors import UserError
 from synth.files import config_differences
 

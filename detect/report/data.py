@@ -8,9 +8,16 @@ import numpy as np
 import numpy.typing as npt
 
 from detect.calibration import Calibration
+from detect.evaluation.metrics import (
+    Curves,
+    Figures,
+    ImageMetrics,
+    Interval,
+    PixelMetrics,
+    TypeMetrics,
+)
+from detect.evaluation.seeds import Seeds
 from detect.heatmap import HeatRange, Image
-from detect.metrics import Curves, Figures, ImageMetrics, Interval, PixelMetrics, TypeMetrics
-from detect.seeds import Seeds
 
 
 @dataclass(frozen=True, kw_only=True)

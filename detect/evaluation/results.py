@@ -8,15 +8,15 @@ from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 
-from detect.bootstrap import COVERAGE, NUM_RESAMPLES
 from detect.calibration import Calibration
-from detect.evaluation import Evaluation, native_map
+from detect.evaluation.bootstrap import COVERAGE, NUM_RESAMPLES
+from detect.evaluation.measure import Evaluation, native_map
+from detect.evaluation.metrics import FPR_LIMIT, Figures, PixelMetrics
+from detect.evaluation.seeds import Seeds
+from detect.evaluation.testset import TestSet
 from detect.heatmap import heat_range
-from detect.metrics import FPR_LIMIT, Figures, PixelMetrics
-from detect.report_data import Comparison, Example, ReportData, pick_examples
+from detect.report.data import Comparison, Example, ReportData, pick_examples
 from detect.scoring import ParkedMaps
-from detect.seeds import Seeds
-from detect.testset import TestSet
 from synth.files import atomic_path, write_json
 from synth.images import read_image
 

@@ -9,8 +9,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from detect.data import Sample, batches
 from detect.detector import Detector, Stage
+from detect.training.data import Sample, batches
 from synth.errors import UserError
 from synth.resume import OnStep, StepFunction, run_steps
 

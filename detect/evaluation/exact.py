@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detect.pixels import BinnedPixels, Bins, Float32Array, PixelRuns
-from detect.ranking import (
+from detect.evaluation.pixels import BinnedPixels, Bins, Float32Array, PixelRuns
+from detect.evaluation.ranking import (
     Float64Array,
     Ranking,
     Totals,

@@ -1,0 +1,1 @@
+"""Figures of detectors on test images."""
