@@ -29,11 +29,13 @@ class Batch(NamedTuple):
     image: float32 [N, 3, H, W], RGB in [0, 1], blended (A) or normal.
     normal: float32 [N, 3, H, W], RGB in [0, 1], the same images untouched (I).
     mask: bool or float32 [N, H, W], 1 where `image` is anomalous (M).
+    number: int64 [N] on the CPU, which normal image of the training set each is; None: unknown.
     """
 
     image: Tensor
     normal: Tensor
     mask: Tensor
+    number: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from detect.detector import Batch, Stage
 from detect.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
+from detect.realnet.cache import FeatureCache
+from detect.realnet.separable import SeparableUNet
 from synth.errors import UserError
 from synth.features import BackboneConfig, build_backbone
 
@@ -247,6 +249,107 @@ def test_fields_are_checked() -> None:
     with pytest.raises(UserError, match="num_steps: got 0, must be greater than 0"):
         replace(TINY, num_steps=0)
     data = TINY.to_json()
-    data["nmu_max"] = data.pop("num_max")
-    with pytest.raises(UserError, match=r"unknown fields \['nmu_max'\], absent fields \['num_max'"):
+    data["selected"] = data.pop("num_selected")
+    expected = r"unknown fields \['selected'\], absent fields \['num_selected'\]"
+    with pytest.raises(UserError, match=expected):
         RealNetConfig.from_json(data)
+
+
+def test_models_older_than_a_field_keep_its_default() -> None:
+    data = TINY.to_json()
+    del data["reconstruction"]
+    assert RealNetConfig.from_json(data) == TINY
+
+
+# --- features are computed once -----------------------------------------------------------
+
+
+def mixed_batch() -> Batch:
+    """Images 0, 1, 2 and 0 again; the first and the last have nothing blended in."""
+    normal = make_batch().normal[[0, 1, 2, 0]]
+    mask = make_batch().mask[[0, 1, 2, 0]]
+    mask[[0, 3]] = False
+    image = torch.where(mask.unsqueeze(1), torch.rand(4, 3, 32, 48), normal)
+    return Batch(image, normal, mask, torch.tensor([0, 1, 2, 0]))
+
+
+def test_training_features_are_those_of_every_image_computed_alone() -> None:
+    model = make_model()
+    batch = mixed_batch()
+    for cache in (None, FeatureCache(3), FeatureCache(3, limit=0), FeatureCache(3, limit=20_000)):
+        model.cache = cache
+        for _ in range(3):  # empty, filled in part, filled
+            phi_A, phi_I = model.training_features(batch)
+            for k in range(2):
+                alone_A = torch.cat([model.features(x[None])[k] for x in batch.image])
+                alone_I = torch.cat([model.features(x[None])[k] for x in batch.normal])
+                torch.testing.assert_close(phi_A[k], alone_A, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(phi_I[k], alone_I, rtol=1e-5, atol=1e-5)
+            phi_A[0].zero_()  # what is handed out is the caller's
+
+
+def test_the_cache_computes_each_normal_image_once_and_keeps_to_its_limit() -> None:
+    seen: list[int] = []
+
+    def double(images: torch.Tensor) -> list[torch.Tensor]:
+        return [images * 2, images[:, :, ::2, ::2] + 1]
+
+    def compute(images: torch.Tensor) -> list[torch.Tensor]:
+        seen.extend(images.flatten(1).amax(1).int().tolist())
+        return double(images)
+
+    def ask(cache: FeatureCache, *numbers: int) -> None:
+        index = torch.tensor(numbers)
+        images = index.float().view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+        for maps, right in zip(cache(index, images, compute), double(images), strict=True):
+            assert torch.equal(maps, right)
+
+    cache = FeatureCache(10)
+    ask(cache, 1, 4)
+    ask(cache, 4, 7, 1)
+    ask(cache, 7, 4, 1)
+    assert sorted(seen) == [1, 4, 7]
+
+    seen.clear()
+    small = FeatureCache(10, limit=2 * (16 + 4) * 4)  # two images
+    ask(small, 1, 4, 7)
+    ask(small, 7, 1, 4)
+    ask(small, 7)
+    assert seen == [1, 4, 7, 7, 7]
+    assert len(small.maps[0]) == 2
+
+
+def test_separable_networks_reconstruct_any_size_and_start_at_zero() -> None:
+    net = SeparableUNet(6, 4, (1, 2, 4), 2)
+    for size in ((8, 8), (5, 7), (16, 12)):
+        x = torch.rand(2, 6, *size)
+        assert net(x).shape == x.shape
+        assert not net(x).any()
+
+
+def test_a_separable_network_learns_to_undo_an_anomaly_in_its_features() -> None:
+    torch.manual_seed(0)
+    net = SeparableUNet(6, 8, (1, 2), 1)
+    normal = torch.rand(1, 6, 1, 1).expand(8, 6, 16, 16)
+    blended = normal.clone()
+    blended[:, :, 4:8, 4:8] += torch.randn(8, 6, 4, 4)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+    for _ in range(150):
+        loss = F.mse_loss(net(blended), normal)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1 * F.mse_loss(blended, normal).item()
+
+
+def test_compact_is_a_tenth_of_small() -> None:
+    sizes = {}
+    for name in ("compact", "small"):
+        config = PRESETS[name]
+        config = replace(config, backbone=replace(config.backbone, weights="random"))
+        with torch.device("meta"):
+            indices = [torch.zeros(m, dtype=torch.int64) for m in config.num_selected]
+            model = RealNet(config, build_backbone(config.backbone), indices)
+        sizes[name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert sizes["compact"] == 247_558
+    assert 10 * sizes["compact"] < sizes["small"]

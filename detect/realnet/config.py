@@ -1,8 +1,8 @@
 """RealNet's configuration and its presets."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import MISSING, asdict, dataclass, fields
+from typing import Any, Literal
 
 from synth.errors import UserError
 from synth.features import BackboneConfig
@@ -18,6 +18,8 @@ class RealNetConfig:
     """The frozen feature extractor."""
     num_selected: tuple[int, ...]
     """Channels AFS keeps, per backbone layer (m_k)."""
+    reconstruction: Literal["unet", "separable"] = "unet"
+    """Networks G_k: the paper's U-Nets, or small ones of depthwise convolutions."""
     width_factor: float = 0.5
     """First width of a reconstruction U-Net over its m_k."""
     multipliers: tuple[int, ...] = (1, 2, 4)
@@ -95,10 +97,14 @@ def _check_positive(values: Mapping[str, float]) -> None:
 def _arguments(
     cls: type[RealNetConfig] | type[BackboneConfig], data: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a dataclass's arguments from JSON values, where tuples are lists."""
+    """Return a dataclass's arguments from JSON values, where tuples are lists.
+
+    A field with a default may be absent: older models do not know of it.
+    """
     known = {field.name for field in fields(cls)}
-    if known != set(data):
-        unknown, absent = sorted(set(data) - known), sorted(known - set(data))
+    needed = {field.name for field in fields(cls) if field.default is MISSING}
+    if not needed <= set(data) <= known:
+        unknown, absent = sorted(set(data) - known), sorted(needed - set(data))
         raise UserError(
             f"{cls.__name__}: unknown fields {unknown}, absent fields {absent}; "
             "use the config.json that was saved with the model"
@@ -134,6 +140,21 @@ SMALL = RealNetConfig(
     num_afs_batches=32,
 )
 
+# 256 px, 0.3 M trained parameters: for processors without a GPU, in training and in use.
+COMPACT = RealNetConfig(
+    image_size=(256, 256),
+    backbone=BackboneConfig(name="resnet18.tv_in1k", layers=(1, 2, 3)),
+    num_selected=(32, 64, 64),
+    reconstruction="separable",
+    num_res_blocks=1,
+    num_max=32,
+    num_mean=32,
+    head_widths=(32, 16, 8, 4),
+    num_steps=2_000,
+    learning_rate=1e-3,
+    num_afs_batches=32,
+)
+
 # The paper's sizes, 524.1 M trained parameters. Its 1000 epochs are about 15 000 steps of 16 images
 # for an average MVTec AD category. AFS keeps all channels of layers 1 and 2, as the authors' code.
 PAPER = RealNetConfig(
@@ -143,4 +164,4 @@ PAPER = RealNetConfig(
     num_steps=15_000,
 )
 
-PRESETS = {"tiny": TINY, "small": SMALL, "paper": PAPER}
+PRESETS = {"tiny": TINY, "compact": COMPACT, "small": SMALL, "paper": PAPER}
