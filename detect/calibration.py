@@ -9,7 +9,7 @@ the held-out normals too. Source: Papadopoulos et al., 2002; Vovk et al., 2005.
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from synth.errors import UserError
@@ -72,6 +72,21 @@ class Calibration:
             f"promises {self.guaranteed_rate:.2g} only."
         )
 
+    @property
+    def promise(self) -> str:
+        """One line: the threshold, the rate asked for, the guarantee and what it rests on."""
+        return (
+            f"threshold {self.threshold:.4g}: rejects at most {self.guaranteed_rate:.2%} of normal "
+            f"images on average ({self.false_reject_rate:.2%} asked for; from {len(self.scores)} "
+            "held-out normal images)"
+        )
+
+    def at_rate(self, false_reject_rate: float | None) -> "Calibration":
+        """The same held-out scores at another rate, with its own threshold; None keeps the rate."""
+        if false_reject_rate is None:
+            return self
+        return replace(self, false_reject_rate=float(false_reject_rate))
+
     def rejects(self, score: float) -> bool:
         """Whether an image with this score is called anomalous."""
         return score > self.threshold
@@ -90,7 +105,7 @@ class Calibration:
         a, b = len(self.scores) + 1 - self.rank, self.rank
         start = _log_beta(a, b)
         return min(1.0, sum(
-            math.comb(num_normal, r) * math.exp(_log_beta(r + a, num_normal - r + b) - start)
+            math.exp(_log_choose(num_normal, r) + _log_beta(r + a, num_normal - r + b) - start)
             for r in range(num_rejected, num_normal + 1)
         ))  # fmt: skip
 
@@ -135,3 +150,7 @@ def calibrate(scores: Iterable[float], false_reject_rate: float) -> Calibration:
 
 def _log_beta(a: float, b: float) -> float:
     return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def _log_choose(n: int, k: int) -> float:
+    return -math.log(n + 1) - _log_beta(n - k + 1, k + 1)

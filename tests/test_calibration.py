@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from scipy.stats import betabinom
+from scipy.stats import beta, betabinom, kstest, lognorm
 
 from detect.calibration import Calibration, calibrate
 from synth.errors import UserError
@@ -116,3 +116,53 @@ def test_wrong_input_raises(scores, rate, message):
 def test_unsorted_scores_are_refused():
     with pytest.raises(UserError, match="calibrate"):
         Calibration(scores=(2.0, 1.0), false_reject_rate=0.1)
+
+
+# The guarantee, simulated
+
+
+@pytest.mark.parametrize(("rate", "num_scores"), [(0.05, 19), (0.05, 30), (0.01, 250)])
+def test_reject_rate_of_fresh_normals_follows_the_beta_law(rate, num_scores):
+    """Given the held-out normals, the true rate is Beta(n + 1 - k, k) whatever the distribution."""
+    rng = np.random.default_rng(10)
+    draws = rng.lognormal(size=(3000, num_scores))
+    chosen = [calibrate(row, 0.5).at_rate(rate) for row in draws]
+    true_rates = lognorm(1).sf([calibration.threshold for calibration in chosen])
+    law = beta(num_scores + 1 - chosen[0].rank, chosen[0].rank)
+    assert true_rates.mean() <= rate + 4 * law.std() / np.sqrt(len(draws))
+    assert true_rates.mean() == pytest.approx(law.mean(), abs=4 * law.std() / np.sqrt(len(draws)))
+    assert law.mean() == pytest.approx(chosen[0].guaranteed_rate)
+    assert kstest(true_rates, law.cdf).pvalue > 0.001
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_reject_rate_holds_with_heavy_ties(rate):
+    rng = np.random.default_rng(11)
+    shares = np.array([0.55, 0.3, 0.1, 0.05])  # of the only four scores there are
+    draws = rng.choice(4, p=shares, size=(3000, 25))
+    chosen = [calibrate(row, rate) for row in draws]
+    rejected = [sum(shares[int(calibration.threshold) + 1 :]) for calibration in chosen]
+    assert 0 < np.mean(rejected) <= rate
+    p_values = np.array([[c.p_value(score) for score in range(4)] for c in chosen])
+    small = np.mean((p_values <= rate) @ shares)
+    assert small <= rate, "a p-value is small as rarely as it says"
+
+
+def test_another_rate_keeps_the_scores():
+    stored = calibrate(range(300), 0.05)
+    strict = stored.at_rate(0.01)
+    assert stored.at_rate(None) is stored
+    assert (stored.threshold, strict.threshold) == (285, 297)
+    assert strict.scores == stored.scores
+    assert strict == calibrate(range(300), 0.01)
+    assert "threshold 297: rejects at most 1.00% of normal images" in strict.promise
+    assert "1.00% asked for; from 300 held-out" in strict.promise
+    assert "needs 999 held-out normal images, got 300" in stored.at_rate(0.001).note
+    with pytest.raises(UserError, match="false_reject_rate: got 2"):
+        stored.at_rate(2)
+
+
+def test_chance_of_rejects_among_many_thousand_images():
+    calibration = calibrate(range(99), 0.05)
+    truth = betabinom(20_000, 100 - calibration.rank, calibration.rank)
+    assert calibration.chance_of_rejects(1500, 20_000) == pytest.approx(truth.sf(1499), rel=1e-6)
