@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from detect.batch_norm import GlobalBatchNorm2d
 from synth.errors import UserError
 
 
@@ -28,7 +29,7 @@ class RRS(nn.Module):
                 f"allowed are 0 to {num_channels}, the residual channels of all layers"
             )
         self.num_max, self.num_mean = num_max, num_mean
-        self.norm = nn.BatchNorm2d(num_channels, affine=False, momentum=0.9)
+        self.norm = GlobalBatchNorm2d(num_channels, affine=False, momentum=0.9)
 
     def forward(self, residual: Tensor) -> Tensor:
         """Map [N, C, h, w] to [N, r, h, w]: first by maximum, then by mean, each descending.
@@ -64,7 +65,7 @@ class SegmentationHead(nn.Module):
         )
         self.narrow = nn.Sequential(
             nn.Conv2d(num_channels, a, 3, padding=1),
-            nn.BatchNorm2d(a),
+            GlobalBatchNorm2d(a),
             nn.ReLU(),
             nn.Conv2d(a, b, 3, padding=1),
             nn.ReLU(),

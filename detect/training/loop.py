@@ -63,7 +63,7 @@ def train_detector(
             on_step=on_step,
         )
         ema.copy_to(stage.parameters)
-    settle_batch_norms(detector, dataset, batch_size, accelerator.device)
+    settle_batch_norms(accelerator, detector, dataset, batch_size)
     detector.eval()
 
 
@@ -109,10 +109,11 @@ def stage_steps(
 
 @torch.no_grad()
 def settle_batch_norms(
-    detector: Detector, dataset: Dataset[Sample], batch_size: int, device: torch.device
+    accelerator: Accelerator, detector: Detector, dataset: Dataset[Sample], batch_size: int
 ) -> None:
     """Replace running statistics by the mean over NUM_NORM_BATCHES batches of training samples.
 
+    Processes share each batch, as in training: their normalisations have to be `GlobalBatchNorm2d`.
     Frozen parts, which stay in evaluation mode, keep theirs.
     """
     detector.train()
@@ -122,7 +123,16 @@ def settle_batch_norms(
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for a cumulative average
     if norms:
-        for batch in batches(dataset, batch_size, 0, NUM_NORM_BATCHES, device):
+        shares = batches(
+            dataset,
+            batch_size,
+            0,
+            NUM_NORM_BATCHES,
+            accelerator.device,
+            process=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+        )
+        for batch in shares:
             detector(batch.image)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

@@ -1,0 +1,77 @@
+"""Batch normalisation whose batch is that of all processes together.
+
+torch's SyncBatchNorm is for GPUs only; this one serves gloo between CPU processes as well.
+Shapes: N images per process, C channels, h x w pixels.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """As `nn.BatchNorm2d`; in training the statistics are of every process's share of the batch.
+
+    Gradients flow through them into every share. Each process has to hold as many images as the
+    others, which `detect.training.loop` makes sure of. A single process takes torch's own path.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map [N, C, h, w] to the same shape and dtype; arithmetic is float32."""
+        if not self.training or num_processes() == 1:
+            return super().forward(input)
+        x = input.float()
+        mean = global_mean(x.mean((0, 2, 3)))
+        centred = x - mean.view(1, -1, 1, 1)
+        var = global_mean(centred.square().mean((0, 2, 3)))
+        self.follow(mean.detach(), var.detach(), num_processes() * x[:, 0].numel())
+        y = centred * (var + self.eps).rsqrt().view(1, -1, 1, 1)
+        if self.affine:
+            y = y * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        return y.to(input.dtype)
+
+    @torch.no_grad()
+    def follow(self, mean: Tensor, var: Tensor, count: int) -> None:
+        """Move the running statistics as torch does: the variance is unbiased.
+
+        A momentum of None is the mean over all batches so far.
+        """
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(var * count / (count - 1), share)
+
+
+class GlobalSum(Function):
+    """The sum of a tensor over the processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, share: Tensor) -> Tensor:
+        """Every process calls it together, with tensors of one shape."""
+        total = share.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Every share entered every process's sum."""
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
+def global_mean(share: Tensor) -> Tensor:
+    """The mean of a tensor over the processes, with its gradient; all call it together."""
+    total = GlobalSum.apply(share)
+    assert isinstance(total, Tensor)
+    return total / num_processes()
+
+
+def num_processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
