@@ -21,6 +21,7 @@ Workers = Annotated[
     int | None,
     tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4 with a GPU, 0 without)"),
 ]
+Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME[=WEIGHT] ...")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +30,9 @@ class TrainOptions:
 
     method: Literal["realnet"] = "realnet"
     """Detector."""
-    preset: Literal["tiny", "small", "paper"] = "tiny"
-    """tiny: 128 px, a CPU; small: 256 px; paper: 256 px, 524 M parameters, a GPU."""
+    preset: Literal["tiny", "compact", "small", "paper"] = "tiny"
+    """tiny: 128 px, a CPU; compact: 256 px, a CPU; small: 256 px; paper: 256 px, 524 M
+    parameters, a GPU."""
     backbone: PresetStr = None
     """Name of a timm network."""
     backbone_weights: PresetStr = None

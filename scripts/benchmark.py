@@ -37,14 +37,15 @@ from threadpoolctl import threadpool_limits
 
 from detect.evaluation.metrics import pixel_metrics
 from detect.training.data import BlendedDataset
-from detect.training.sources import SiaSource
+from detect.training.sources import Part, open_source
 from synth.config import PRESETS
 from synth.data.foreground import ForegroundRule
 from synth.diffusion.ddpm import build_unet, noise_schedule
 from synth.diffusion.sdas import sample_sdas
 from synth.perlin import perlin_mask
+from synth.progress import no_bars
 from synth.seeding import generator
-from synth.sia.reader import Item, SiaHeader, open_sia, write_sia
+from synth.sia.reader import Item, SiaHeader, write_sia
 
 
 class Skipped(Exception):
@@ -113,8 +114,9 @@ def anomalib_perlin(work: Path) -> list[Figure]:
 def blended_samples(work: Path) -> list[Figure]:
     """Training samples per second of one worker at 256 px, everything cached that can be."""
     normals = np.stack([texture(n) for n in range(64)])
-    sources = SiaSource(open_sia(write_noise_images(work / "noise", 200, (128, 128))))
-    dataset = BlendedDataset(normals, ForegroundRule(method="everything"), sources, seed=0)
+    folder = write_noise_images(work / "noise", 200, (128, 128))
+    source = open_source([Part("sia", folder)]).load((256, 256), False, no_bars)
+    dataset = BlendedDataset(normals, ForegroundRule(method="everything"), source, seed=0)
     seconds = median_seconds(lambda: [dataset[n] for n in range(400)], 3)
     name = "blended training samples, 256 px, one worker"
     return [Figure(name, 400 / seconds, "samples/s", "150 or more")]

@@ -4,10 +4,20 @@ from pathlib import Path
 
 import numpy as np
 
+from detect.training.sources import AnomalySource, Part, open_source
 from synth.images import write_png
+from synth.progress import no_bars
 from synth.sia.reader import Item, SiaHeader, write_sia
 
 SIZE = (32, 32)
+
+
+def load_source(*parts: Part, size=SIZE, grey=False) -> AnomalySource:
+    """Open and load an anomaly source."""
+    return open_source(parts).load(size, grey, no_bars)
+
+
+draw_noise = load_source(Part("noise"))
 
 
 def normal_image(number: int, size: tuple[int, int] = SIZE) -> np.ndarray:

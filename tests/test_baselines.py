@@ -8,7 +8,7 @@ from commands import Command
 from PIL import Image
 from products import write_product
 
-from detect.training.sources import open_source
+from detect.training.sources import TEXTURE_OPACITY, Part, open_source
 from synth.data import baselines
 from synth.data.baselines import (
     BASELINES,
@@ -76,9 +76,9 @@ def test_dtd_becomes_an_sia_folder_of_no_product(dtd: Path, tmp_path: Path) -> N
     ]
     assert folder.read_image(2).shape == (16, 16, 3)
     assert (folder.category, folder.product) == ("dtd", None)
-    source = open_source("sia", tmp_path / "sia", no_bars)
-    assert source.category is None
-    assert source.config["method"] == "textures"
+    (part,) = open_source([Part("sia", tmp_path / "sia")]).parts
+    assert (part.category, part.opacity) == (None, TEXTURE_OPACITY)
+    assert part.config["method"] == "textures"
 
 
 def test_textures_keep_their_pixels_where_nothing_is_squeezed(tmp_path: Path) -> None:
@@ -247,4 +247,5 @@ def test_baseline_from_the_shell(run: Command, product: Path, tmp_path: Path) ->
     assert (ended.code, ended.out) == (0, f"SIA folder: {tmp_path}/sia/folder/widget\n")
     assert run("synth", "validate", tmp_path / "sia/folder/widget").code == 0
     assert "method" in run.refused("synth", "baseline", "--method", "noise", *words)
-    assert open_source("sia", tmp_path / "sia", no_bars).category == "widget"
+    (part,) = open_source([Part("sia", tmp_path / "sia")]).parts
+    assert part.category == "widget"

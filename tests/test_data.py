@@ -1,27 +1,22 @@
-import pickle
-
 import numpy as np
 import pytest
 import torch
-from products import SIZE, normal_image, write_sources
+from products import SIZE, draw_noise, normal_image
 
 from detect.training.data import BlendedDataset, batches
-from detect.training.sources import SiaSource, matched, noise_source, open_source
 from synth.data.foreground import EVERYTHING, ForegroundRule
 from synth.errors import UserError
-from synth.progress import no_bars
-from synth.sia.reader import open_sia
 
 NORMALS = np.stack([normal_image(n) for n in range(5)])
 CPU = torch.device("cpu")
 
 
 def dataset(seed: int = 0, **kwargs) -> BlendedDataset:
-    return BlendedDataset(NORMALS, EVERYTHING, noise_source, seed=seed, **kwargs)
+    return BlendedDataset(NORMALS, EVERYTHING, draw_noise, seed=seed, **kwargs)
 
 
 def as_bytes(batch) -> bytes:
-    return b"".join(part.contiguous().numpy().tobytes() for part in batch)
+    return b"".join(np.ascontiguousarray(part).tobytes() for part in batch)
 
 
 def test_sample_depends_on_seed_and_number_alone():
@@ -62,7 +57,7 @@ def test_image_differs_from_normal_inside_the_mask_only():
     data = dataset()
     changed = 0
     for n in range(100):
-        image, normal, mask = data[n]
+        image, normal, mask, _ = data[n]
         assert image.dtype == normal.dtype == torch.uint8
         assert image.shape == (3, *SIZE)
         assert torch.equal(image[:, ~mask], normal[:, ~mask])
@@ -88,11 +83,11 @@ def test_missing_foreground_is_told_with_its_number():
     dark = np.concatenate([NORMALS, np.zeros_like(NORMALS[:2])])
     rule = ForegroundRule(method="otsu")
     with pytest.raises(UserError, match="none found in 2 of 7"):
-        BlendedDataset(dark, rule, noise_source, seed=0)
+        BlendedDataset(dark, rule, draw_noise, seed=0)
 
 
 class BrokenSource:
-    def __call__(self, rng, size):
+    def __call__(self, rng, normal):
         raise UserError("file.png: broken in some way; remove it")
 
 
@@ -102,67 +97,3 @@ def test_users_mistake_in_a_worker_stays_one_line(num_workers):
     with pytest.raises(UserError) as caught:
         list(batches(data, 2, 0, 1, CPU, num_workers=num_workers))
     assert str(caught.value) == "file.png: broken in some way; remove it"
-
-
-# Sources
-
-
-def test_noise_is_uniform_over_all_levels():
-    levels = noise_source(np.random.default_rng(0), (64, 64)).ravel()
-    assert levels.dtype == np.uint8
-    assert (levels.min(), levels.max()) == (0, 255)
-    assert abs(levels.mean() - 127.5) < 4 * np.sqrt((256**2 - 1) / 12 / levels.size)
-
-
-def test_sia_source_draws_every_image_at_the_size(tmp_path):
-    source = SiaSource(open_sia(write_sources(tmp_path / "sia")))
-    rng = np.random.default_rng(0)
-    colours = {tuple(source(rng, (20, 24))[0, 0]) for _ in range(100)}
-    assert source(rng, (20, 24)).shape == (20, 24, 3)
-    assert colours == {tuple(source.folder.read_image(n)[0, 0]) for n in range(6)}
-
-
-def test_cache_stops_at_its_limit_and_changes_nothing(tmp_path):
-    folder = open_sia(write_sources(tmp_path / "sia"))
-    image_bytes = SIZE[0] * SIZE[1] * 3
-    free, tight = SiaSource(folder), SiaSource(folder, cache_bytes=2 * image_bytes + 1)
-    draws = [
-        [source(rng, SIZE).tobytes() for _ in range(60)]
-        for source, rng in ((s, np.random.default_rng(1)) for s in (free, tight))
-    ]
-    assert draws[0] == draws[1]
-    assert (len(free.kept), len(tight.kept)) == (6, 2)
-
-
-def test_sources_can_be_sent_to_spawned_workers(tmp_path):
-    source = SiaSource(open_sia(write_sources(tmp_path / "sia")))
-    copy = pickle.loads(pickle.dumps(source))
-    one, other = (s(np.random.default_rng(3), SIZE) for s in (source, copy))
-    assert np.array_equal(one, other)
-
-
-def test_open_source_refuses_what_does_not_fit(tmp_path):
-    with pytest.raises(UserError, match="--sia: missing"):
-        open_source("sia", None, no_bars)
-    with pytest.raises(UserError, match="--sia: not used"):
-        open_source("noise", tmp_path, no_bars)
-    with pytest.raises(UserError, match="found none"):
-        open_source("sia", tmp_path, no_bars)
-    folder = write_sources(tmp_path / "sia")
-    (folder / "images/000/000003.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"1 of 6 images cannot be read.*000003\.png"):
-        open_source("sia", folder, no_bars)
-
-
-@pytest.mark.parametrize("grey", [True, False])
-def test_noise_is_as_grey_as_the_product(grey):
-    source = matched(open_source("noise", None, no_bars), grey)
-    image = source.draw(np.random.default_rng(0), (32, 32))
-    assert (image[..., :1] == image).all() == grey
-    assert source.config == {"kind": "noise", "grey": grey}
-    assert np.unique(image).size > 200
-
-
-def test_matching_leaves_anomaly_images_as_they_are(tmp_path):
-    source = open_source("sia", write_sources(tmp_path), no_bars)
-    assert matched(source, True) is source

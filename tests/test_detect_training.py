@@ -5,13 +5,12 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from products import normal_image
+from products import draw_noise, normal_image
 from torch import Tensor, nn
 
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.training.data import BlendedDataset, batches
 from detect.training.loop import NUM_NORM_BATCHES, settle_batch_norms, train_detector
-from detect.training.sources import noise_source
 from synth.data.foreground import EVERYTHING
 from synth.errors import UserError
 
@@ -52,7 +51,7 @@ class TwoStages(Detector):
 
 
 def dataset():
-    return BlendedDataset(NORMALS, EVERYTHING, noise_source, seed=0)
+    return BlendedDataset(NORMALS, EVERYTHING, draw_noise, seed=0)
 
 
 def train(detector, folder, **kwargs):
@@ -141,7 +140,7 @@ class Normalised(Detector):
 
 def test_batch_norms_settle_on_the_mean_over_training_batches():
     detector = Normalised()
-    settle_batch_norms(detector, dataset(), 4, CPU)
+    settle_batch_norms(Accelerator(cpu=True), detector, dataset(), 4)
     seen = [batch.image for batch in batches(dataset(), 4, 0, NUM_NORM_BATCHES, CPU)]
     mean = torch.stack([images.mean((0, 2, 3)) for images in seen]).mean(0)
     var = torch.stack([images.var((0, 2, 3)) for images in seen]).mean(0)

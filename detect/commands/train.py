@@ -1,8 +1,6 @@
 """`detect train`."""
 
-from typing import Literal
-
-from detect.options import TrainOptions
+from detect.options import Sources, TrainOptions
 from synth.command import (
     DataOptions,
     Folder,
@@ -19,8 +17,9 @@ def train(
     training: TrainOptions,
     *,
     out: Folder,
+    source: Sources = ("sia",),
     sia: OptionalFolder = None,
-    source: Literal["sia", "noise"] = "sia",
+    textures: OptionalFolder = None,
 ) -> None:
     """Train a detector on normal images and anomalies blended into them.
 
@@ -31,20 +30,25 @@ def train(
         data: Which normal images.
         training: How to train.
         out: The detector.
+        source: What anomalies are made of: sia, textures, noise, cutpaste; or several by weight,
+            such as sia=0.7 textures=0.3.
         sia: What `synth generate` made: the anomaly images.
-        source: sia, or noise in its place, to see what the anomaly images are worth.
+        textures: Photographs of textures, such as DTD's; searched through.
 
     """
     training.check()
     category = data.open()
     require_output(out)
-    from detect.realnet.run import train_realnet
+    from detect.realnet.run import realnet_config, train_realnet
+    from detect.training.source_words import parse_parts
     from detect.training.sources import open_source
+    from synth.data.normals import load_normals
 
-    anomalies = open_source(source, sia, progress_bar)
-    if anomalies.category not in (None, category.name):
-        warn(f"{sia} is of category {anomalies.category}, the normal images of {category.name}")
-    calibration = train_realnet(category, anomalies, training, out, progress_bar)
+    anomalies = open_source(parse_parts(source, {"sia": sia, "textures": textures}))
+    for other in anomalies.other_categories(category.name):
+        warn(f"{sia} is of category {other}, the normal images of {category.name}")
+    normals = load_normals(category, realnet_config(training).image_size, progress_bar)
+    calibration = train_realnet(normals, anomalies, training, out, progress_bar)
     if calibration is None:
         return
     if calibration.note:

@@ -1,17 +1,23 @@
 """Names and facts that stand beside figures, and the figures as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from detect.checkpoint import TrainedDetector
 from detect.report.data import COLUMNS, Comparison
-from detect.report.text import number
+from detect.report.text import number, percent
 from synth.data.catalog import Category
 from synth.diffusion.strength import Strength
 
-SOURCE_NAMES = {"sia": "SDAS images", "noise": "noise images"}
+SOURCE_NAMES = {
+    "sia": "SDAS images",
+    "textures": "textures",
+    "noise": "noise images",
+    "cutpaste": "CutPaste",
+    "mixture": "a mixture",
+}
 METHOD_NAMES = {"realnet": "RealNet"}
 
 
@@ -44,12 +50,23 @@ def protocol(trained: TrainedDetector, category: Category) -> dict[str, str]:
     }
 
 
-def source_facts(source: dict[str, Any]) -> str:
+def source_facts(source: Mapping[str, Any]) -> str:
     """Where the pixels of the synthetic anomalies came from."""
-    if source["kind"] == "noise":
-        return "uniform noise"
-    strength = Strength.from_json(source["strength"]).text
-    return f"{source['num_images']} SDAS images, s {strength}, {source['num_steps']} steps"
+    if source["kind"] == "mixture":
+        parts = source["parts"]
+        return ", ".join(f"{percent(part['share'])} {source_facts(part)}" for part in parts)
+    if source["kind"] == "sia" and {"strength", "num_steps"} <= set(source):
+        strength = Strength.from_json(source["strength"]).text
+        return f"{source['num_images']} SDAS images, s {strength}, {source['num_steps']} steps"
+    return SOURCE_FACTS[source["kind"]].format_map({"method": "unknown", **source})
+
+
+SOURCE_FACTS = {
+    "sia": "{num_images} images of an SIA folder ({method})",
+    "textures": "{num_images} photographs of textures, augmented",
+    "noise": "uniform noise",
+    "cutpaste": "the normal image itself, jittered and shifted (CutPaste under Perlin masks)",
+}
 
 
 def table(rows: Sequence[Comparison]) -> str:

@@ -14,17 +14,17 @@ from detect.checkpoint import CONFIG_FILE, save_detector
 from detect.detector import Batch, Detector
 from detect.options import TrainOptions
 from detect.realnet.afs import AFSResult, select_channels
+from detect.realnet.cache import FeatureCache
 from detect.realnet.config import PRESETS, RealNetConfig
 from detect.realnet.model import RealNet
 from detect.scoring import detector_scorer, score_files
 from detect.training.data import BlendedDataset, batches
 from detect.training.loop import train_detector
-from detect.training.sources import NamedSource, matched
+from detect.training.sources import OpenSource
 from synth.claims import claim_folder
 from synth.config import Precision
-from synth.data.catalog import Category
 from synth.data.foreground import ForegroundRule
-from synth.data.normals import Normals, load_normals
+from synth.data.normals import Normals
 from synth.device import make_accelerator
 from synth.errors import UserError
 from synth.features import Backbone, build_backbone
@@ -62,18 +62,18 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
 
 
 def train_realnet(
-    category: Category, source: NamedSource, options: TrainOptions, out: Path, bars: Bars
+    normals: Normals, source: OpenSource, options: TrainOptions, out: Path, bars: Bars
 ) -> Calibration | None:
     """Train on a category's normal images into the folder `out`, or go on where that stopped.
+
+    normals: at the size of `realnet_config(options)`.
 
     Held-out images set the threshold and nothing else. Returns the calibration, None on all
     processes but the first. Raises UserError for unreadable images, an empty foreground, a folder
     that was made with another configuration, and one that another command is training in.
     """
     config = realnet_config(options)
-    normals = load_normals(category, config.image_size, bars)
     rule = normals.foreground_rule(options.foreground)
-    source = matched(source, all_grey(normals.fit))
     backbone = build_backbone(config.backbone)
     config = fitted(config, backbone.channels)
     accelerator = make_accelerator(saved_precision(out, options.precision))
@@ -84,17 +84,19 @@ def train_realnet(
         require_no_fewer_steps(out / "realnet", config.num_steps)
 
         backbone = backbone.to(accelerator.device)
+        draw = source.load(normals.size, all_grey(normals.fit), bars)
         blended = BlendedDataset(
             normals.fit,
             rule,
-            source.draw,
+            draw,
             seed=derive_seed(config.seed, AFS_KEY),
             anomalous_share=1.0,
         )
         afs = selected_channels(out / AFS_FILE, backbone, config, blended, accelerator.device, bars)
         detector = RealNet(config, backbone, afs.indices)
+        detector.cache = FeatureCache(len(normals.fit))
         dataset = BlendedDataset(
-            normals.fit, rule, source.draw, seed=derive_seed(config.seed, TRAINING_KEY)
+            normals.fit, rule, draw, seed=derive_seed(config.seed, TRAINING_KEY)
         )
         has_gpu = accelerator.device.type == "cuda"
         with bars("training", "step", continues=True) as update:
@@ -137,7 +139,7 @@ def saved_precision(out: Path, asked: Precision) -> Precision:
 
 def description(
     normals: Normals,
-    source: NamedSource,
+    source: OpenSource,
     rule: ForegroundRule,
     backbone: Backbone,
     config: RealNetConfig,

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detect.detector import Batch
-from detect.training.sources import AnomalySource
-from synth.blend import OPACITY, blend_random
+from detect.training.sources import DrawAnomaly
+from synth.blend import blend_random
 from synth.data.foreground import ForegroundRule
 from synth.errors import UserError
 from synth.pictures import Images
@@ -24,11 +24,12 @@ ANOMALOUS_SHARE = 0.5
 
 
 class Sample(NamedTuple):
-    """One training sample: A and I, uint8 [3, H, W] RGB; M, bool [H, W]."""
+    """One training sample: A and I, uint8 [3, H, W] RGB; M, bool [H, W]; which image I is."""
 
     image: Tensor
     normal: Tensor
     mask: Tensor
+    number: int
 
 
 class BlendedDataset(Dataset[Sample]):
@@ -43,7 +44,7 @@ class BlendedDataset(Dataset[Sample]):
         self,
         normals: Images,
         rule: ForegroundRule,
-        source: AnomalySource,
+        source: DrawAnomaly,
         *,
         seed: int,
         anomalous_share: float = ANOMALOUS_SHARE,
@@ -68,10 +69,10 @@ class BlendedDataset(Dataset[Sample]):
         H, W = normal.shape[:2]
         if rng.random() >= self.anomalous_share:
             image = to_chw(normal)
-            return Sample(image, image, torch.zeros(H, W, dtype=torch.bool))
-        source = self.source(rng, (H, W))
-        blended = blend_random(normal, self.foregrounds[n], source, rng, opacity=OPACITY)
-        return Sample(to_chw(blended.image), to_chw(normal), torch.from_numpy(blended.mask))
+            return Sample(image, image, torch.zeros(H, W, dtype=torch.bool), n)
+        source, opacity = self.source(rng, normal)
+        blended = blend_random(normal, self.foregrounds[n], source, rng, opacity=opacity)
+        return Sample(to_chw(blended.image), to_chw(normal), torch.from_numpy(blended.mask), n)
 
 
 def to_chw(image: NDArray[np.uint8]) -> Tensor:
@@ -106,8 +107,9 @@ def batches(
         pin_memory=device.type == "cuda",
     )
     try:
-        for image, normal, mask in loader:
-            yield Batch(to_unit(image.to(device)), to_unit(normal.to(device)), mask.to(device))
+        for image, normal, mask, number in loader:
+            A, I = to_unit(image.to(device)), to_unit(normal.to(device))  # noqa: E741
+            yield Batch(A, I, mask.to(device), number)
     except UserError as error:  # a worker's comes wrapped in its traceback
         line = str(error).splitlines()[-1]
         raise UserError(line.removeprefix("synth.errors.UserError: ")) from None

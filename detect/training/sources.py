@@ -1,85 +1,295 @@
-"""Anomaly sources: where the pixels of a synthetic anomaly come from."""
+"""Anomaly sources: where the pixels of a synthetic anomaly come from.
 
-from collections.abc import Callable
+All are blended in under the same kind of mask (Perlin and foreground): sources differ in their
+pixels and opacities alone. P is an anomaly image, I the normal image it is blended into.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from detect.training.augmentations import augmented
+from synth.blend import OPACITY
+from synth.data.baselines import Drawn, noise, shifted, texture_files
 from synth.errors import UserError
-from synth.images import require_images, resize
+from synth.images import read_image, require_images, resize
 from synth.progress import Bars
+from synth.sia.format import HEADER_FILE, SHARD_SIZE, count_missing
 from synth.sia.reader import SiaFolder, open_sia
 
-AnomalySource = Callable[[np.random.Generator, tuple[int, int]], NDArray[np.uint8]]
-"""(rng, (H, W)) -> an anomaly image P, uint8 [H, W, 3] RGB."""
-
+TEXTURE_OPACITY = (0.2, 1.0)
+"""Range of δ for textures. Source: RealNet's code."""
 CACHE_BYTES = 1 << 30
+"""Of decoded images in memory, over all parts of a source."""
+
+Image = NDArray[np.uint8]
+"""uint8 [H, W, 3], RGB."""
+Size = tuple[int, int]
+"""Height and width in pixels."""
+Draw = Callable[[np.random.Generator, Image], Image]
+"""(rng, I) -> P of the same shape."""
 
 
-class SiaSource:
-    """Random images of an SIA folder; decoded once and kept while they fit into `cache_bytes`."""
+class Anomaly(NamedTuple):
+    """An anomaly image P, uint8 [H, W, 3] RGB, and the range to draw its opacity δ from."""
 
-    def __init__(self, folder: SiaFolder, cache_bytes: int = CACHE_BYTES) -> None:
-        self.folder, self.cache_bytes = folder, cache_bytes
-        self.kept: dict[tuple[int, tuple[int, int]], NDArray[np.uint8]] = {}
-        self.kept_bytes = 0
-
-    def __call__(self, rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Draw one image, resized to `size`: uint8 [H, W, 3] RGB."""
-        number = int(rng.integers(len(self.folder.rows)))
-        if (number, size) in self.kept:
-            return self.kept[number, size]
-        image = resize(self.folder.read_image(number), size)
-        if self.kept_bytes + image.nbytes <= self.cache_bytes:
-            self.kept[number, size] = image
-            self.kept_bytes += image.nbytes
-        return image
+    image: Image
+    opacity: tuple[float, float]
 
 
-def noise_source(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Independent uniform noise: what an anomaly source is worth without any model."""
-    return rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+DrawAnomaly = Callable[[np.random.Generator, Image], Anomaly]
+"""(rng, I) -> an anomaly image of I's shape and its range of opacity."""
 
 
-def grey_noise_source(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """As `noise_source`, the same in red, green and blue."""
-    return np.repeat(rng.integers(0, 256, (*size, 1), dtype=np.uint8), 3, axis=2)
+class Part(NamedTuple):
+    """A source as it is asked for: a key of SOURCES, its folder if it has one, its weight."""
+
+    kind: str
+    folder: Path | None = None
+    weight: float = 1.0
 
 
-class NamedSource(NamedTuple):
-    """A source and what to record of it; `category` is None where it has none."""
+class OpenPart(NamedTuple):
+    """A source that was found; nothing is decoded yet.
 
-    draw: AnomalySource
-    config: dict[str, Any]
-    category: str | None
-
-
-def matched(source: NamedSource, grey: bool) -> NamedSource:
-    """Noise is as grey as the product: colour alone would give it away. Other sources stay."""
-    if source.config["kind"] != "noise":
-        return source
-    draw = grey_noise_source if grey else noise_source
-    return NamedSource(draw, {**source.config, "grey": grey}, source.category)
-
-
-def open_source(kind: str, sia: Path | None, bars: Bars) -> NamedSource:
-    """Open the anomaly source of a kind: "sia" or "noise".
-
-    Raises UserError when the two arguments disagree, and for a folder that is no complete SIA
-    folder of anomaly images or has unreadable ones.
+    load: (size, whether the product is grey, bytes to keep, bars) -> how to draw. category: what
+    the images show, None where they show no product.
     """
-    if kind == "noise":
-        if sia is not None:
-            raise UserError("--sia: not used with --source noise; leave one of them out")
-        return NamedSource(noise_source, {"kind": "noise"}, None)
-    if sia is None:
+
+    config: dict[str, Any]
+    opacity: tuple[float, float]
+    category: str | None
+    load: Callable[[Size, bool, int, Bars], Draw]
+
+
+class LoadedPart(NamedTuple):
+    """A source in memory; until: share of the draws that go to it or to one before it."""
+
+    draw: Draw
+    opacity: tuple[float, float]
+    until: float
+
+
+class AnomalySource:
+    """A source, or several of which every draw picks one by its weight."""
+
+    def __init__(self, parts: Sequence[LoadedPart]) -> None:
+        self.parts = tuple(parts)
+
+    def __call__(self, rng: np.random.Generator, normal: Image) -> Anomaly:
+        """Draw an anomaly image for the normal image I; it depends on `rng` and I alone."""
+        part = self.parts[0]
+        if len(self.parts) > 1:
+            chance = rng.random()
+            part = next(part for part in self.parts if chance < part.until)
+        return Anomaly(part.draw(rng, normal), part.opacity)
+
+
+@dataclass(frozen=True)
+class OpenSource:
+    """The parts of a source and their shares, which sum to 1; what was loaded is kept."""
+
+    parts: tuple[OpenPart, ...]
+    shares: tuple[float, ...]
+    loaded: dict[tuple[Size, bool], AnomalySource] = field(default_factory=dict)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What to record of it."""
+        rows = [{**part.config, "opacity": list(part.opacity)} for part in self.parts]
+        if len(rows) == 1:
+            return rows[0]
+        shared = zip(rows, self.shares, strict=True)
+        return {"kind": "mixture", "parts": [{**row, "share": share} for row, share in shared]}
+
+    def other_categories(self, name: str) -> list[str]:
+        """The categories, besides `name`, that its images show."""
+        shown = {part.category for part in self.parts} - {None, name}
+        return sorted(category for category in shown if category is not None)
+
+    def load(self, size: Size, grey: bool, bars: Bars) -> AnomalySource:
+        """Decode what fits into CACHE_BYTES, before workers are forked: they share one copy.
+
+        grey: whether the product has no colour; noise and textures then have none either, since
+        colour alone would give them away. Raises UserError for unreadable images.
+        """
+        if (size, grey) not in self.loaded:
+            cache_bytes = CACHE_BYTES // len(self.parts)
+            untils = [*np.cumsum(self.shares)[:-1].tolist(), 1.0]
+            self.loaded[size, grey] = AnomalySource(
+                [
+                    LoadedPart(part.load(size, grey, cache_bytes, bars), part.opacity, until)
+                    for part, until in zip(self.parts, untils, strict=True)
+                ]
+            )
+        return self.loaded[size, grey]
+
+
+def open_source(parts: Sequence[Part]) -> OpenSource:
+    """Find the parts of a source.
+
+    Raises UserError for a missing or needless folder, and one that is no complete SIA folder of
+    anomaly images or holds no textures.
+    """
+    assert parts
+    total = sum(part.weight for part in parts)
+    opened = [SOURCES[part.kind](part.folder) for part in parts]
+    return OpenSource(tuple(opened), tuple(part.weight / total for part in parts))
+
+
+# Images from files
+
+
+class ImagePool:
+    """Image files at one size; as many as fit into `cache_bytes` are kept decoded.
+
+    All are decoded once, so that a broken one is told of before long work: raises one UserError
+    with the count and the first file.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], size: Size, bars: Bars, cache_bytes: int = CACHE_BYTES
+    ) -> None:
+        self.paths, self.size = tuple(paths), size
+        image_bytes = size[0] * size[1] * 3
+        self.kept = np.empty((min(len(paths), cache_bytes // image_bytes), *size, 3), np.uint8)
+        try:
+            with bars("loading anomaly images", "image") as update:
+                for number, path in enumerate(paths):
+                    image = resize(read_image(path), size)
+                    if number < len(self.kept):
+                        self.kept[number] = image
+                    update(number + 1, len(paths))
+        except UserError:
+            with bars("checking anomaly images", "image") as update:
+                require_images(paths, update)  # says how many are broken, not only the first
+            raise
+
+    def draw(self, rng: np.random.Generator, normal: Image) -> Image:
+        """Pick any image, all with the same chance."""
+        number = int(rng.integers(len(self.paths)))
+        if number < len(self.kept):
+            return self.kept[number]
+        return resize(read_image(self.paths[number]), self.size)
+
+
+@dataclass(frozen=True)
+class TextureDraw:
+    """A texture of the pool, augmented; without colour where the product has none."""
+
+    pool: ImagePool
+    grey: bool
+
+    def __call__(self, rng: np.random.Generator, normal: Image) -> Image:
+        """Draw one."""
+        texture = augmented(self.pool.draw(rng, normal), rng)
+        return as_grey(texture) if self.grey else texture
+
+
+def as_grey(image: Image) -> Image:
+    """The luminance in all three channels."""
+    grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+# Kinds of sources
+
+
+def open_sia_images(folder: Path | None) -> OpenPart:
+    """What `synth generate` made, or any folder of its format."""
+    if folder is None:
         raise UserError(
-            "--sia: missing; give the SIA folder that `synth generate` made, or --source noise"
+            "--sia: missing; give the SIA folder that `synth generate` made, or another --source "
+            f"({', '.join(SOURCES)})"
         )
-    folder = open_sia(sia, kind="source")
-    with bars("checking anomaly images", "image") as update:
-        require_images([folder.path / row["file_name"] for row in folder.rows], update)
-    config = {"kind": "sia", "num_images": len(folder.rows), **folder.config}
-    return NamedSource(SiaSource(folder), config, folder.product)
+    sia = open_sia(folder, kind="source")
+    require_shards(sia)
+    paths = [sia.path / row["file_name"] for row in sia.rows]
+
+    def load(size: Size, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
+        return ImagePool(paths, size, bars, cache_bytes).draw
+
+    config = {"kind": "sia", "num_images": len(paths), **sia.config}
+    opacity = OPACITY if sia.product is not None else TEXTURE_OPACITY
+    return OpenPart(config, opacity, sia.product, load)
+
+
+def require_shards(sia: SiaFolder) -> None:
+    """Raise UserError for a shard of the folder that is damaged or lacks images."""
+    num_images = len(sia.rows)
+    for shard in range(-(-num_images // SHARD_SIZE)):
+        missing = count_missing(sia.path, shard, num_images)
+        if missing:
+            raise UserError(
+                f"{sia.path}: shard {shard} lacks {missing} images or its record; run the command "
+                "that made the folder again to complete it"
+            )
+
+
+def open_textures(folder: Path | None) -> OpenPart:
+    """A folder of photographs of textures, such as DTD, searched through."""
+    if folder is None:
+        raise UserError("--textures: missing; give a folder of photographs of textures, as DTD's")
+    header = next(folder.rglob(HEADER_FILE), None)
+    if header is not None:
+        raise UserError(f"--textures: {header.parent} is an SIA folder; give it with --sia")
+    paths = texture_files(folder)
+    listing = [f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in paths]
+
+    def load(size: Size, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
+        return TextureDraw(ImagePool(paths, size, bars, cache_bytes), grey)
+
+    config = {
+        "kind": "textures",
+        "num_images": len(paths),
+        "files": hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16],
+    }
+    return OpenPart(config, TEXTURE_OPACITY, None, load)
+
+
+@dataclass(frozen=True)
+class BaselineDraw:
+    """One of the baselines of `synth.data.baselines`, drawn from the normal image itself."""
+
+    draw: Callable[[Image, np.random.Generator, bool], Drawn]
+    grey: bool
+
+    def __call__(self, rng: np.random.Generator, normal: Image) -> Image:
+        """Draw one."""
+        return self.draw(normal, rng, self.grey).image
+
+
+@dataclass(frozen=True)
+class BaselineOpener:
+    """Noise, or CutPaste: the normal image itself, jittered and shifted.
+
+    CutPaste's own mask, a rectangle, is given up for Perlin's, as in `synth baseline shifted`, so
+    that sources are compared by their pixels and not by their outlines.
+    """
+
+    kind: str
+    draw: Callable[[Image, np.random.Generator, bool], Drawn]
+
+    def __call__(self, folder: Path | None) -> OpenPart:
+        """Nothing is read from anywhere."""
+        if folder is not None:
+            raise UserError(f"{folder}: not used, {self.kind} has no folder; leave it out")
+
+        def load(size: Size, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
+            return BaselineDraw(self.draw, grey)
+
+        return OpenPart({"kind": self.kind}, OPACITY, None, load)
+
+
+SOURCES: Mapping[str, Callable[[Path | None], OpenPart]] = {
+    "sia": open_sia_images,
+    "textures": open_textures,
+    "noise": BaselineOpener("noise", noise),
+    "cutpaste": BaselineOpener("cutpaste", shifted),
+}

@@ -1,0 +1,109 @@
+"""Random changes of a texture photograph, so that a few thousand stand for many more.
+
+Source: DRAEM (Zavrtanik et al., ICCV 2021) and RealNet's code: three of ten operations, drawn anew
+for every use. The operations are Pillow's and OpenCV's; the ranges are those of the published code.
+"""
+
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image as PIL
+from PIL import ImageEnhance, ImageOps
+
+Image = NDArray[np.uint8]
+"""uint8 [H, W, 3], RGB."""
+Operation = Callable[[Image, np.random.Generator], Image]
+
+NUM_OPERATIONS = 3
+MAX_DEGREES = 45.0
+MAX_HUE_SHIFT = 50  # of the 256 levels of hue, and of saturation
+
+
+def augmented(texture: Image, rng: np.random.Generator) -> Image:
+    """Apply three different operations, in a random order, to uint8 [H, W, 3]; same shape."""
+    for number in rng.choice(len(OPERATIONS), NUM_OPERATIONS, replace=False):
+        texture = OPERATIONS[OPERATION_NAMES[number]](texture, rng)
+    return texture
+
+
+def gamma(image: Image, rng: np.random.Generator) -> Image:
+    """Each channel to a power from 0.5 to 2."""
+    unit = np.linspace(0, 1, 256)[:, None] ** rng.uniform(0.5, 2, 3)  # [levels, 3]
+    levels = np.rint(255 * unit).astype(np.uint8)
+    return np.stack([levels[image[..., k], k] for k in range(3)], axis=-1)
+
+
+def brightness(image: Image, rng: np.random.Generator) -> Image:
+    """Times 0.8 to 1.2, plus up to 30 levels either way."""
+    changed = rng.uniform(0.8, 1.2) * image.astype(np.float32) + rng.uniform(-30, 30)
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
+
+
+def sharpness(image: Image, rng: np.random.Generator) -> Image:
+    """From as it is to three times as sharp."""
+    return np.asarray(ImageEnhance.Sharpness(PIL.fromarray(image)).enhance(rng.uniform(1, 3)))
+
+
+def hue_and_saturation(image: Image, rng: np.random.Generator) -> Image:
+    """Hue turned round its circle and saturation shifted."""
+    hsv = np.asarray(PIL.fromarray(image).convert("HSV")).astype(np.int16)
+    shift = rng.integers(-MAX_HUE_SHIFT, MAX_HUE_SHIFT + 1, 2)
+    hsv[..., 0] = (hsv[..., 0] + shift[0]) % 256
+    hsv[..., 1] = np.clip(hsv[..., 1] + shift[1], 0, 255)
+    return np.asarray(PIL.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB"))
+
+
+def solarize(image: Image, rng: np.random.Generator) -> Image:
+    """Levels from a threshold of 32 to 128 upwards are inverted."""
+    return np.where(image >= rng.integers(32, 129), 255 - image, image)
+
+
+def posterize(image: Image, rng: np.random.Generator) -> Image:
+    """One to eight bits per channel are kept."""
+    bits = int(rng.integers(1, 9))
+    return np.asarray(ImageOps.posterize(PIL.fromarray(image), bits))
+
+
+def invert(image: Image, rng: np.random.Generator) -> Image:
+    """Every level from the other end."""
+    return 255 - image
+
+
+def autocontrast(image: Image, rng: np.random.Generator) -> Image:
+    """Each channel stretched to the whole range."""
+    return np.asarray(ImageOps.autocontrast(PIL.fromarray(image)))
+
+
+def equalize(image: Image, rng: np.random.Generator) -> Image:
+    """Each channel's histogram made flat."""
+    return np.asarray(ImageOps.equalize(PIL.fromarray(image)))
+
+
+def rotate(image: Image, rng: np.random.Generator) -> Image:
+    """Turned by up to 45 degrees; the corners are mirrored.
+
+    The published code leaves them black: a patch of black that no texture has.
+    """
+    H, W = image.shape[:2]
+    turn = cv2.getRotationMatrix2D((W / 2, H / 2), rng.uniform(-MAX_DEGREES, MAX_DEGREES), 1.0)
+    turned = cv2.warpAffine(
+        image, turn, (W, H), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+    )
+    return np.asarray(turned, np.uint8)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "gamma": gamma,
+    "brightness": brightness,
+    "sharpness": sharpness,
+    "hue and saturation": hue_and_saturation,
+    "solarize": solarize,
+    "posterize": posterize,
+    "invert": invert,
+    "autocontrast": autocontrast,
+    "equalize": equalize,
+    "rotate": rotate,
+}
+OPERATION_NAMES = tuple(OPERATIONS)
