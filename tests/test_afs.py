@@ -33,7 +33,7 @@ def random_features(images: Tensor) -> list[Tensor]:
 def brute_force(data: list[Batch], layer: int) -> np.ndarray:
     """Equation by equation, pixel by pixel."""
     total = None
-    for image, normal, mask in data:
+    for image, normal, mask, _ in data:
         a = random_features(image)[layer].double().numpy()
         b = random_features(normal)[layer].double().numpy()
         N, C, h, w = a.shape

@@ -15,6 +15,9 @@ from torch import Tensor
 from detect.detector import Batch
 from synth.errors import UserError
 
+Features = Callable[[Tensor], Sequence[Tensor]]
+"""Images float32 [N, 3, H, W], RGB in [0, 1] -> feature maps [N, C_k, h_k, w_k] per layer."""
+
 
 class AFSResult(NamedTuple):
     """The channels AFS keeps, and the evidence.
@@ -28,11 +31,8 @@ class AFSResult(NamedTuple):
     scores: tuple[Tensor, ...]
 
 
-@torch.no_grad()
 def select_channels(
-    features: Callable[[Tensor], Sequence[Tensor]],
-    batches: Iterable[Batch],
-    num_channels: Sequence[int],
+    features: Features, batches: Iterable[Batch], num_channels: Sequence[int]
 ) -> AFSResult:
     """Keep the m_k channels of each layer whose residual looks most like the anomaly mask.
 
@@ -41,17 +41,27 @@ def select_channels(
     batches: blended images only; every layer is scored in one pass over them.
     Raises UserError without batches, or when a layer has fewer channels than asked for.
     """
-    totals: list[Tensor] | None = None
-    num_batches = 0
-    for batch in batches:
-        losses = _batch_losses(features, batch)
-        totals = losses if totals is None else [t + x for t, x in zip(totals, losses, strict=True)]
-        num_batches += 1
-    if totals is None:
+    losses = [batch_losses(features, batch) for batch in batches]
+    if not losses:
         raise UserError("AFS: got no blended images; it needs at least one batch of them")
-    _check_num_channels(num_channels, [len(total) for total in totals])
+    return best_channels(mean_scores(losses), num_channels)
 
-    scores = [(total / num_batches).float().nan_to_num(nan=float("inf")) for total in totals]
+
+def mean_scores(losses: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+    """Return the scores of all channels, float32 [C_k] per layer, from the losses of each batch.
+
+    Summed in the order of the batches, in float64: so the processes that shared them do not show.
+    """
+    totals = [sum(layer[1:], layer[0]) for layer in zip(*losses, strict=True)]
+    return tuple((t / len(losses)).float().nan_to_num(nan=float("inf")) for t in totals)
+
+
+def best_channels(scores: Sequence[Tensor], num_channels: Sequence[int]) -> AFSResult:
+    """Keep the m_k channels of lowest score; of equal ones the first.
+
+    Raises UserError when a layer has fewer channels than asked for.
+    """
+    _check_num_channels(num_channels, [len(score) for score in scores])
     indices = [
         score.argsort(stable=True)[:m].sort().values
         for score, m in zip(scores, num_channels, strict=True)
@@ -59,8 +69,9 @@ def select_channels(
     return AFSResult(tuple(indices), tuple(scores))
 
 
-def _batch_losses(features: Callable[[Tensor], Sequence[Tensor]], batch: Batch) -> list[Tensor]:
-    """Return L of every channel of every layer for one batch, float64 [C_k] each."""
+@torch.no_grad()
+def batch_losses(features: Features, batch: Batch) -> list[Tensor]:
+    """Return L of every channel of every layer for one batch, float64 [C_k] each, on the CPU."""
     N = len(batch.image)
     mask = batch.mask.float().unsqueeze(1)  # [N, 1, H, W]
     return [
@@ -80,7 +91,7 @@ def channel_losses(phi_A: Tensor, phi_I: Tensor, mask: Tensor) -> Tensor:
     low, high = d.amin((0, 2, 3), keepdim=True), d.amax((0, 2, 3), keepdim=True)
     d_hat = (d - low) / (high - low + 1e-4)
     M = F.interpolate(mask, size=d.shape[-2:], mode="nearest")  # [N, 1, h, w]
-    return (d_hat - M).square().mean((0, 2, 3)).double()
+    return (d_hat - M).square().mean((0, 2, 3)).cpu().double()
 
 
 def _check_num_channels(num_channels: Sequence[int], available: Sequence[int]) -> None:

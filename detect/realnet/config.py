@@ -1,7 +1,8 @@
 """RealNet's configuration and its presets."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from synth.errors import UserError
@@ -18,10 +19,12 @@ class RealNetConfig:
     """The frozen feature extractor."""
     num_selected: tuple[int, ...]
     """Channels AFS keeps, per backbone layer (m_k)."""
+    blocks: tuple[tuple[int, ...], ...] | None = None
+    """Backbone layers that share one G_k, at the size of the first; None is one layer each."""
     reconstruction: Literal["unet", "separable"] = "unet"
     """Networks G_k: the paper's U-Nets, or small ones of depthwise convolutions."""
     width_factor: float = 0.5
-    """First width of a reconstruction U-Net over its m_k."""
+    """First width of a reconstruction U-Net over its channels, m_k or the sum of its block's."""
     multipliers: tuple[int, ...] = (1, 2, 4)
     """Widths of the U-Nets' levels over the first; each level halves the size."""
     num_res_blocks: int = 2
@@ -36,18 +39,28 @@ class RealNetConfig:
     """Images per step."""
     num_steps: int = 10_000
     """Optimiser steps."""
+    num_epochs: int | None = None
+    """Passes over the images to train on; once these are known, `for_images` makes steps of it."""
     learning_rate: float = 1e-4
     """Of Adam, constant."""
     num_afs_batches: int = 64
     """Batches of blended images that AFS scores channels on."""
     seed: int = 0
     """Of the initial weights."""
+    official: bool = False
+    """Train as the authors' code: empty masks stay, blended pixels are truncated, and the last
+    step's weights are not averaged nor their normalisations settled."""
 
     def __post_init__(self) -> None:
         if len(self.num_selected) != len(self.backbone.layers):
             raise UserError(
                 f"num_selected: got {len(self.num_selected)} counts for "
                 f"{len(self.backbone.layers)} backbone layers; give one per layer"
+            )
+        if sum(self.layer_blocks, ()) != self.backbone.layers:
+            raise UserError(
+                f"blocks: got {self.blocks} for backbone layers {self.backbone.layers}; every "
+                "layer belongs to one block, in ascending order"
             )
         if any(width < 1 for width in self.reconstruction_widths):
             raise UserError(
@@ -66,15 +79,34 @@ class RealNetConfig:
                 "num_max + num_mean": self.num_max + self.num_mean,
                 "batch_size": self.batch_size,
                 "num_steps": self.num_steps,
+                "num_epochs": 1 if self.num_epochs is None else self.num_epochs,
                 "learning_rate": self.learning_rate,
                 "num_afs_batches": self.num_afs_batches,
             },
         )
 
     @property
+    def layer_blocks(self) -> tuple[tuple[int, ...], ...]:
+        """The backbone layers of each block."""
+        return self.blocks or tuple((layer,) for layer in self.backbone.layers)
+
+    @property
+    def block_channels(self) -> tuple[int, ...]:
+        """Channels that each block's G_k reconstructs: the sum of its layers' m_k."""
+        kept = dict(zip(self.backbone.layers, self.num_selected, strict=True))
+        return tuple(sum(kept[layer] for layer in block) for block in self.layer_blocks)
+
+    @property
     def reconstruction_widths(self) -> tuple[int, ...]:
-        """First width of each layer's U-Net."""
-        return tuple(round(m * self.width_factor) for m in self.num_selected)
+        """First width of each block's U-Net."""
+        return tuple(round(m * self.width_factor) for m in self.block_channels)
+
+    def for_images(self, num_images: int) -> "RealNetConfig":
+        """The same configuration with its length in steps for so many images to train on."""
+        if self.num_epochs is None:
+            return self
+        num_steps = math.ceil(self.num_epochs * num_images / self.batch_size)
+        return replace(self, num_steps=num_steps, num_epochs=None)
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as JSON values."""
@@ -84,6 +116,8 @@ class RealNetConfig:
     def from_json(data: Mapping[str, Any]) -> "RealNetConfig":
         """Return the configuration that `to_json` wrote; UserError for unknown or absent fields."""
         values = _arguments(RealNetConfig, data)
+        if values.get("blocks") is not None:
+            values["blocks"] = tuple(tuple(block) for block in values["blocks"])
         values["backbone"] = BackboneConfig(**_arguments(BackboneConfig, values["backbone"]))
         return RealNetConfig(**values)
 
@@ -155,13 +189,33 @@ COMPACT = RealNetConfig(
     num_afs_batches=32,
 )
 
-# The paper's sizes, 524.1 M trained parameters. Its 1000 epochs are about 15 000 steps of 16 images
-# for an average MVTec AD category. AFS keeps all channels of layers 1 and 2, as the authors' code.
+# The paper's sizes and length, 524.1 M trained parameters. AFS keeps all channels of layers 1 and
+# 2, as the authors' code. Not yet trained by us.
 PAPER = RealNetConfig(
     image_size=(256, 256),
     backbone=BackboneConfig(name="wide_resnet50_2.racm_in1k", layers=(1, 2, 3, 4)),
     num_selected=(256, 512, 512, 256),
-    num_steps=15_000,
+    num_epochs=1000,
 )
 
-PRESETS = {"tiny": TINY, "compact": COMPACT, "small": SMALL, "paper": PAPER}
+# The authors' architecture C, 938.5 M trained parameters: layers 1 and 2 are reconstructed together
+# at stride 4, layers 3 and 4 at stride 16. Not yet trained by us.
+PAPER_C = replace(PAPER, blocks=((1, 2), (3, 4)))
+
+# What the authors kept of RealNet in HiAD (arXiv 2508.12931), 265.0 M trained parameters. There the
+# anomalies come from textures, and may lie anywhere. Not yet trained by us.
+HIAD = replace(
+    PAPER,
+    backbone=replace(PAPER.backbone, layers=(2, 3)),
+    num_selected=(256, 512),
+    num_epochs=300,
+)
+
+PRESETS = {
+    "tiny": TINY,
+    "compact": COMPACT,
+    "small": SMALL,
+    "paper": PAPER,
+    "paper-c": PAPER_C,
+    "hiad": HIAD,
+}

@@ -3,7 +3,8 @@
 Source: Zhang, Xu, Zhou, "RealNet", CVPR 2024; details as in the authors' code.
 A is the (blended) image, I the normal one, M the mask, phi_k the channels of layer k that AFS
 keeps, G_k their reconstruction network, E_k the residual.
-Shapes: N images of H x W pixels; layer k has m_k channels on h_k x w_k pixels.
+Shapes: N images of H x W pixels; layer k has m_k channels on h_k x w_k pixels. A layer here is a
+block of backbone layers where the configuration puts several into one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.pooling import image_scores
+from detect.realnet.blocks import joined
 from detect.realnet.cache import FeatureCache
 from detect.realnet.config import RealNetConfig
 from detect.realnet.reconstruction import ReconstructionUNet
@@ -47,7 +49,9 @@ class RealNet(Detector):
         with seeded_init(config.seed):
             self.reconstruction = nn.ModuleList(
                 NETWORKS[config.reconstruction](m, width, config.multipliers, config.num_res_blocks)
-                for m, width in zip(config.num_selected, config.reconstruction_widths, strict=True)
+                for m, width in zip(
+                    config.block_channels, config.reconstruction_widths, strict=True
+                )
             )
             self.rrs = RRS(sum(config.num_selected), config.num_max, config.num_mean)
             self.head = SegmentationHead(config.num_max + config.num_mean, config.head_widths)
@@ -117,7 +121,8 @@ class RealNet(Detector):
     def _features(self, images: Tensor) -> list[Tensor]:
         """Return phi_k as they come out of the backbone, bfloat16 under autocast."""
         layers = self.backbone(images)
-        return [select(x) for select, x in zip(self.afs, layers, strict=True)]
+        selected = [select(x) for select, x in zip(self.afs, layers, strict=True)]
+        return joined(selected, self.config.layer_blocks)
 
     @torch.no_grad()
     def training_features(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
