@@ -21,6 +21,10 @@ Workers = Annotated[
     int | None,
     tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4 with a GPU, 0 without)"),
 ]
+Patience = Annotated[
+    int | None,
+    tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the last step is the model)"),
+]
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME[=WEIGHT] ...")]
 
 
@@ -41,6 +45,9 @@ class TrainOptions:
     """Pixels that images are squeezed to."""
     num_steps: PresetInt = None
     """Optimiser steps; a finished detector trains on when this is raised."""
+    patience: Patience = None
+    """Stop early after so many of twenty checks without gain and keep the best one. A tenth of the
+    images is not trained on for that: they are the judges, with anomalies blended in."""
     batch_size: PresetInt = None
     """Images per step over all processes."""
     learning_rate: PresetFloat = None
@@ -59,7 +66,10 @@ class TrainOptions:
     def check(self) -> None:
         """Raise UserError for the first value out of range."""
         require_positive(
-            num_steps=self.num_steps, batch_size=self.batch_size, learning_rate=self.learning_rate
+            num_steps=self.num_steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            patience=self.patience,
         )
         require_not_negative(workers=self.workers, seed=self.seed)
         require_size(self.size)

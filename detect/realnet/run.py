@@ -21,6 +21,7 @@ from detect.scoring import detector_scorer, score_files
 from detect.training.data import BlendedDataset, batches
 from detect.training.loop import train_detector
 from detect.training.sources import OpenSource
+from detect.training.stopping import Checks, synthetic_test, without_judges
 from synth.claims import claim_folder
 from synth.config import Precision
 from synth.data.foreground import ForegroundRule
@@ -37,8 +38,8 @@ from synth.seeding import derive_seed
 from synth.trace import require_no_fewer_steps
 
 AFS_FILE = "afs.json"
-AFS_KEY, TRAINING_KEY = 2, 3
-"""Keys of the samples' seeds: the channels are chosen on other samples than the weights."""
+AFS_KEY, TRAINING_KEY, JUDGES_KEY = 2, 3, 4
+"""Keys of the samples' seeds: channels, weights and the moment to stop each have their own."""
 
 
 def realnet_config(options: TrainOptions) -> RealNetConfig:
@@ -73,11 +74,16 @@ def train_realnet(
     that was made with another configuration, and one that another command is training in.
     """
     config = realnet_config(options)
+    judges = None
+    if options.patience is not None:
+        normals, judges = without_judges(normals)
     rule = normals.foreground_rule(options.foreground)
     backbone = build_backbone(config.backbone)
     config = fitted(config, backbone.channels)
     accelerator = make_accelerator(saved_precision(out, options.precision))
     about = description(normals, source, rule, backbone, config, accelerator)
+    if options.patience is not None:
+        about["patience"] = options.patience
     with sole_user(out) if accelerator.is_main_process else nullcontext():
         if not claim_folder(out, about, work=out / "realnet" / STATE_FILE):
             (out / AFS_FILE).unlink(missing_ok=True)
@@ -98,6 +104,10 @@ def train_realnet(
         dataset = BlendedDataset(
             normals.fit, rule, draw, seed=derive_seed(config.seed, TRAINING_KEY)
         )
+        checks = None
+        if judges is not None and options.patience is not None:
+            test = synthetic_test(judges, rule, draw, derive_seed(config.seed, JUDGES_KEY))
+            checks = Checks(out, test, options.patience)
         has_gpu = accelerator.device.type == "cuda"
         with bars("training", "step", continues=True) as update:
             train_detector(
@@ -108,13 +118,15 @@ def train_realnet(
                 folder=out,
                 num_workers=4 * has_gpu if options.workers is None else options.workers,
                 on_step=update,
+                checks=checks,
             )
         if not accelerator.is_main_process:
             return None
         calibration = calibrated(
             detector, normals, options.false_reject_rate, accelerator.device, bars
         )
-        save_detector(out, detector, config.num_steps, calibration)
+        num_steps = config.num_steps if checks is None else checks.best.step
+        save_detector(out, detector, num_steps, calibration)
         return calibration
 
 

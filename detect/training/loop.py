@@ -6,12 +6,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from detect.detector import Detector, Stage
+from detect.scoring import detector_scorer
 from detect.training.data import Sample, batches
+from detect.training.stopping import BEST_FILE, Checks, measure
 from synth.errors import UserError
+from synth.files import atomic_path
 from synth.resume import OnStep, StepFunction, run_steps
 
 EMA_DECAY = 0.999
@@ -29,13 +33,15 @@ def train_detector(
     num_workers: int = 0,
     on_step: OnStep | None = None,
     checkpoint_steps: int | None = None,
+    checks: Checks | None = None,
 ) -> None:
     """Train all stages in place, each gone on with from its state in `folder`/<stage>.
 
     The averaged weights are kept, and batch normalisation gets statistics of its own for them: a
     single last step, and RRS's statistics that are nearly those of one batch, make results of short
-    trainings a matter of luck. batch_size: images per step over all processes. Raises UserError
-    when the batch cannot be shared evenly, and when a loss is not finite.
+    trainings a matter of luck. With checks the last stage ends where they say, and the best of the
+    checked weights are kept. batch_size: images per step over all processes. Raises UserError when
+    the batch cannot be shared evenly, and when a loss is not finite.
     """
     if batch_size % accelerator.num_processes:
         raise UserError(
@@ -44,27 +50,87 @@ def train_detector(
         )
     detector.to(accelerator.device)
     detector.train()
-    for stage in detector.stages():
+    stages = detector.stages()
+    for stage in stages:
         detector.zero_grad()  # an earlier stage's losses leave gradients in all parameters
         optimizer = stage.make_optimizer()
         ema = EMAModel(stage.parameters, decay=EMA_DECAY, foreach=True)
         step_function = stage_steps(
             accelerator, stage, optimizer, ema, dataset, batch_size, num_workers
         )
-        run_steps(
-            accelerator,
-            step_function,
-            folder=folder / stage.name,
-            num_steps=stage.num_steps,
-            model=detector,
-            optimizer=optimizer,
-            ema=ema,
-            checkpoint_steps=checkpoint_steps,
-            on_step=on_step,
-        )
+        checked = checks if stage is stages[-1] else None
+        for goal in [stage.num_steps] if checked is None else checked.goals(stage.num_steps):
+            run_steps(
+                accelerator,
+                step_function,
+                folder=folder / stage.name,
+                num_steps=goal,
+                model=detector,
+                optimizer=optimizer,
+                ema=ema,
+                checkpoint_steps=checkpoint_steps,
+                on_step=of_all(on_step, stage.num_steps),
+            )
+            if checked is not None:
+                check(accelerator, detector, stage, ema, dataset, batch_size, checked, goal)
+                if checked.finished:
+                    break
         ema.copy_to(stage.parameters)
-    settle_batch_norms(accelerator, detector, dataset, batch_size)
+    if checks is None:
+        settle_batch_norms(accelerator, detector, dataset, batch_size)
+    else:
+        accelerator.wait_for_everyone()
+        load_trained(detector, checks.folder / BEST_FILE)
     detector.eval()
+
+
+def of_all(on_step: OnStep | None, num_steps: int) -> OnStep | None:
+    """Tell of steps out of all of a stage's, not out of those until the next check."""
+    if on_step is None:
+        return None
+    return lambda done, _, terms: on_step(done, num_steps, terms)
+
+
+def check(
+    accelerator: Accelerator,
+    detector: Detector,
+    stage: Stage,
+    ema: EMAModel,
+    dataset: Dataset[Sample],
+    batch_size: int,
+    checks: Checks,
+    step: int,
+) -> None:
+    """Judge the averaged weights after a step and keep them if they are the best so far.
+
+    All processes measure the same; the weights in training are put back afterwards.
+    """
+    buffers = {name: buffer.clone() for name, buffer in detector.named_buffers()}
+    ema.store(stage.parameters)
+    ema.copy_to(stage.parameters)
+    settle_batch_norms(accelerator, detector, dataset, batch_size)
+    row = measure(detector_scorer(detector, accelerator.device), checks.test, step, batch_size)
+    if not checks.rows or row.value > checks.best.value:
+        save_trained(accelerator, detector, checks.folder / BEST_FILE)
+    checks.add(row, write=accelerator.is_main_process)
+    ema.restore(stage.parameters)
+    for name, buffer in detector.named_buffers():
+        buffer.copy_(buffers[name])
+
+
+def save_trained(accelerator: Accelerator, detector: Detector, path: Path) -> None:
+    """Write what training changes: parameters that are not frozen, and buffers."""
+    if not accelerator.is_main_process:
+        return
+    frozen = {name for name, p in detector.named_parameters() if not p.requires_grad}
+    state = {n: t.contiguous() for n, t in detector.state_dict().items() if n not in frozen}
+    with atomic_path(path) as partial:
+        save_file(state, partial)
+
+
+def load_trained(detector: Detector, path: Path) -> None:
+    """Read what `save_trained` wrote."""
+    detector.load_state_dict({**detector.state_dict(), **load_file(path)}, strict=True)
 
 
 def stage_steps(

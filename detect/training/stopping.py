@@ -1,0 +1,128 @@
+"""Early stopping: the best of several moments of a training, judged without any real defect.
+
+The judges are normal images that nothing else is done with, each as it is and once with an
+anomaly blended in. Test images have no part in it, and neither have the images that set the
+threshold: a choice made on those would break the threshold's promise.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detect.evaluation.metrics import image_metrics, pixel_metrics
+from detect.scoring import Scorer
+from detect.training.data import BlendedDataset
+from detect.training.sources import DrawAnomaly
+from synth.data.catalog import held_out
+from synth.data.foreground import ForegroundRule
+from synth.data.normals import Normals
+from synth.files import read_json, write_json
+from synth.pictures import Images, digest
+
+NUM_CHECKS = 20
+"""Of a whole training, evenly over its steps."""
+JUDGES_SEED = 1  # 0 chooses those that are held out
+CHECKS_FILE, BEST_FILE = "checks.json", "best.safetensors"
+
+
+class SyntheticTest(NamedTuple):
+    """Images uint8 [2N, H, W, 3], normal ones first, then the same blended; masks bool [2N, H, W].
+
+    Where a source's P does not differ from I, the image counts as anomalous all the same.
+    """
+
+    images: Images
+    masks: NDArray[np.bool_]
+
+    @property
+    def labels(self) -> NDArray[np.bool_]:
+        """True for the blended half: bool [2N]."""
+        return np.arange(len(self.images)) >= len(self.images) // 2
+
+
+def synthetic_test(
+    normals: Images, rule: ForegroundRule, draw: DrawAnomaly, seed: int
+) -> SyntheticTest:
+    """Blend an anomaly into each of the normal images, uint8 [N, H, W, 3]."""
+    dataset = BlendedDataset(normals, rule, draw, seed=seed, anomalous_share=1.0)
+    samples = [dataset[number] for number in range(len(normals))]
+    pair = [
+        np.stack([image.numpy().transpose(1, 2, 0) for image in images])
+        for images in ([s.normal for s in samples], [s.image for s in samples])
+    ]
+    masks = np.stack([sample.mask.numpy() for sample in samples])
+    return SyntheticTest(np.concatenate(pair), np.concatenate([np.zeros_like(masks), masks]))
+
+
+def without_judges(normals: Normals) -> tuple[Normals, Images]:
+    """Set a tenth of the training images apart, copies together: the rest, and the judges."""
+    records = tuple(normals.fit_records)
+    _, apart = held_out(replace(normals.category, records=records), seed=JUDGES_SEED)
+    pictures = [digest(image) for image in normals.fit]
+    chosen = {pictures[n] for n, record in enumerate(records) if record in apart}
+    rest = [n for n, picture in enumerate(pictures) if picture not in chosen]
+    judges = [n for n, picture in enumerate(pictures) if picture in chosen]
+    kept = normals._replace(fit_records=[records[n] for n in rest], fit=normals.fit[rest])
+    return kept, normals.fit[judges]
+
+
+class Check(NamedTuple):
+    """A detector's figures on a synthetic test after a number of steps."""
+
+    step: int
+    image_auroc: float
+    pixel_average_precision: float
+
+    @property
+    def value(self) -> float:
+        """What is chosen by: both figures alike."""
+        return (self.image_auroc + self.pixel_average_precision) / 2
+
+
+def measure(scorer: Scorer, test: SyntheticTest, step: int, batch_size: int = 16) -> Check:
+    """Score a synthetic test."""
+    parts = [
+        scorer(test.images[start : start + batch_size])
+        for start in range(0, len(test.images), batch_size)
+    ]
+    image = image_metrics(test.labels, np.concatenate([part.scores for part in parts]))
+    pixel = pixel_metrics(list(test.masks), [m for part in parts for m in part.maps])
+    return Check(step, image.auroc, pixel.average_precision)
+
+
+class Checks:
+    """The checks of one training, kept in a file, and which of them was best.
+
+    patience: checks in a row without gain after which the training ends.
+    """
+
+    def __init__(self, folder: Path, test: SyntheticTest, patience: int) -> None:
+        self.folder, self.test, self.patience = folder, test, patience
+        path = folder / CHECKS_FILE
+        self.rows = [Check(**row) for row in read_json(path)["checks"]] if path.exists() else []
+
+    def goals(self, num_steps: int) -> list[int]:
+        """The steps that are still to be trained to and checked at, the last one included."""
+        last = self.rows[-1].step if self.rows else 0
+        interval = max(1, num_steps // NUM_CHECKS)
+        steps = {*range(interval, num_steps, interval), num_steps}
+        return [] if self.finished else sorted(step for step in steps if step > last)
+
+    @property
+    def best(self) -> Check:
+        """The first of the best checks; there must be one."""
+        return max(self.rows, key=lambda row: row.value)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last `patience` checks brought no gain."""
+        return bool(self.rows) and len(self.rows) - self.rows.index(self.best) > self.patience
+
+    def add(self, row: Check, *, write: bool = True) -> None:
+        """Keep a check; the weights of a best one must be in BEST_FILE before."""
+        self.rows.append(row)
+        if write:
+            write_json(self.folder / CHECKS_FILE, {"checks": [row._asdict() for row in self.rows]})
