@@ -1,8 +1,7 @@
 """report.html: one evaluation on one page that needs no network, no script and no other file."""
 
 import base64
-import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from detect.evaluation.metrics import (
 from detect.evaluation.pixels import NUM_BINS
 from detect.heatmap import HeatRange, Image, heat_picture, outline, overlay
 from detect.report.data import COLUMNS, Comparison, Example, ReportData
+from detect.report.html import Cell, document, figure, table
 from detect.report.plots import pro_plot, roc_plot, score_plot
-from detect.report.style import CSS
 from detect.report.text import between, cautions, findings, number, percent, upward
 from synth.files import write_text
 
@@ -48,9 +47,6 @@ PIXEL_MEANING = {
 }
 """What each metric is called and means, by its field."""
 
-# Nothing is fetched, whatever a file name or a title holds.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
 
 def write_report(path: Path, data: ReportData) -> None:
     """Write the report as one HTML file (UTF-8), whole or not at all."""
@@ -63,14 +59,7 @@ def render_report(data: ReportData) -> str:
         _header(data), _findings(data), _metrics(data), _seeds(data), _comparisons(data),
         _types(data), _curves(data), _examples(data), _protocol(data),
     )  # fmt: skip
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
-        f"<title>{escape(data.title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</body>\n</html>\n"
-    )
+    return document(data.title, sections)
 
 
 # Sections: each returns HTML, empty when it has nothing to show
@@ -115,7 +104,7 @@ def _metrics(data: ReportData) -> str:
         cells += _metric_rows(PIXEL_MEANING, data.pixel, data.figures.pixel_intervals)
     return (
         "<section><h2>Metrics</h2>"
-        + _table(("Metric", "Value", "95 % interval", "Meaning"), cells, {1, 2})
+        + table(("Metric", "Value", "95 % interval", "Meaning"), cells, {1, 2})
         + f'<p class="soft">{escape(_interval_note(data))}</p></section>'
     )
 
@@ -163,7 +152,7 @@ def _seeds(data: ReportData) -> str:
     )
     return (
         f'<section><h2>Trainings</h2><p class="soft">{escape(note)}</p>'
-        + _table(("Training", *COLUMNS), cells, set(range(1, 9)), own_row=len(rows))
+        + table(("Training", *COLUMNS), cells, set(range(1, 9)), own_row=len(rows))
         + "</section>"
     )
 
@@ -178,7 +167,7 @@ def _comparisons(data: ReportData) -> str:
     ]
     return (
         '<section><h2>Compared with</h2><p class="soft">The same test images throughout.</p>'
-        + _table(("Method", *COLUMNS), cells, set(range(1, 9)), own_row=0)
+        + table(("Method", *COLUMNS), cells, set(range(1, 9)), own_row=0)
         + "</section>"
     )
 
@@ -205,7 +194,7 @@ def _types(data: ReportData) -> str:
     note = "Each type against all good test images; 95 % intervals below image AUROC and AUPRO."
     return (
         f'<section><h2>Defect types</h2><p class="soft">{note}</p>'
-        + _table(head, cells, set(range(1, len(head))))
+        + table(head, cells, set(range(1, len(head))))
         + "</section>"
     )
 
@@ -219,15 +208,15 @@ def _curves(data: ReportData) -> str:
         f"{percent(data.calibration.false_reject_rate)}."
     )
     curves = data.curves
-    figures = _figure(
+    figures = figure(
         roc_plot(curves.image_roc, curves.pixel_roc), "ROC; the dashed line is chance."
     )
     if curves.pro is not None:
-        figures += _figure(
+        figures += figure(
             pro_plot(curves.pro, FPR_LIMIT), f"PRO up to a false-positive rate of {FPR_LIMIT:g}."
         )
     return (
-        f"<section><h2>Scores and curves</h2>{_figure(scores, caption, 'wide')}"
+        f"<section><h2>Scores and curves</h2>{figure(scores, caption, 'wide')}"
         f'<div class="figures">{figures}</div></section>'
     )
 
@@ -250,46 +239,12 @@ def _examples(data: ReportData) -> str:
 def _protocol(data: ReportData) -> str:
     return (
         "<section><h2>Protocol</h2>"
-        + _table(("Fact", "Value"), [(name, fact) for name, fact in data.protocol.items()], set())
+        + table(("Fact", "Value"), [(name, fact) for name, fact in data.protocol.items()], set())
         + "</section>"
     )
 
 
 # Pieces
-
-
-Cell = str | tuple[str, str]
-"""Text, and what stands small below it."""
-
-
-def _table(
-    head: Sequence[str], rows: Iterable[Sequence[Cell]], numbers: set[int], own_row: int = -1
-) -> str:
-    def line(cells: Sequence[Cell], tag: str) -> str:
-        kinds = [' class="number"' if i in numbers else "" for i in range(len(cells))]
-        return "".join(
-            f"<{tag}{kind}>{_cell(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
-        )
-
-    owns = (' class="own"' if i == own_row else "" for i in itertools.count())
-    body = "".join(
-        f"<tr{own}>{line(cells, 'td')}</tr>" for own, cells in zip(owns, rows, strict=False)
-    )
-    return (
-        f'<div class="scroll"><table><thead><tr>{line(head, "th")}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, str):
-        return escape(cell)
-    value, below = map(escape, cell)
-    return f"{value}<small>{below}</small>" if below else value
-
-
-def _figure(svg: str, caption: str, kind: str = "") -> str:
-    return f'<figure class="{kind}">{svg}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _scale(heat: HeatRange) -> str:

@@ -49,7 +49,7 @@ def roc_plot(image_roc: Curve, pixel_roc: Curve | None) -> str:
             axes.plot(*pixel_roc, color=NORMAL, label="pixels")
         _frame(axes, 1.0, "True-positive rate")
         axes.legend(loc="lower right")
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def pro_plot(pro: Curve, fpr_limit: float) -> str:
@@ -60,7 +60,7 @@ def pro_plot(pro: Curve, fpr_limit: float) -> str:
         axes.fill_between(*pro, color=NORMAL, alpha=0.15, linewidth=0)
         axes.plot(*pro, color=NORMAL)
         _frame(axes, fpr_limit, "Mean overlap of regions (PRO)")
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def score_plot(
@@ -78,7 +78,7 @@ def score_plot(
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=heights)
         _histogram(upper, scores, types == normal, threshold)
         _dots(lower, {row: scores[types == row] for row in rows}, threshold)
-        return _svg(figure)
+        return to_svg(figure)
 
 
 def _histogram(
@@ -121,7 +121,7 @@ def _frame(axes: Axes, limit: float, ylabel: str) -> None:
     axes.set_ylabel(ylabel)
 
 
-def _svg(figure: Figure) -> str:
+def to_svg(figure: Figure) -> str:
     """Reduce the file to its svg element: no addresses, no dates, no ids but the ones in use."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
