@@ -26,11 +26,13 @@ def blend(
     source: NDArray[np.uint8],
     mask: NDArray[np.bool_],
     opacity: float,
+    *,
+    truncate: bool = False,
 ) -> NDArray[np.uint8]:
     """Blend: A = (1 − M)·I + M·(δ·P + (1 − δ)·I), in float64, rounded to the nearest level.
 
-    RealNet truncates instead, which darkens the masked pixels by half a level on average: a trace
-    a detector could learn. Pixels outside the mask are untouched.
+    RealNet truncates instead, as `truncate` does, which darkens the masked pixels by half a level
+    on average: a trace a detector could learn. Pixels outside the mask are untouched.
 
     normal I, source P: uint8 [H, W, 3], RGB. mask M: bool [H, W]. opacity δ: in [0, 1].
     Raises ValueError when the shapes differ or the opacity is out of range.
@@ -46,7 +48,8 @@ def blend(
     i = normal.reshape(-1, 3)[inside].astype(np.float64)  # [pixels of the mask, 3]
     p = source.reshape(-1, 3)[inside].astype(np.float64)
     blended = normal.copy(order="C")
-    blended.reshape(-1, 3)[inside] = np.rint(opacity * p + (1.0 - opacity) * i).astype(np.uint8)
+    levels = opacity * p + (1.0 - opacity) * i
+    blended.reshape(-1, 3)[inside] = (levels if truncate else np.rint(levels)).astype(np.uint8)
     return blended
 
 
@@ -57,26 +60,26 @@ def blend_random(
     rng: np.random.Generator,
     *,
     opacity: tuple[float, float] = OPACITY,
-    allow_empty: bool = False,
+    official: bool = False,
 ) -> Blended:
     """Make one training sample: M = Perlin ∧ foreground, δ ~ U(opacity), then the blend.
 
-    An empty mask is drawn again. `allow_empty` gives RealNet's behaviour instead: one draw, and an
+    An empty mask is drawn again. `official` gives RealNet's behaviour instead: one draw, and an
     empty one leaves a normal image that passes for an anomalous one (about 6 % of the samples, more
-    on small foregrounds). There is no smallest area, as in RealNet.
+    on small foregrounds); besides, pixels are truncated. There is no smallest area, as in RealNet.
 
     normal, source: uint8 [H, W, 3], RGB. foreground: bool [H, W].
     Raises UserError when the foreground is empty, or so small that 64 masks in a row miss it.
     """
-    mask = draw_mask(foreground, rng, max_draws=1 if allow_empty else MAX_DRAWS)
-    if not allow_empty and not mask.any():
+    mask = draw_mask(foreground, rng, max_draws=1 if official else MAX_DRAWS)
+    if not official and not mask.any():
         raise UserError(
             f"foreground: got {np.count_nonzero(foreground)} of {foreground.size} pixels, which "
             f"{MAX_DRAWS} Perlin masks miss; allowed is a part of the image that masks can hit; "
             "give --foreground everything"
         )
     delta = float(rng.uniform(*opacity))
-    return Blended(blend(normal, source, mask, delta), mask, delta)
+    return Blended(blend(normal, source, mask, delta, truncate=official), mask, delta)
 
 
 def draw_mask(

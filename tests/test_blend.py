@@ -29,6 +29,15 @@ def test_blend_is_the_formula_pixel_by_pixel(
     np.testing.assert_array_equal(blend(normal, source, mask, opacity), expected)
 
 
+def test_truncation_takes_the_level_below(
+    images: tuple[NDArray[np.uint8], NDArray[np.uint8]],
+) -> None:
+    normal, source = images
+    mask = np.ones((32, 24), np.bool_)
+    exact = 0.7 * source.astype(np.float64) + (1 - 0.7) * normal
+    np.testing.assert_array_equal(blend(normal, source, mask, 0.7, truncate=True), np.floor(exact))
+
+
 def test_blend_leaves_its_arguments_and_the_unmasked_pixels_alone(
     images: tuple[NDArray[np.uint8], NDArray[np.uint8]],
 ) -> None:
@@ -85,14 +94,14 @@ def test_random_blends_stay_in_the_foreground_and_are_never_empty(
     assert 0.98 < max(opacities) <= 1.0
 
 
-def test_allow_empty_draws_once(images: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
+def test_the_official_way_draws_once(images: tuple[NDArray[np.uint8], NDArray[np.uint8]]) -> None:
     normal, source = images
     foreground = np.zeros((32, 24), np.bool_)
     foreground[10:14, 10:14] = True
     empty = 0
     for seed in range(50):
         blended = blend_random(
-            normal, foreground, source, np.random.default_rng(seed), allow_empty=True
+            normal, foreground, source, np.random.default_rng(seed), official=True
         )
         once = perlin_mask(np.random.default_rng(seed), (32, 24)) & foreground
         np.testing.assert_array_equal(blended.mask, once)
@@ -121,5 +130,5 @@ def test_an_empty_foreground_is_named(
     foreground = np.zeros((32, 24), np.bool_)
     with pytest.raises(UserError, match="foreground: got 0 of 768 pixels"):
         blend_random(normal, foreground, source, np.random.default_rng(0))
-    allowed = blend_random(normal, foreground, source, np.random.default_rng(0), allow_empty=True)
+    allowed = blend_random(normal, foreground, source, np.random.default_rng(0), official=True)
     assert not allowed.mask.any()

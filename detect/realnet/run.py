@@ -1,7 +1,5 @@
 """A training run of RealNet: channels, reconstruction and head, threshold, all in one folder."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,34 +8,31 @@ import torch
 from accelerate import Accelerator
 
 from detect.calibration import Calibration, calibrate
-from detect.checkpoint import CONFIG_FILE, save_detector
-from detect.detector import Batch, Detector
+from detect.checkpoint import save_detector
+from detect.detector import Detector
 from detect.options import TrainOptions
-from detect.realnet.afs import AFSResult, select_channels
 from detect.realnet.cache import FeatureCache
 from detect.realnet.config import PRESETS, RealNetConfig
 from detect.realnet.model import RealNet
+from detect.realnet.selection import AFS_FILE, selected_channels
 from detect.scoring import detector_scorer, score_files
-from detect.training.data import BlendedDataset, batches
+from detect.training.data import BlendedDataset
 from detect.training.loop import train_detector
 from detect.training.sources import OpenSource
 from detect.training.stopping import Checks, synthetic_test, without_judges
-from synth.claims import claim_folder
-from synth.config import Precision
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
 from synth.device import make_accelerator
-from synth.errors import UserError
 from synth.features import Backbone, build_backbone
-from synth.files import read_json, write_json
-from synth.locks import sole_user
 from synth.pictures import all_grey
 from synth.progress import Bars
-from synth.resume import STATE_FILE
+from synth.run_folder import run_folder, saved_precision
 from synth.seeding import derive_seed
-from synth.trace import require_no_fewer_steps
 
-AFS_FILE = "afs.json"
+AFS_SEED = 0
+"""Of the samples that channels are chosen on: trainings of other seeds share the choice."""
+AFS_FIELDS = ("dataset", "category", "data", "source", "foreground", "backbone_digest")
+"""What of a detector's description its channels depend on."""
 AFS_KEY, TRAINING_KEY, JUDGES_KEY = 2, 3, 4
 """Keys of the samples' seeds: channels, weights and the moment to stop each have their own."""
 
@@ -50,6 +45,7 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
         preset,
         image_size=options.size or preset.image_size,
         num_steps=options.num_steps or preset.num_steps,
+        num_epochs=None if options.num_steps else preset.num_epochs,
         batch_size=options.batch_size or preset.batch_size,
         learning_rate=options.learning_rate or preset.learning_rate,
         seed=options.seed,
@@ -79,30 +75,35 @@ def train_realnet(
         normals, judges = without_judges(normals)
     rule = normals.foreground_rule(options.foreground)
     backbone = build_backbone(config.backbone)
-    config = fitted(config, backbone.channels)
-    accelerator = make_accelerator(saved_precision(out, options.precision))
+    config = fitted(config, backbone.channels).for_images(len(normals.fit))
+    accelerator = make_accelerator(saved_precision(out, options.precision, ("precision",)))
     about = description(normals, source, rule, backbone, config, accelerator)
     if options.patience is not None:
         about["patience"] = options.patience
-    with sole_user(out) if accelerator.is_main_process else nullcontext():
-        if not claim_folder(out, about, work=out / "realnet" / STATE_FILE):
+    work = out / "realnet"
+    with run_folder(accelerator, out, about, work=work, num_steps=config.num_steps) as goes_on:
+        if accelerator.is_main_process and not goes_on:
             (out / AFS_FILE).unlink(missing_ok=True)
-        require_no_fewer_steps(out / "realnet", config.num_steps)
-
         backbone = backbone.to(accelerator.device)
         draw = source.load(normals.size, all_grey(normals.fit), bars)
         blended = BlendedDataset(
             normals.fit,
             rule,
             draw,
-            seed=derive_seed(config.seed, AFS_KEY),
+            seed=derive_seed(AFS_SEED, AFS_KEY),
             anomalous_share=1.0,
+            official=config.official,
         )
-        afs = selected_channels(out / AFS_FILE, backbone, config, blended, accelerator.device, bars)
+        data = {key: about[key] for key in AFS_FIELDS} | {"files": source.digest()}
+        afs = selected_channels(accelerator, out, data, backbone, config, blended, bars)
         detector = RealNet(config, backbone, afs.indices)
         detector.cache = FeatureCache(len(normals.fit))
         dataset = BlendedDataset(
-            normals.fit, rule, draw, seed=derive_seed(config.seed, TRAINING_KEY)
+            normals.fit,
+            rule,
+            draw,
+            seed=derive_seed(config.seed, TRAINING_KEY),
+            official=config.official,
         )
         checks = None
         if judges is not None and options.patience is not None:
@@ -142,13 +143,6 @@ def fitted(config: RealNetConfig, channels: tuple[int, ...]) -> RealNetConfig:
     )
 
 
-def saved_precision(out: Path, asked: Precision) -> Precision:
-    """What to compute in: a run that goes on keeps its own arithmetic where "auto" is asked for."""
-    if asked != "auto" or not (out / CONFIG_FILE).exists():
-        return asked
-    return read_json(out / CONFIG_FILE).get("precision", "auto")
-
-
 def description(
     normals: Normals,
     source: OpenSource,
@@ -170,43 +164,6 @@ def description(
         "detector": detector,
         "precision": "bf16" if accelerator.mixed_precision == "bf16" else "fp32",
     }
-
-
-def selected_channels(
-    path: Path,
-    backbone: Backbone,
-    config: RealNetConfig,
-    blended: BlendedDataset,
-    device: torch.device,
-    bars: Bars,
-) -> AFSResult:
-    """The channels AFS keeps: chosen once, then read from the file at `path`."""
-    if path.exists():
-        return read_channels(path)
-    with bars("selecting channels", "batch") as update:
-
-        def triplets() -> Iterator[Batch]:
-            num = config.num_afs_batches
-            for done, batch in enumerate(batches(blended, config.batch_size, 0, num, device), 1):
-                yield batch
-                update(done, num)
-
-        chosen = select_channels(backbone, triplets(), config.num_selected)
-    indices = [index.tolist() for index in chosen.indices]
-    write_json(path, {"indices": indices, "scores": [s.tolist() for s in chosen.scores]})
-    return chosen
-
-
-def read_channels(path: Path) -> AFSResult:
-    """What `selected_channels` wrote. Raises UserError for a damaged file."""
-    match read_json(path):
-        case {"indices": [*indices], "scores": [*scores]}:
-            return AFSResult(
-                tuple(torch.tensor(index, dtype=torch.int64) for index in indices),
-                tuple(torch.tensor(score, dtype=torch.float32) for score in scores),
-            )
-        case _:
-            raise UserError(f"{path}: damaged; delete it and run the same command again")
 
 
 def calibrated(

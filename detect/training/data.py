@@ -36,8 +36,9 @@ class BlendedDataset(Dataset[Sample]):
     """Endless samples over the normal images, uint8 [N, H, W, 3], in shuffled epochs.
 
     A sample is blended with probability `anomalous_share`. Source: RealNet, local anomaly
-    synthesis; empty masks are drawn again where the authors' code keeps them, so that the share
-    holds. Raises UserError where the rule finds no foreground in an image.
+    synthesis; empty masks are drawn again, so that the share holds, and pixels are rounded, unless
+    `official` asks for the authors' way. Raises UserError where the rule finds no foreground in an
+    image.
     """
 
     def __init__(
@@ -48,9 +49,10 @@ class BlendedDataset(Dataset[Sample]):
         *,
         seed: int,
         anomalous_share: float = ANOMALOUS_SHARE,
+        official: bool = False,
     ) -> None:
         self.normals, self.source, self.seed = normals, source, seed
-        self.anomalous_share = anomalous_share
+        self.anomalous_share, self.official = anomalous_share, official
         self.foregrounds = [rule.apply(image) for image in normals]
         bare = sum(not mask.any() for mask in self.foregrounds)
         if bare:
@@ -71,7 +73,9 @@ class BlendedDataset(Dataset[Sample]):
             image = to_chw(normal)
             return Sample(image, image, torch.zeros(H, W, dtype=torch.bool), n)
         source, opacity = self.source(rng, normal)
-        blended = blend_random(normal, self.foregrounds[n], source, rng, opacity=opacity)
+        blended = blend_random(
+            normal, self.foregrounds[n], source, rng, opacity=opacity, official=self.official
+        )
         return Sample(to_chw(blended.image), to_chw(normal), torch.from_numpy(blended.mask), n)
 
 

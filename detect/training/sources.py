@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from detect.training.augmentations import augmented
 from synth.blend import OPACITY
 from synth.data.baselines import Drawn, noise, shifted, texture_files
+from synth.data.catalog import Category
 from synth.errors import UserError
 from synth.images import read_image, require_images, resize
 from synth.progress import Bars
@@ -59,13 +60,14 @@ class OpenPart(NamedTuple):
     """A source that was found; nothing is decoded yet.
 
     load: (size, whether the product is grey, bytes to keep, bars) -> how to draw. category: what
-    the images show, None where they show no product.
+    the images show, None where they show no product. paths: the files that are drawn from.
     """
 
     config: dict[str, Any]
     opacity: tuple[float, float]
     category: str | None
     load: Callable[[Size, bool, int, Bars], Draw]
+    paths: Sequence[Path] = ()
 
 
 class LoadedPart(NamedTuple):
@@ -102,11 +104,21 @@ class OpenSource:
     @property
     def config(self) -> dict[str, Any]:
         """What to record of it."""
+        if not self.parts:
+            return {"kind": "none"}
         rows = [{**part.config, "opacity": list(part.opacity)} for part in self.parts]
         if len(rows) == 1:
             return rows[0]
         shared = zip(rows, self.shares, strict=True)
         return {"kind": "mixture", "parts": [{**row, "share": share} for row, share in shared]}
+
+    def digest(self) -> str:
+        """A fingerprint of its files' bytes: names and times may stay when these change."""
+        sha = hashlib.sha256()
+        for path in (path for part in self.parts for path in part.paths):
+            with path.open("rb") as file:
+                sha.update(hashlib.file_digest(file, "sha256").digest())
+        return sha.hexdigest()[:16]
 
     def other_categories(self, name: str) -> list[str]:
         """The categories, besides `name`, that its images show."""
@@ -131,16 +143,24 @@ class OpenSource:
         return self.loaded[size, grey]
 
 
-def open_source(parts: Sequence[Part]) -> OpenSource:
-    """Find the parts of a source.
+def open_source(parts: Sequence[Part], category: Category | None = None) -> OpenSource:
+    """Find the parts of a source; none make a source for what needs no anomalies.
 
-    Raises UserError for a missing or needless folder, and one that is no complete SIA folder of
-    anomaly images or holds no textures.
+    category: of an SIA folder that holds several, its own is taken. Raises UserError for a missing
+    or needless folder, and one that is no complete SIA folder of anomaly images or holds no
+    textures.
     """
-    assert parts
     total = sum(part.weight for part in parts)
-    opened = [SOURCES[part.kind](part.folder) for part in parts]
+    opened = [SOURCES[part.kind](folder_for(part, category)) for part in parts]
     return OpenSource(tuple(opened), tuple(part.weight / total for part in parts))
+
+
+def folder_for(part: Part, category: Category | None) -> Path | None:
+    """The folder of a part, or the category's own below it where `synth` made one."""
+    if part.kind != "sia" or part.folder is None or category is None:
+        return part.folder
+    below = part.folder / category.dataset / category.name
+    return below if (below / HEADER_FILE).exists() else part.folder
 
 
 # Images from files
@@ -154,26 +174,34 @@ class ImagePool:
     """
 
     def __init__(
-        self, paths: Sequence[Path], size: Size, bars: Bars, cache_bytes: int = CACHE_BYTES
+        self,
+        paths: Sequence[Path],
+        size: Size,
+        bars: Bars,
+        cache_bytes: int = CACHE_BYTES,
+        title: str = "loading anomaly images",
     ) -> None:
         self.paths, self.size = tuple(paths), size
         image_bytes = size[0] * size[1] * 3
         self.kept = np.empty((min(len(paths), cache_bytes // image_bytes), *size, 3), np.uint8)
         try:
-            with bars("loading anomaly images", "image") as update:
+            with bars(title, "image") as update:
                 for number, path in enumerate(paths):
                     image = resize(read_image(path), size)
                     if number < len(self.kept):
                         self.kept[number] = image
                     update(number + 1, len(paths))
         except UserError:
-            with bars("checking anomaly images", "image") as update:
+            with bars("checking images", "image") as update:
                 require_images(paths, update)  # says how many are broken, not only the first
             raise
 
     def draw(self, rng: np.random.Generator, normal: Image) -> Image:
         """Pick any image, all with the same chance."""
-        number = int(rng.integers(len(self.paths)))
+        return self.image(int(rng.integers(len(self.paths))))
+
+    def image(self, number: int) -> Image:
+        """Return one image, uint8 [H, W, 3]; not to be written to."""
         if number < len(self.kept):
             return self.kept[number]
         return resize(read_image(self.paths[number]), self.size)
@@ -217,7 +245,7 @@ def open_sia_images(folder: Path | None) -> OpenPart:
 
     config = {"kind": "sia", "num_images": len(paths), **sia.config}
     opacity = OPACITY if sia.product is not None else TEXTURE_OPACITY
-    return OpenPart(config, opacity, sia.product, load)
+    return OpenPart(config, opacity, sia.product, load, paths)
 
 
 def require_shards(sia: SiaFolder) -> None:
@@ -250,7 +278,7 @@ def open_textures(folder: Path | None) -> OpenPart:
         "num_images": len(paths),
         "files": hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16],
     }
-    return OpenPart(config, TEXTURE_OPACITY, None, load)
+    return OpenPart(config, TEXTURE_OPACITY, None, load, paths)
 
 
 @dataclass(frozen=True)

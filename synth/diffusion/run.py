@@ -1,14 +1,12 @@
 """A training run of a diffusion model: claimed folder, training, and a check of its samples."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from synth.claims import claim_folder
-from synth.config import Precision, RunConfig, Tracker, TrainConfig
+from synth.config import RunConfig, Tracker, TrainConfig
 from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
 from synth.device import make_accelerator
@@ -19,14 +17,12 @@ from synth.diffusion.training import train_ddpm
 from synth.errors import UserError
 from synth.files import read_json, write_json
 from synth.images import write_png
-from synth.locks import sole_user
 from synth.pictures import SheetRow, all_grey, contact_sheet
 from synth.progress import Bars
 from synth.quality.check import SampleCheck, check_samples
 from synth.quality.reference import make_reference, save_reference
 from synth.quality.sheets import STRENGTHS, draw_samples, strength_rows
-from synth.resume import STATE_FILE
-from synth.trace import require_no_fewer_steps
+from synth.run_folder import run_folder, saved_precision
 
 NUM_CHECK_SAMPLES = 32
 NUM_SHEET_IMAGES = 8
@@ -54,7 +50,9 @@ def train_model(
     """
     require_tracker(run.tracker)
     normals = [load_normals(category, config.unet.image_size, bars) for category in categories]
-    accelerator = make_accelerator(saved_precision(out, config.precision), run.tracker, out)
+    accelerator = make_accelerator(
+        saved_precision(out, config.precision, ("train", "precision")), run.tracker, out
+    )
     grey = all(all_grey(one.fit) for one in normals)
     colour = not grey or (source is not None and source.unet.num_channels == 3)
     if grey and colour:
@@ -72,12 +70,14 @@ def train_model(
     if fit is not None:
         tell(fit.summary)
     about = description(normals, config, fit)
-    with sole_user(out) if accelerator.is_main_process else nullcontext():
-        if accelerator.is_main_process:
-            fill_in_defaults(out)
-        accelerator.wait_for_everyone()
-        claim_folder(out, about, work=out / STATE_FILE)
-        require_no_fewer_steps(out, config.num_steps)
+    with run_folder(
+        accelerator,
+        out,
+        about,
+        work=out,
+        num_steps=config.num_steps,
+        prepare=lambda: fill_in_defaults(out),
+    ):
         if run.tracker != "none":
             accelerator.init_trackers(PROJECT)
         with bars("training", "step", continues=True) as update:
@@ -105,13 +105,6 @@ def train_model(
 
 
 # What is decided before
-
-
-def saved_precision(out: Path, asked: Precision) -> Precision:
-    """What to compute in: a run that goes on keeps its own arithmetic where "auto" is asked for."""
-    if asked != "auto" or not (out / CONFIG_FILE).exists():
-        return asked
-    return read_json(out / CONFIG_FILE).get("train", {}).get("precision", "auto")
 
 
 def require_tracker(tracker: Tracker) -> None:

@@ -1,0 +1,89 @@
+"""The folder that a training works in, alone, on one process or on several."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from synth.claims import claim_folder
+from synth.config import Precision
+from synth.errors import UserError
+from synth.files import read_json
+from synth.locks import sole_user
+from synth.resume import STATE_FILE, TRACE_FILE
+
+CONFIG_FILE = "config.json"
+
+T = TypeVar("T")
+
+
+@contextmanager
+def run_folder(
+    accelerator: Accelerator,
+    out: Path,
+    about: Mapping[str, Any],
+    *,
+    work: Path,
+    num_steps: int,
+    prepare: Callable[[], object] = lambda: None,
+) -> Iterator[bool]:
+    """Keep other commands out of `out` for a while and mark it as made with the configuration.
+
+    work: the folder of the training's state. prepare: called before the configuration is compared.
+    Yields whether earlier work goes on. Raises UserError, on all processes, where another command
+    is at work, for a folder of another configuration, and where it has done more than `num_steps`.
+    """
+    with ExitStack() as stack:
+
+        def claim() -> bool:
+            stack.enter_context(sole_user(out))
+            prepare()
+            goes_on = claim_folder(out, about, CONFIG_FILE, work=work / STATE_FILE)
+            require_no_fewer_steps(work, num_steps)
+            return goes_on
+
+        yield agreed(accelerator, claim)
+
+
+def agreed(accelerator: Accelerator, decide: Callable[[], T]) -> T:
+    """What the first process decides, on all of them; a refusal of its is raised by all.
+
+    The others would wait for a process that has given up. All call it together.
+    """
+    outcome: list[Any] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = decide()
+        except UserError as error:
+            outcome[1] = str(error)
+    broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise UserError(outcome[1])
+    return outcome[0]
+
+
+def saved_precision(out: Path, asked: Precision, fields: Sequence[str]) -> Precision:
+    """What to compute in: a run that goes on keeps its own arithmetic where "auto" is asked for.
+
+    fields: where the folder's config.json has it, from the outside in.
+    """
+    if asked != "auto" or not (out / CONFIG_FILE).exists():
+        return asked
+    value: Any = read_json(out / CONFIG_FILE)
+    for field in fields:
+        value = value.get(field, {})
+    return value or "auto"
+
+
+def require_no_fewer_steps(folder: Path, num_steps: int) -> None:
+    """Raise UserError where `folder` has trained for more steps than are asked for now."""
+    trace = folder / TRACE_FILE
+    done = len(trace.read_text(encoding="utf-8").splitlines()) if trace.exists() else 0
+    if done > num_steps:
+        raise UserError(
+            f"--num-steps: got {num_steps}, but {folder} has already trained for {done}; "
+            f"give --num-steps {done}, or another --out"
+        )

@@ -1,0 +1,16 @@
+"""What every test has."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from synth import cache
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_scores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """AFS takes no scores from the user's cache and leaves none in it."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "cache_folder", lambda: folder)
+        yield
