@@ -10,6 +10,11 @@ from torch import nn
 
 from synth.config import Precision, Tracker
 
+MAX_BATCH_SIZE = 256
+"""More is no faster on any device, and a batch is what a kill loses."""
+MEMORY_SHARE = 0.7
+"""Of the free memory; the rest is for what the caching allocator cannot use."""
+
 
 def make_accelerator(
     precision: Precision, tracker: Tracker = "none", folder: Path | None = None
@@ -67,3 +72,9 @@ def time_convolution(dtype: torch.dtype) -> float:
             conv(x)
             seconds.append(time.perf_counter() - start)
     return min(seconds[1:])
+
+
+def fitting_batch_size(free_bytes: float, image_bytes: float) -> int:
+    """The largest power of two whose images fit into MEMORY_SHARE of the memory; 1 at least."""
+    fitting = int(MEMORY_SHARE * free_bytes / max(image_bytes, 1))
+    return min(MAX_BATCH_SIZE, 1 << max(fitting.bit_length() - 1, 0))

@@ -49,8 +49,21 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     file, where it is missing, empty, damaged, not an image, of 32-bit or float pixels, below
     MIN_SIDE_PX on a side, or above MAX_PIXELS (refused before decoding).
     """
+    with _no_warnings(), _decoded(path) as image:
+        return _rgb(image)
+
+
+def from_pillow(image: Image.Image) -> NDArray[np.uint8]:
+    """The pixels of an opened Pillow image as `read_image` gives those of a file, and its errors.
+
+    The image itself stays as it was, but for being loaded.
+    """
     with _no_warnings():
-        return _read_rgb(path)
+        _check_header("image", image)
+        try:
+            return _rgb(ImageOps.exif_transpose(image))
+        except Exception as error:
+            raise UserError(f"image: cannot be decoded ({error}); open another file") from error
 
 
 def read_mask(path: Path, shape: tuple[int, int] | None) -> NDArray[np.bool_]:
@@ -182,7 +195,7 @@ def _decoded(path: Path) -> Iterator[Image.Image]:
     yield image  # the file is closed, the pixels stay
 
 
-def _check_header(path: Path, image: Image.Image) -> None:
+def _check_header(path: Path | str, image: Image.Image) -> None:
     width, height = image.size
     size = f"{width}x{height} px (width x height)"
     if width * height > MAX_PIXELS:
@@ -197,15 +210,14 @@ def _check_header(path: Path, image: Image.Image) -> None:
         )
 
 
-def _read_rgb(path: Path) -> NDArray[np.uint8]:
-    with _decoded(path) as image:
-        if image.mode.startswith("I;16"):
-            grey = np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
-            return np.repeat(grey[:, :, None], 3, axis=2)  # [H, W, 3]
-        if image.has_transparency_data:
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image.convert("RGBA"))
-        return np.array(image.convert("RGB"))
+def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+    if image.mode.startswith("I;16"):
+        grey = np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)  # [H, W, 3]
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return np.array(image.convert("RGB"))
 
 
 def _levels(image: Image.Image) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:

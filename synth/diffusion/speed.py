@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from synth.config import Precision
-from synth.device import fastest_precision
+from synth.device import fastest_precision, fitting_batch_size
 from synth.diffusion.model import DiffusionModel
 from synth.diffusion.sampling import sample_images
 from synth.files import read_json
@@ -15,10 +15,6 @@ from synth.sia.format import HEADER_FILE
 CPU_BATCH_SIZE = 8
 """Images per second of processor time at 1, 4, 8, 16: 0.76, 0.86, 1.09, 1.02 in fp32, and 1.39 at 8
 in bf16 (3.3 M parameters, 96 px, one thread of an AMD EPYC Zen 5, a busy machine, 2026-11-21)."""
-MAX_BATCH_SIZE = 256
-"""More is no faster on any device, and a batch is what a kill loses."""
-MEMORY_SHARE = 0.7
-"""Of the free memory; the rest is for what the caching allocator cannot use."""
 NUM_PROBED = 4
 
 
@@ -54,12 +50,6 @@ def auto_batch_size(model: DiffusionModel, precision: Precision | None = None) -
     torch.cuda.empty_cache()
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return fitting_batch_size(free_bytes, image_bytes)
-
-
-def fitting_batch_size(free_bytes: float, image_bytes: float) -> int:
-    """The largest power of two whose images fit into MEMORY_SHARE of the memory; 1 at least."""
-    fitting = int(MEMORY_SHARE * free_bytes / max(image_bytes, 1))
-    return min(MAX_BATCH_SIZE, 1 << max(fitting.bit_length() - 1, 0))
 
 
 def compiled(model: DiffusionModel) -> DiffusionModel:
