@@ -25,6 +25,7 @@ Patience = Annotated[
     int | None,
     tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the last step is the model)"),
 ]
+Seeds = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")]
 Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME[=WEIGHT] ...")]
 
 
@@ -34,9 +35,9 @@ class TrainOptions:
 
     method: Literal["realnet"] = "realnet"
     """Detector."""
-    preset: Literal["tiny", "compact", "small", "paper"] = "tiny"
-    """tiny: 128 px, a CPU; compact: 256 px, a CPU; small: 256 px; paper: 256 px, 524 M
-    parameters, a GPU."""
+    preset: Literal["tiny", "compact", "small", "paper", "paper-c", "hiad"] = "tiny"
+    """tiny: 128 px, a CPU; compact: 256 px, a CPU; small: 256 px; paper, paper-c (its architecture
+    C), hiad (layers 2 and 3): 256 px, 524, 939 and 265 M parameters, a GPU, lengths in epochs."""
     backbone: PresetStr = None
     """Name of a timm network."""
     backbone_weights: PresetStr = None
@@ -58,6 +59,10 @@ class TrainOptions:
     """Share of normal images that may be called anomalous; sets the threshold."""
     workers: Workers = None
     """Processes that blend images; changes speed only."""
+    official: bool = False
+    """Train as the authors' code where it gives other figures: empty masks stay as normal samples,
+    blended pixels are truncated, and the last step's weights stay as they are, not averaged, with
+    running normalisations that are nearly those of one batch."""
     precision: Precision = "auto"
     """Arithmetic of training; auto takes the faster on this device. Scoring is fp32."""
     seed: int = 0
@@ -73,6 +78,8 @@ class TrainOptions:
         )
         require_not_negative(workers=self.workers, seed=self.seed)
         require_size(self.size)
+        if self.official and self.patience is not None:
+            raise UserError("--patience: not used with --official, which keeps the last step")
         if not 0 < self.false_reject_rate < 1:
             raise UserError(
                 f"--false-reject-rate: got {self.false_reject_rate}, must lie between 0 and 1; "

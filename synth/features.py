@@ -1,7 +1,8 @@
 """Frozen feature extractors: timm networks, cut after the last layer in use.
 
 Layer k is the deepest feature map of stride 2^(k+1), whatever the family: layers 1, 2, 3, 4 have
-strides 4, 8, 16, 32. For ResNets that is layer1 to layer4.
+strides 4, 8, 16, 32. For ResNets that is layer1 to layer4. Where all maps have one stride, as in a
+ViT, layer k is the output of block k, from 1 on.
 Shapes: N images, H x W pixels, C_k channels and stride s_k of layer k.
 """
 
@@ -30,7 +31,7 @@ class BackboneConfig:
     name: str
     """timm's name, such as resnet18 or wide_resnet50_2.racm_in1k."""
     layers: tuple[int, ...]
-    """Layers in use, ascending, from 1 (stride 4) to 4 (stride 32)."""
+    """Layers in use, ascending: from 1 (stride 4) to 4 (stride 32), or blocks of a ViT."""
     weights: str = "hub"
     """"hub" (downloaded once by timm), "bundled" (of a name in BUNDLED), "random", or a file.
 
@@ -45,11 +46,20 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in zip(self.layers, self.layers[1:], strict=False))
-        if not self.layers or not ascending or not set(self.layers) <= {1, 2, 3, 4}:
+        if not self.layers or not ascending or self.layers[0] < 1:
             raise UserError(
-                f"backbone layers: got {self.layers}; give one or more of 1, 2, 3, 4 in ascending "
-                "order, where layer k has stride 2^(k+1)"
+                f"backbone layers: got {' '.join(map(str, self.layers)) or 'none'}; give one or "
+                "more in ascending order from 1 on, where layer k has stride 2^(k+1), or is block "
+                "k of a ViT"
             )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not all(0 <= value <= 1 for value in values):
+                raise UserError(
+                    f"backbone {name}: got {' '.join(map(str, values))}; all three lie between 0 "
+                    "and 1, as of images whose levels do"
+                )
+        if self.std is not None and 0 in self.std:
+            raise UserError(f"backbone std: got {' '.join(map(str, self.std))}; none may be 0")
 
 
 BUNDLED = {"resnet10t": Path(__file__).parent / "weights" / "resnet10t_textures.safetensors"}
@@ -101,6 +111,32 @@ class Backbone(nn.Module):
         # Channels last takes 0.7 of the time on a CPU; the maps come out in that layout.
         return self.net(x.contiguous(memory_format=torch.channels_last))
 
+    @torch.no_grad()
+    def require_image_size(self, size: tuple[int, int]) -> None:
+        """Raise UserError where the network cannot take images of this height and width."""
+        try:
+            self(torch.zeros(1, 3, *size, device=self.mean.device))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            if "memory" in str(error):
+                raise
+            height, width = size
+            raise UserError(
+                f"--size: the backbone cannot take images of {height} x {width} px "
+                f"({str(error).partition(chr(10))[0]}); {self._way_out(size)}"
+            ) from error
+
+    def _way_out(self, size: tuple[int, int]) -> str:
+        """Which sizes to give instead of one that is refused."""
+        patches = getattr(self.net.model, "patch_embed", None)
+        fixed = getattr(patches, "img_size", None)
+        if fixed is not None and getattr(patches, "strict_img_size", True):
+            return f"it takes --size {fixed[0]} {fixed[1]} alone"
+        if len(set(self.strides)) == 1 and patches is not None:
+            step = self.strides[0]
+            height, width = (max(1, round(side / step)) * step for side in size)
+            return f"both must be multiples of {step}: try --size {height} {width}"
+        return "give a larger --size"
+
     @property
     def digest(self) -> str:
         """SHA-256 of the weights and the normalisation, as 64 hexadecimal digits.
@@ -121,6 +157,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     from the hub, and a weights file that is missing, unreadable or does not fit.
     """
     full = _full_network(config)
+    default = timm.data.resolve_model_data_config(full)
     full_keys = set(full.state_dict())
     net = FeatureGetterNet(full, out_indices=_feature_indices(full, config))
     if config.weights == "random":
@@ -129,9 +166,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
         _load_file(net, full_keys, _bundled_file(config.name))
     elif config.weights != "hub":
         _load_file(net, full_keys, Path(config.weights))
-    default = timm.get_pretrained_cfg(config.name)
-    assert default is not None, "create_model has accepted the name"
-    return Backbone(net, config.mean or default.mean, config.std or default.std)
+    return Backbone(net, config.mean or default["mean"], config.std or default["std"])
 
 
 # --- the network ---------------------------------------------------------------------------
@@ -145,34 +180,62 @@ def _full_network(config: BackboneConfig) -> nn.Module:
         raise UserError(f"backbone name: got {config.name!r}, which timm does not know; {hint}")
     from_hub = config.weights == "hub"
     try:
-        with seeded_init(config.seed):
-            return timm.create_model(config.name, pretrained=from_hub)
+        return _create(config.name, from_hub, config.seed)
     except (OSError, RuntimeError) as error:
         if not from_hub:
             raise
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"backbone weights: those of {config.name!r} could not be downloaded ({reason}); "
-            'set weights to the path of a safetensors file, or to "random"'
+            f"give --backbone-weights FILE{_where_to_find(config.name)}, or --backbone-weights "
+            "random"
         ) from error
 
 
+def _create(name: str, pretrained: bool, seed: int) -> nn.Module:
+    """Make timm's network; a ViT interpolates its positions to images of other sizes."""
+    for options in ({"dynamic_img_size": True}, {}):
+        try:
+            with seeded_init(seed):
+                return timm.create_model(name, pretrained=pretrained, **options)
+        except TypeError:
+            if not options:
+                raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _where_to_find(name: str) -> str:
+    """Which file holds a network's weights, as far as timm knows."""
+    known = timm.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        return ""
+    repository = known.hf_hub_id
+    if repository.endswith("/"):
+        repository += f"{known.architecture}.{known.tag}" if known.tag else known.architecture
+    return f" with model.safetensors of https://huggingface.co/{repository}"
+
+
 def _feature_indices(full: nn.Module, config: BackboneConfig) -> tuple[int, ...]:
-    """Return where in timm's list of feature maps the layers are: the last map of each stride."""
+    """Return where in timm's list of feature maps the layers are."""
     if not hasattr(full, "forward_intermediates"):
         raise UserError(
             f"backbone name: {config.name!r} gives no feature maps; use a network such as "
-            "resnet18, wide_resnet50_2, mobilenetv2_100 or efficientnet_b4"
+            "resnet18, wide_resnet50_2, mobilenetv2_100, efficientnet_b4 or vit_tiny_patch16_224"
         )
     info = FeatureGetterNet(full, out_indices=(0,), prune=False).feature_info.info
-    last_of_stride = {entry["reduction"]: index for index, entry in enumerate(info)}
-    missing = [k for k in config.layers if 2 ** (k + 1) not in last_of_stride]
+    strides = [entry["reduction"] for entry in info]
+    if len(set(strides)) == 1:
+        layers = {number: number - 1 for number in range(1, len(info) + 1)}
+        described = f"it has blocks 1 to {len(info)}, all of stride {strides[0]}"
+    else:
+        last_of_stride = {stride: index for index, stride in enumerate(strides)}
+        layers = {k: last_of_stride[2 ** (k + 1)] for k in range(1, 8) if 2 ** (k + 1) in strides}
+        described = ", ".join(f"{k} (stride {2 ** (k + 1)})" for k in layers)
+        described = f"it has layers {described}"
+    missing = [k for k in config.layers if k not in layers]
     if missing:
-        raise UserError(
-            f"backbone layers: {config.name!r} has no layer {missing[0]} (stride "
-            f"{2 ** (missing[0] + 1)}); its strides are {sorted(last_of_stride)}"
-        )
-    return tuple(last_of_stride[2 ** (k + 1)] for k in config.layers)
+        raise UserError(f"backbone layers: {config.name!r} has no layer {missing[0]}; {described}")
+    return tuple(layers[k] for k in config.layers)
 
 
 @torch.no_grad()

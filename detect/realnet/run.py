@@ -49,6 +49,7 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
         batch_size=options.batch_size or preset.batch_size,
         learning_rate=options.learning_rate or preset.learning_rate,
         seed=options.seed,
+        official=options.official,
         backbone=replace(
             preset.backbone,
             name=options.backbone or preset.backbone.name,
@@ -120,6 +121,7 @@ def train_realnet(
                 num_workers=4 * has_gpu if options.workers is None else options.workers,
                 on_step=update,
                 checks=checks,
+                average=not config.official,
             )
         if not accelerator.is_main_process:
             return None

@@ -34,14 +34,16 @@ def train_detector(
     on_step: OnStep | None = None,
     checkpoint_steps: int | None = None,
     checks: Checks | None = None,
+    average: bool = True,
 ) -> None:
     """Train all stages in place, each gone on with from its state in `folder`/<stage>.
 
     The averaged weights are kept, and batch normalisation gets statistics of its own for them: a
     single last step, and RRS's statistics that are nearly those of one batch, make results of short
-    trainings a matter of luck. With checks the last stage ends where they say, and the best of the
-    checked weights are kept. batch_size: images per step over all processes. Raises UserError when
-    the batch cannot be shared evenly, and when a loss is not finite.
+    trainings a matter of luck. Without `average` both stay as the last step left them. With checks
+    the last stage ends where they say, and the best of the checked weights are kept. batch_size:
+    images per step over all processes. Raises UserError when the batch cannot be shared evenly, and
+    when a loss is not finite.
     """
     if batch_size % accelerator.num_processes:
         raise UserError(
@@ -75,10 +77,11 @@ def train_detector(
                 check(accelerator, detector, stage, ema, dataset, batch_size, checked, goal)
                 if checked.finished:
                     break
-        ema.copy_to(stage.parameters)
-    if checks is None:
+        if average:
+            ema.copy_to(stage.parameters)
+    if checks is None and average:
         settle_batch_norms(accelerator, detector, dataset, batch_size)
-    else:
+    elif checks is not None:
         accelerator.wait_for_everyone()
         load_trained(detector, checks.folder / BEST_FILE)
     detector.eval()
