@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from synth.command import (
+    OF_PRESET,
     PresetFloat,
     PresetInt,
     PresetSize,
@@ -20,6 +21,13 @@ from synth.errors import UserError
 Workers = Annotated[
     int | None,
     tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4 with a GPU, 0 without)"),
+]
+PresetLayers = Annotated[
+    tuple[int, ...] | None, tyro.conf.arg(metavar="INT [INT ...]", help_behavior_hint=OF_PRESET)
+]
+BackboneColour = Annotated[
+    tuple[float, float, float] | None,
+    tyro.conf.arg(metavar="R G B", help_behavior_hint="(default: timm's)"),
 ]
 Patience = Annotated[
     int | None,
@@ -39,9 +47,16 @@ class TrainOptions:
     """tiny: 128 px, a CPU; compact: 256 px, a CPU; small: 256 px; paper, paper-c (its architecture
     C), hiad (layers 2 and 3): 256 px, 524, 939 and 265 M parameters, a GPU, lengths in epochs."""
     backbone: PresetStr = None
-    """Name of a timm network."""
+    """Name of a timm network: a ResNet, EfficientNet, MobileNet, ConvNeXt, ViT, ..."""
     backbone_weights: PresetStr = None
     """hub (downloaded once), random, bundled (resnet10t only), or a safetensors file."""
+    backbone_layers: PresetLayers = None
+    """1 to 4 have strides 4 to 32; of a ViT these are blocks, such as 3 6 9. AFS keeps as many
+    channels of each as of the preset's layer of that number, or of the nearest that it has."""
+    backbone_mean: BackboneColour = None
+    """Red, green and blue from 0 to 1 that a weights file was trained with."""
+    backbone_std: BackboneColour = None
+    """As --backbone-mean."""
     size: PresetSize = None
     """Pixels that images are squeezed to."""
     num_steps: PresetInt = None

@@ -18,6 +18,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import PatchEmbed
 from timm.models._features import FeatureGetterNet  # timm exports it under no public name
 from torch import Tensor, nn
 
@@ -127,14 +128,18 @@ class Backbone(nn.Module):
 
     def _way_out(self, size: tuple[int, int]) -> str:
         """Which sizes to give instead of one that is refused."""
-        patches = getattr(self.net.model, "patch_embed", None)
-        fixed = getattr(patches, "img_size", None)
-        if fixed is not None and getattr(patches, "strict_img_size", True):
-            return f"it takes --size {fixed[0]} {fixed[1]} alone"
-        if len(set(self.strides)) == 1 and patches is not None:
-            step = self.strides[0]
-            height, width = (max(1, round(side / step)) * step for side in size)
-            return f"both must be multiples of {step}: try --size {height} {width}"
+        patches = next((m for m in self.modules() if isinstance(m, PatchEmbed)), None)
+        if patches is not None and patches.strict_img_size and patches.img_size is not None:
+            return f"it takes --size {patches.img_size[0]} {patches.img_size[1]} alone"
+        if patches is not None:
+            sides = [
+                max(1, round(side / step)) * step
+                for side, step in zip(size, patches.patch_size, strict=True)
+            ]
+            return (
+                f"both must be multiples of the patches' {patches.patch_size[0]} px: "
+                f"try --size {sides[0]} {sides[1]}"
+            )
         return "give a larger --size"
 
     @property

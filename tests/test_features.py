@@ -97,7 +97,7 @@ def test_blocks_of_a_vit_are_its_layers_at_any_multiple_of_the_patch() -> None:
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("vit_tiny_patch16_224", (40, 30), "multiples of 16: try --size 32 32"),
+        ("vit_tiny_patch16_224", (40, 30), "multiples of the patches' 16 px: try --size 32 32"),
         ("mixer_s32_224", (64, 64), "takes --size 224 224 alone"),
         ("inception_v4", (8, 8), "cannot take images of 8 x 8 px .*; give a larger --size"),
     ],

@@ -101,6 +101,38 @@ class RealNetConfig:
         """First width of each block's U-Net."""
         return tuple(round(m * self.width_factor) for m in self.block_channels)
 
+    def with_layers(self, layers: tuple[int, ...]) -> "RealNetConfig":
+        """The same for other backbone layers.
+
+        Each takes its m_k, and its place in a block, from the layer of its number or the nearest.
+        """
+        own = self.backbone.layers
+        nearest = {layer: min(own, key=lambda k: abs(k - layer)) for layer in layers}
+        kept = dict(zip(own, self.num_selected, strict=True))
+        blocks = [tuple(k for k in layers if nearest[k] in block) for block in self.layer_blocks]
+        return self._keeping(
+            tuple(kept[nearest[layer]] for layer in layers),
+            backbone=replace(self.backbone, layers=layers),
+            blocks=None if self.blocks is None else tuple(block for block in blocks if block),
+        )
+
+    def fitted(self, channels: tuple[int, ...]) -> "RealNetConfig":
+        """The same for layers with so many channels, where these are fewer than m_k."""
+        return self._keeping(
+            tuple(min(m, C) for m, C in zip(self.num_selected, channels, strict=True))
+        )
+
+    def _keeping(self, num_selected: tuple[int, ...], **changes: Any) -> "RealNetConfig":
+        """Change the m_k; RRS keeps no more residual channels than there are."""
+        total = sum(num_selected)
+        return replace(
+            self,
+            num_selected=num_selected,
+            num_max=min(self.num_max, total),
+            num_mean=min(self.num_mean, total),
+            **changes,
+        )
+
     def for_images(self, num_images: int) -> "RealNetConfig":
         """The same configuration with its length in steps for so many images to train on."""
         if self.num_epochs is None:

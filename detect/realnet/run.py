@@ -41,6 +41,8 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
     """The preset with what was chosen besides. Raises UserError for values out of range."""
     options.check()
     preset = PRESETS[options.preset]
+    if options.backbone_layers is not None:
+        preset = preset.with_layers(options.backbone_layers)
     return replace(
         preset,
         image_size=options.size or preset.image_size,
@@ -54,6 +56,8 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
             preset.backbone,
             name=options.backbone or preset.backbone.name,
             weights=options.backbone_weights or preset.backbone.weights,
+            mean=options.backbone_mean or preset.backbone.mean,
+            std=options.backbone_std or preset.backbone.std,
             seed=options.seed,
         ),
     )
@@ -76,7 +80,8 @@ def train_realnet(
         normals, judges = without_judges(normals)
     rule = normals.foreground_rule(options.foreground)
     backbone = build_backbone(config.backbone)
-    config = fitted(config, backbone.channels).for_images(len(normals.fit))
+    backbone.require_image_size(config.image_size)
+    config = config.fitted(backbone.channels).for_images(len(normals.fit))
     accelerator = make_accelerator(saved_precision(out, options.precision, ("precision",)))
     about = description(normals, source, rule, backbone, config, accelerator)
     if options.patience is not None:
@@ -131,18 +136,6 @@ def train_realnet(
         num_steps = config.num_steps if checks is None else checks.best.step
         save_detector(out, detector, num_steps, calibration)
         return calibration
-
-
-def fitted(config: RealNetConfig, channels: tuple[int, ...]) -> RealNetConfig:
-    """The configuration for a backbone whose layers have fewer channels than the preset keeps."""
-    kept = tuple(min(m, C) for m, C in zip(config.num_selected, channels, strict=True))
-    total = sum(kept)
-    return replace(
-        config,
-        num_selected=kept,
-        num_max=min(config.num_max, total),
-        num_mean=min(config.num_mean, total),
-    )
 
 
 def description(
