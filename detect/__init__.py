@@ -1,1 +1,55 @@
-"""Detectors trained on normal images and synthetic anomalies: RealNet and its neighbours."""
+"""Detectors trained on normal images and synthetic anomalies: RealNet and its neighbours.
+
+    import detect
+
+    detector = detect.load("runs/detector")
+    result = detector.predict("photo.png")
+
+`result` has score, p_value, is_anomalous, and map and mask at the photo's own resolution.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from detect.prediction.predictor import Given, Predictor
+
+
+def load(
+    model: str | Path,
+    *,
+    false_reject_rate: float | None = None,
+    tile: bool | tuple[int, int] = False,
+    overlap: float = 0.25,
+    normals: "Iterable[Given] | None" = None,
+    batch_size: int | None = None,
+) -> "Predictor":
+    """Load a detector that `detect train` made, ready to predict on the GPU when there is one.
+
+    `.predict(images)` takes a path, an array uint8 [H, W, 3] RGB, a Pillow image, or a list of
+    such, of any size; see `detect.prediction.predictor`. The options are those of `detect predict`:
+    false_reject_rate: share of normal images that may be rejected, None for the stored one.
+    tile: cut images into tiles of the detector's own size, or of (height, width) pixels; needs
+    `normals`. normals: normal images that training has not seen, to set the threshold on.
+    batch_size: None is measured. Raises UserError for a folder that is no detector; gives a
+    DataWarning where there are too few held-out images for the rate.
+    """
+    import warnings
+
+    from detect.prediction.predictor import load_predictor, require_normals
+    from synth.errors import DataWarning
+
+    require_normals(tile, normals)
+    predictor = load_predictor(
+        Path(model),
+        false_reject_rate=false_reject_rate,
+        tile=tile,
+        overlap=overlap,
+        batch_size=batch_size,
+    )
+    if normals is not None:
+        predictor = predictor.calibrated_on(normals)
+    if predictor.calibration.note:
+        warnings.warn(predictor.calibration.note, DataWarning, stacklevel=2)
+    return predictor

@@ -1,52 +1,160 @@
 """`detect predict`."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from synth.command import Folder, progress_bar, require_output, require_positive, say
+from detect.commands.shared import (
+    BatchSize,
+    Paths,
+    Rate,
+    lines_for_dash,
+    require_outside,
+    require_share,
+)
+from synth.command import (
+    Folder,
+    OptionalFolder,
+    progress_bar,
+    require_output,
+    require_positive,
+    say,
+    warn,
+)
+from synth.errors import UserError
 
-Paths = Annotated[
-    tuple[Path, ...],
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint=""),
+if TYPE_CHECKING:
+    from detect.prediction.run import Run
+
+TileSize = Annotated[
+    tuple[int, int] | None,
+    tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint="(default: the detector's own)"),
+]
+Overlap = Annotated[
+    float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 0.25)")
 ]
 
 
-def predict(images: Paths, *, model: Folder, out: Folder, batch_size: int = 16) -> None:
-    """Score images: scores.csv with a verdict each, and an overlay picture each.
+def predict(
+    images: Paths,
+    *,
+    model: Folder,
+    out: Folder,
+    false_reject_rate: Rate = None,
+    watch: bool = False,
+    every: int = 1,
+    tile: bool = False,
+    tile_size: TileSize = None,
+    overlap: Overlap = None,
+    normals: OptionalFolder = None,
+    pictures: Literal["all", "anomalous", "none"] = "all",
+    batch_size: BatchSize = None,
+) -> None:
+    """Score images: a verdict, a p-value, an overlay and a mask each.
+
+    Rows are written as they come, to scores.csv and scores.jsonl; the same command goes on after an
+    interruption. An image is anomalous when its score is above the threshold; its p-value is the
+    share of normal images that score as high. A mask is empty if and only if the verdict is
+    "normal"; otherwise it holds the pixels above the threshold in all regions that would reject the
+    image alone. The colours of overlays mean the same in every image: clear up to the median score
+    of the held-out normal images, the middle of the scale at the threshold.
 
     Args:
-        images: Image files, or folders that are searched for them.
+        images: Image files; folders, searched for images; "patterns" with * ? **; video files; -
+            reads such names from stdin, one a line.
         model: What `detect train` made.
-        out: scores.csv and overlays/.
+        out: scores.csv, scores.jsonl, overlays/ and masks/.
+        false_reject_rate: Share of normal images that may be called anomalous; sets the threshold
+            from the detector's held-out scores, nothing is trained.
+        watch: Wait for images in the one folder named, score each once it is completely written,
+            and end with Ctrl-C. A file that is replaced under its name is not scored again.
+        every: Of videos, score every n-th frame.
+        tile: Cut images into overlapping tiles instead of squeezing them to the detector's size.
+            For detectors that were trained on crops of the same scale. The stored threshold is of
+            whole images and does not hold: give --normals.
+        tile_size: Pixels of an image in a tile, which is then brought to the detector's size.
+        overlap: Least share of a tile that the next one covers too, up to 0.5.
+        normals: Normal images that training has not seen: scored like the others, they set the
+            threshold in place of the stored scores.
+        pictures: Whose overlays and masks are written.
         batch_size: Images scored at once; changes speed and memory only.
 
     """
-    require_positive(batch_size=batch_size)
-    from detect.checkpoint import load_detector
-    from detect.evaluation.results import write_scores
-    from detect.prediction.overlays import find_images, write_overlays
-    from detect.scoring import detector_scorer, score_files
-    from synth.device import make_accelerator
-    from synth.images import require_images
+    require_positive(batch_size=batch_size, every=every)
+    require_share(false_reject_rate=false_reject_rate)
+    if not tile and (tile_size or overlap is not None):
+        raise UserError("--tile-size, --overlap: not used without --tile; add it or leave them out")
+    from detect.prediction import run
+    from detect.prediction.inputs import check_inputs, files_at, find_inputs
+    from detect.prediction.log import LOG_FILE, ScoreLog
+    from detect.prediction.overlays import remove_pictures_from
+    from detect.prediction.predictor import load_predictor, require_normals
+    from detect.prediction.tiles import OVERLAP
+    from detect.prediction.video import is_video
+    from synth.claims import claim_folder
+    from synth.locks import sole_user
 
-    paths = find_images(images)
+    require_normals(tile, normals)
+    require_outside(out, images)
+    folder = folder_to_watch(images) if watch else None
+    paths = [] if folder else find_inputs(images, lines_for_dash(images))
+    held = files_at(normals) if normals else []
     require_output(out)
-    device = make_accelerator("fp32").device
-    trained = load_detector(model, device)
-    with progress_bar("checking images", "image") as update:
-        require_images(paths, update)
-    scorer = detector_scorer(trained.detector, device)
-    with progress_bar("scoring", "image") as update:
-        scored = score_files(
-            scorer, paths, trained.image_size, batch_size=batch_size, progress=update
-        )
-    rows = [(path, "", float(score)) for path, score in zip(paths, scored.scores, strict=True)]
-    write_scores(out / "scores.csv", rows, trained.calibration)
-    write_overlays(out / "overlays", paths, scored, trained.calibration.threshold, progress_bar)
-    rejected = sum(trained.calibration.rejects(score) for _, _, score in rows)
-    threshold = trained.calibration.threshold
-    say(f"{rejected} of {len(paths)} images are anomalous (score above {threshold:.4g})")
+    predictor = load_predictor(
+        model,
+        false_reject_rate=false_reject_rate,
+        tile=tile and (tile_size or True),
+        overlap=OVERLAP if overlap is None else overlap,
+        batch_size=batch_size,
+    )
+    config = run.description(model, predictor, folder or paths, held, every, pictures)
+    with sole_user(out):
+        claim_folder(out, config, run.CONFIG_FILE, out / LOG_FILE)
+        log = ScoreLog(out, with_frames=any(map(is_video, paths)))
+        with progress_bar("checking images", "image") as update:
+            check_inputs([*held, *(path for path in paths if str(path) not in log.done)], update)
+        if held:
+            with progress_bar("calibrating", "image") as update:
+                predictor = run.calibrated(out, predictor, held, update)
+        if predictor.calibration.note:
+            warn(predictor.calibration.note)
+        say(predictor.calibration.promise)
+        remove_pictures_from(out, log.num_rows)
+        with log:
+            work = run.Run(predictor, log, out, pictures)
+            if folder is None:
+                with progress_bar("scoring", "image", continues=True) as update:
+                    throughput = run.predict_files(work, paths, every, update)
+                if throughput.num_images:
+                    say(f"{throughput.line} (batches of {predictor.scorer.batch_size})")
+            else:
+                watch_folder(work, folder)
+    unreadable = f", {len(log.unreadable)} could not be read" if log.unreadable else ""
+    say(f"{log.num_anomalous} of {log.num_scored} images are anomalous{unreadable}")
     say(f"overlays: {out / 'overlays'}\nscores: {out / 'scores.csv'}")
+
+
+def folder_to_watch(images: Sequence[Path]) -> Path:
+    """The one folder that is given with --watch. Raises UserError for anything else."""
+    if len(images) != 1 or not images[0].is_dir():
+        raise UserError("--watch: needs one folder that exists, in place of images")
+    return images[0]
+
+
+def watch_folder(work: "Run", folder: Path) -> None:
+    """Score what appears, a line each, until Ctrl-C."""
+    from detect.prediction.log import UNREADABLE
+    from detect.prediction.run import predict_watched
+    from detect.prediction.watch import stop_on_interrupt
+
+    def told(row: Mapping[str, Any]) -> None:
+        if row["verdict"] == UNREADABLE:
+            warn(row["reason"])
+        else:
+            say(f"{row['file']}: {row['verdict']}, score {row['score']:.4g}")
+
+    say(f"watching {folder}; end with Ctrl-C")
+    with stop_on_interrupt() as stop:
+        predict_watched(work, folder, stop, told)

@@ -1,52 +1,68 @@
-"""Prediction on image files: which ones, and a picture of each with its anomaly map on it."""
+"""Pictures of a prediction: the image with its anomaly map on it, and the mask."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
-from detect.evaluation.measure import native_map
-from detect.heatmap import HeatRange, heat_range, overlay
-from detect.scoring import Scored
-from synth.errors import UserError
-from synth.images import list_images, read_image, write_png
-from synth.progress import Bars
+import numpy as np
+
+from detect.calibration import Calibration
+from detect.heatmap import HeatRange, Image, outline, overlay
+from detect.prediction.predictor import Prediction
+from synth.images import write_png
+
+PictureChoice = Literal["all", "anomalous", "none"]
+OVERLAYS, MASKS = "overlays", "masks"
+MAX_STEM_BYTES = 100
+
+WANTED: dict[PictureChoice, Callable[[Prediction], bool]] = {
+    "all": lambda prediction: True,
+    "anomalous": lambda prediction: prediction.is_anomalous,
+    "none": lambda prediction: False,
+}
 
 
-def find_images(given: Sequence[Path]) -> list[Path]:
-    """Files as they are, folders as the images below them, in the order given.
+class PictureNames(NamedTuple):
+    """The overlay's and the mask's file, relative to the folder; None where not written."""
 
-    Raises UserError for nothing given, a path that does not exist, and a folder without images.
+    overlay: str | None
+    mask: str | None
+
+
+def heat_scale(calibration: Calibration) -> HeatRange:
+    """The one colour scale of all images, known before any of them: its middle is the threshold.
+
+    It begins at the median score of the held-out normals, so that what half of them show stays
+    clear, and ends as far above the threshold as the median is below it.
     """
-    if not given:
-        raise UserError("images: none given; name image files or folders")
-    return [path for place in given for path in images_at(place)]
+    low = float(np.median(calibration.scores))
+    return HeatRange(low, 2 * calibration.threshold - low)
 
 
-def images_at(place: Path) -> list[Path]:
-    """A file itself, or the images of a folder and below."""
-    if not place.exists():
-        raise UserError(f"{place}: no such file or folder; check the path")
-    if not place.is_dir():
-        return [place]
-    found = list_images(place, recursive=True)
-    if not found:
-        raise UserError(f"{place}: no images in this folder or below")
-    return found
+def write_pictures(
+    folder: Path, number: int, stem: str, image: Image, prediction: Prediction, heat: HeatRange
+) -> PictureNames:
+    """Write overlays/<number>_<stem>.png and masks/<number>_<stem>.png at the image's size.
 
-
-def write_overlays(
-    folder: Path, paths: Sequence[Path], scored: Scored, threshold: float, bars: Bars
-) -> None:
-    """Write <number>_<name>.png for each image: its map laid over it, one colour scale for all.
-
-    The scale reaches at least to the threshold: normal images alone do not glow.
+    number: of the row, so that no two images share a name. The mask is {0, 255} and outlined in the
+    overlay.
     """
-    heat = heat_range(list(scored.maps))
-    heat = HeatRange(heat.low, max(heat.high, threshold))
-    width = len(str(len(paths) - 1))
-    with bars("writing overlays", "image") as update:
-        for number, (path, scores) in enumerate(zip(paths, scored.maps, strict=True)):
-            image = read_image(path)
-            anomaly_map = native_map(scores, image.shape[:2])
-            picture = overlay(image, anomaly_map, heat.low, heat.high)
-            write_png(folder / f"{number:0{width}d}_{path.stem}.png", picture)
-            update(number + 1, len(paths))
+    name = f"{number:06d}_{short(stem)}.png"
+    picture = overlay(image, prediction.map, *heat)
+    write_png(folder / OVERLAYS / name, outline(picture, prediction.mask))
+    write_png(folder / MASKS / name, prediction.mask)
+    return PictureNames(f"{OVERLAYS}/{name}", f"{MASKS}/{name}")
+
+
+def remove_pictures_from(folder: Path, number: int) -> None:
+    """Remove pictures of this number and above, of images that a killed run left without a row."""
+    for name in (OVERLAYS, MASKS):
+        for path in (folder / name).glob("*.png*"):
+            digits = path.name.lstrip(".").split("_")[0]
+            if digits.isdecimal() and (int(digits) >= number or path.suffix != ".png"):
+                path.unlink(missing_ok=True)
+
+
+def short(stem: str) -> str:
+    """As much of a file's name as fits into another, in valid UTF-8."""
+    return stem.encode("utf-8", "ignore")[:MAX_STEM_BYTES].decode("utf-8", "ignore")

@@ -1,0 +1,46 @@
+"""Options and checks that the commands which use a detector share."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from synth.command import option_name
+from synth.errors import UserError
+
+Paths = Annotated[
+    tuple[Path, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint=""),
+]
+Rate = Annotated[
+    float | None,
+    tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the detector's own)"),
+]
+BatchSize = Annotated[
+    int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: what the memory holds)")
+]
+
+
+def require_share(**options: float | None) -> None:
+    """Raise UserError for the first option that is given and not between 0 and 1."""
+    for name, value in options.items():
+        if value is not None and not 0 < value < 1:
+            raise UserError(f"{option_name(name)}: got {value}, must lie between 0 and 1")
+
+
+def require_outside(out: Path, places: Sequence[Path]) -> None:
+    """Raise UserError where --out lies in a folder of images: its pictures would be scored too."""
+    for place in places:
+        if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
+            raise UserError(f"--out: {out} lies in {place}, whose images are scored; give another")
+
+
+def lines_for_dash(places: Sequence[Path]) -> list[str]:
+    """What stdin lists where "-" is among the places; nothing else waits for it."""
+    if Path("-") not in places:
+        return []
+    return [os.fsdecode(line).rstrip("\r\n") for line in sys.stdin.buffer]

@@ -1,0 +1,122 @@
+"""Scoring in batches as large as the memory allows."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+
+from detect.heatmap import Image
+from detect.scoring import Scored, Scorer
+from synth.device import fitting_batch_size
+from synth.images import resize
+from synth.sia.candidates import half, is_out_of_memory
+
+CPU_BATCH_SIZE = 16
+"""At most; on a processor larger batches are no faster."""
+NUM_PROBED = 2
+SAMPLING_SECONDS = 0.002
+
+CHUNK_PIXELS = 64_000_000
+"""Of images that are decoded ahead, so that a batch of huge images does not fill the memory."""
+T = TypeVar("T")
+
+ScoreAndMap = tuple[float, NDArray[np.float32]]
+"""An image's score, and its map at the scorer's size, float32 [h, w]."""
+
+
+class BatchScorer:
+    """Scores images of any size one after the other, in batches; their size changes speed only.
+
+    size: (height, width) that images are brought to. batch_size: where memory does not suffice for
+    so many after all, it is halved.
+    """
+
+    def __init__(self, scorer: Scorer, size: tuple[int, int], batch_size: int) -> None:
+        self.scorer, self.size, self.batch_size = scorer, size, batch_size
+
+    def __call__(self, images: Iterable[Image]) -> Iterator[ScoreAndMap]:
+        """Score images uint8 [H, W, 3], each of a size of its own, lazily and in order."""
+        resized = (resize(image, self.size) for image in images)
+        waiting: list[Image] = []
+        while True:
+            waiting += itertools.islice(resized, max(0, self.batch_size - len(waiting)))
+            batch = waiting[: self.batch_size]
+            if not batch:
+                return
+            scored = scored_or_none(self.scorer, batch)
+            if scored is None:
+                self.batch_size = half(len(batch))
+                continue
+            waiting = waiting[len(batch) :]
+            yield from zip(scored.scores.tolist(), scored.maps, strict=True)
+
+
+def scored_or_none(scorer: Scorer, batch: Sequence[Image]) -> Scored | None:
+    """The scores of a batch; None where the memory does not suffice."""
+    try:
+        return scorer(np.stack(batch))
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only here, when the error and the tensors in its frames are gone, can memory be given back.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
+
+
+def measured_batch_size(scorer: Scorer, size: tuple[int, int], device: torch.device) -> int:
+    """How many images to score at once: what the free memory holds, by the need of two."""
+    probe = [np.zeros((*size, 3), np.uint8)] * NUM_PROBED
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        if scored_or_none(scorer, probe) is None:
+            return 1
+        needed = torch.cuda.max_memory_allocated(device) - before
+        torch.cuda.empty_cache()
+        return fitting_batch_size(torch.cuda.mem_get_info(device)[0], needed / NUM_PROBED)
+    needed = process_peak(lambda: scored_or_none(scorer, probe))
+    free = psutil.virtual_memory().available
+    return min(CPU_BATCH_SIZE, fitting_batch_size(free, needed / NUM_PROBED))
+
+
+def process_peak(work: Callable[[], object]) -> int:
+    """By how many bytes this process grows at most while it does `work`, looked at every 2 ms."""
+    process = psutil.Process()
+    before = process.memory_info().rss
+    highest, ended = before, threading.Event()
+
+    def watch() -> None:
+        nonlocal highest
+        while not ended.wait(SAMPLING_SECONDS):
+            highest = max(highest, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        work()
+    finally:
+        ended.set()
+        watcher.join()
+    return highest - before
+
+
+def chunks(items: Iterable[T], size: int, image_of: Callable[[T], Image]) -> Iterator[list[T]]:
+    """Up to `size` items at a time, their images no more than CHUNK_PIXELS but for a single one."""
+    chunk: list[T] = []
+    pixels = 0
+    for item in items:
+        height, width = image_of(item).shape[:2]
+        if chunk and (len(chunk) == size or pixels + height * width > CHUNK_PIXELS):
+            yield chunk
+            chunk, pixels = [], 0
+        chunk.append(item)
+        pixels += height * width
+    if chunk:
+        yield chunk

@@ -1,0 +1,204 @@
+"""A trained detector in memory: images in, verdicts and maps out.
+
+    import detect
+
+    detector = detect.load("runs/detector")
+    result = detector.predict("photo.png")
+
+Shapes: an image has H x W pixels; the map that its score comes from h x w: the detector's own size,
+or with tiles the image's.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL.Image import Image as PillowImage
+
+from detect.calibration import Calibration, calibrate
+from detect.checkpoint import load_detector
+from detect.evaluation.measure import native_map
+from detect.heatmap import Image
+from detect.pooling import image_scores, pooling_window, rejected_windows
+from detect.prediction.batches import BatchScorer, ScoreAndMap, chunks, measured_batch_size
+from detect.prediction.tiles import OVERLAP, Tiling, tiled_map
+from detect.scoring import detector_scorer
+from synth.device import default_device
+from synth.errors import UserError
+from synth.images import MIN_SIDE_PX, from_pillow, read_image, resize
+
+Given = str | Path | Image | PillowImage
+"""An image: a file, uint8 [H, W, 3] RGB, or a Pillow image."""
+
+
+class Prediction(NamedTuple):
+    """What a detector says about one image.
+
+    score: higher is more anomalous. p_value: the share of normal images that score as high.
+    is_anomalous: whether the score is above the threshold. map: float32 [H, W], a score per pixel
+    at the image's own resolution. mask: bool [H, W], where the anomaly is; see `anomaly_mask`.
+    """
+
+    score: float
+    p_value: float
+    is_anomalous: bool
+    map: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+    @property
+    def verdict(self) -> str:
+        """The word for it: "anomalous" or "normal"."""
+        return "anomalous" if self.is_anomalous else "normal"
+
+
+class Predictor:
+    """Predicts with one detector, one threshold and one way to cut images.
+
+    calibration: the held-out scores and the rate behind the threshold. tiling: None brings whole
+    images to the detector's size; otherwise they are cut and keep their own resolution.
+    """
+
+    def __init__(
+        self, scorer: BatchScorer, calibration: Calibration, tiling: Tiling | None = None
+    ) -> None:
+        self.scorer, self.calibration, self.tiling = scorer, calibration, tiling
+
+    @property
+    def threshold(self) -> float:
+        """An image with a higher score is anomalous."""
+        return self.calibration.threshold
+
+    @overload
+    def predict(self, images: Given) -> Prediction: ...
+    @overload
+    def predict(self, images: Sequence[Given]) -> list[Prediction]: ...
+    def predict(self, images: Given | Sequence[Given]) -> Prediction | list[Prediction]:
+        """Predict one image, or a list of them at once.
+
+        images: a path, an array uint8 [H, W, 3] RGB or a Pillow image, or a list of such, each of
+        any size. A list gives a list, in its order. Raises UserError for what is no such image.
+        """
+        is_array = isinstance(images, np.ndarray) and images.ndim <= 3
+        if is_array or isinstance(images, str | Path | PillowImage):
+            return next(self.stream([cast("Given", images)]))
+        return list(self.stream(images))
+
+    def stream(self, images: Iterable[Given]) -> Iterator[Prediction]:
+        """Predict images one after the other; neither they nor the results pile up in memory."""
+        for chunk in chunks(map(as_pixels, images), self.chunk_size, lambda image: image):
+            yield from self.judge(chunk)
+
+    @property
+    def chunk_size(self) -> int:
+        """How many images to decode ahead: a batch, or with tiles one image."""
+        return 1 if self.tiling else self.scorer.batch_size
+
+    def judge(self, images: Sequence[Image]) -> Iterator[Prediction]:
+        """Predict decoded images, uint8 [H, W, 3] each."""
+        for image, (score, anomaly_map) in zip(images, self.scored(images), strict=True):
+            rejected = self.calibration.rejects(score)
+            native = native_map(anomaly_map, image.shape)
+            mask = np.zeros(native.shape, np.bool_)
+            if rejected:
+                mask = anomaly_mask(anomaly_map, native, self.threshold, self.window(anomaly_map))
+            yield Prediction(score, self.calibration.p_value(score), rejected, native, mask)
+
+    def scored(self, images: Iterable[Image]) -> Iterator[ScoreAndMap]:
+        """The images' scores, and the maps float32 [h, w] that they come from."""
+        if self.tiling is None:
+            yield from self.scorer(images)
+            return
+        for image in images:
+            joined = tiled_map(image, self.tiling, self.tile_maps)
+            score = image_scores(torch.from_numpy(joined)[None], self.window(joined))
+            yield float(score), joined
+
+    def tile_maps(self, tiles: Iterable[Image]) -> Iterator[NDArray[np.float32]]:
+        """The tiles' maps, each as large as its tile."""
+        assert self.tiling is not None
+        for _, anomaly_map in self.scorer(tiles):
+            yield native_map(anomaly_map, self.tiling.size)
+
+    def window(self, anomaly_map: NDArray[np.float32]) -> int:
+        """Side of the window that scores are pooled over: as large in an image as in a tile."""
+        h, w = anomaly_map.shape
+        return min(pooling_window(*(self.tiling.size if self.tiling else (h, w))), h, w)
+
+    def calibrated_on(self, normals: Iterable[Given]) -> "Predictor":
+        """The same with its threshold set on normal images that training has not seen."""
+        scores = [score for score, _ in self.scored(map(as_pixels, normals))]
+        return self.with_calibration(calibrate(scores, self.calibration.false_reject_rate))
+
+    def with_calibration(self, calibration: Calibration) -> "Predictor":
+        """The same with another threshold."""
+        return Predictor(self.scorer, calibration, self.tiling)
+
+
+def load_predictor(
+    model: Path,
+    *,
+    false_reject_rate: float | None = None,
+    tile: bool | tuple[int, int] = False,
+    overlap: float = OVERLAP,
+    batch_size: int | None = None,
+) -> Predictor:
+    """Load what `detect train` made. Raises UserError as `load_detector`.
+
+    false_reject_rate: None is the rate that is stored with it. tile: True cuts images into tiles of
+    the detector's own size, (height, width) into others, which are brought to that size; the
+    threshold then holds only after `calibrated_on`. batch_size: None is measured.
+    """
+    device = default_device()
+    trained = load_detector(model, device)
+    calibration = trained.calibration.at_rate(false_reject_rate)
+    size = trained.image_size if tile is True else tile
+    tiling = Tiling(size=size, overlap=overlap) if size else None
+    score = detector_scorer(trained.detector, device)
+    batch_size = batch_size or measured_batch_size(score, trained.image_size, device)
+    return Predictor(BatchScorer(score, trained.image_size, batch_size), calibration, tiling)
+
+
+def require_normals(tile: object, normals: object) -> None:
+    """Raise UserError for tiles without normal images to set their threshold on."""
+    if tile and not normals:
+        raise UserError(
+            "--tile: needs --normals, normal images that training has not seen: the stored "
+            "threshold is of whole images and promises nothing for tiles"
+        )
+
+
+def anomaly_mask(
+    anomaly_map: NDArray[np.float32], native: NDArray[np.float32], threshold: float, window: int
+) -> NDArray[np.bool_]:
+    """Where a rejected image is anomalous: bool [H, W], by the rule that rejected it.
+
+    An image is rejected when the mean over any window of its map float32 [h, w] is above the
+    threshold. Marked are the pixels of such windows that are above the threshold themselves, at
+    the image's own resolution (native, float32 [H, W]), and the highest of them in any case. So a
+    mask is empty if and only if the image is accepted, and the false-reject rate holds for both.
+    """
+    windows = rejected_windows(torch.from_numpy(anomaly_map)[None], threshold, window)[0].numpy()
+    height, width = native.shape
+    region = resize(windows.astype(np.uint8) * np.uint8(255), (height, width)) > 0
+    return region & ((native > threshold) | (native == native[region].max()))
+
+
+def as_pixels(image: Given) -> Image:
+    """Decode or check an image: uint8 [H, W, 3] RGB. Raises UserError for anything else."""
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, PillowImage):
+        return from_pillow(image)
+    got = type(image).__name__
+    if isinstance(image, np.ndarray):
+        got = f"an array {image.dtype} {list(image.shape)}"
+        is_rgb = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
+        if is_rgb and min(image.shape[:2]) >= MIN_SIDE_PX:
+            return image
+    raise UserError(
+        f"images: got {got}, allowed are paths, Pillow images and arrays uint8 [H, W, 3] RGB of "
+        f"{MIN_SIDE_PX} pixels or more a side"
+    )

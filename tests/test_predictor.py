@@ -1,0 +1,254 @@
+"""Prediction in memory: `detect.load(...).predict(...)`."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectors import NUM_HELD_OUT, write_detector
+from PIL import Image
+from products import normal_image
+from torch import Tensor
+
+import detect
+from detect.calibration import calibrate
+from detect.detector import Detector, Scores
+from detect.pooling import image_scores
+from detect.prediction import batches
+from detect.prediction.batches import BatchScorer, chunks, measured_batch_size
+from detect.prediction.predictor import Prediction, Predictor, anomaly_mask
+from detect.scoring import detector_scorer
+from synth.errors import DataWarning, UserError
+from synth.images import write_png
+
+CPU = torch.device("cpu")
+
+
+class Brightness(Detector):
+    """Scores by brightness, pooled as every detector; counts the images of each call."""
+
+    def __init__(self, most: int = 1000):
+        super().__init__()
+        self.calls: list[int] = []
+        self.most = most
+
+    def forward(self, images: Tensor) -> Scores:
+        if len(images) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.calls.append(len(images))
+        maps = images.mean(dim=1)
+        return Scores(image_scores(maps), maps)
+
+
+def by_brightness(threshold: float = 0.6, batch_size: int = 4, **options) -> Predictor:
+    score = detector_scorer(Brightness(**options), CPU)
+    return Predictor(BatchScorer(score, (64, 64), batch_size), calibrate([0.1, threshold], 0.34))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_detector(tmp_path_factory.mktemp("detector"))
+
+
+def test_three_lines(model):
+    detector = detect.load(model)
+    result = detector.predict(normal_image(0, (50, 70)))
+    assert isinstance(result, Prediction)
+    assert result.map.shape == result.mask.shape == (50, 70)
+    assert (result.map.dtype, result.mask.dtype) == (np.float32, np.bool_)
+    assert result.is_anomalous == (result.score > detector.threshold)
+    assert result.verdict == ("anomalous" if result.is_anomalous else "normal")
+    assert result.p_value == detector.calibration.p_value(result.score)
+    assert detector.predict([]) == []
+
+
+def test_import_loads_no_torch():
+    code = "import sys, detect; print('torch' in sys.modules, 'cv2' in sys.modules, detect.load)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.startswith("False False <function load")
+
+
+def test_paths_arrays_and_pillow_images_are_the_same_image(model, tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    write_png(tmp_path / "a.png", image)
+    path = tmp_path / "a.png"
+    detector = detect.load(model)
+    with Image.open(path) as opened:
+        results = detector.predict([path, str(path), image, opened, Image.fromarray(image)])
+    alone = detector.predict(path)
+    for result in results:
+        assert result.score == pytest.approx(alone.score, rel=1e-5)
+        np.testing.assert_allclose(result.map, alone.map, atol=1e-6)
+    stacked = detector.predict(np.stack([image, image]))
+    assert len(stacked) == 2
+
+
+def test_a_turned_pillow_image_is_seen_upright(model, tmp_path):
+    image = np.random.default_rng(1).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
+    detector = detect.load(model)
+    from_path = detector.predict(tmp_path / "turned.png")
+    assert from_path.map.shape == (30, 40)
+    with Image.open(tmp_path / "turned.png") as opened:
+        np.testing.assert_array_equal(detector.predict(opened).map, from_path.map)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((9, 9), np.uint8),
+        np.zeros((9, 9, 4), np.uint8),
+        np.zeros((9, 9, 3), np.float32),
+        np.zeros((4, 9, 3), np.uint8),
+        [3],
+    ],
+)
+def test_what_is_no_image_is_named(model, image):
+    with pytest.raises(UserError, match=r"images: got .*, allowed are paths, Pillow images"):
+        detect.load(model).predict(image)
+
+
+def test_missing_and_damaged_files_are_named(model, tmp_path):
+    detector = detect.load(model)
+    with pytest.raises(UserError, match=r"no\.png: no such file"):
+        detector.predict([tmp_path / "no.png"])
+    cut = Image.fromarray(normal_image(0, (200, 200)))
+    cut.save(tmp_path / "cut.png")
+    data = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"cut\.png: the image is damaged"):
+        detector.predict(tmp_path / "cut.png")
+    with (
+        Image.open(tmp_path / "cut.png") as opened,
+        pytest.raises(UserError, match="image: cannot be decoded"),
+    ):
+        detector.predict(opened)
+
+
+def test_another_rate_moves_the_threshold_alone(model):
+    stored, strict = detect.load(model), detect.load(model, false_reject_rate=0.05)
+    scores = stored.calibration.scores
+    assert len(scores) == NUM_HELD_OUT
+    assert stored.threshold == scores[35], "ceil(40 * 0.9) = 36"
+    assert strict.threshold == scores[37], "ceil(40 * 0.95) = 38"
+    with pytest.warns(DataWarning, match="0.01 needs 99 held-out normal images, got 39"):
+        detect.load(model, false_reject_rate=0.01)
+    with pytest.raises(UserError, match="false_reject_rate: got 1"):
+        detect.load(model, false_reject_rate=1)
+
+
+def test_tiles_need_normal_images(model):
+    with pytest.raises(UserError, match="--tile: needs --normals"):
+        detect.load(model, tile=True)
+    normals = [normal_image(n, (40, 50)) for n in range(9)]
+    detector = detect.load(model, tile=True, normals=normals)
+    assert detector.tiling is not None
+    assert detector.tiling.size == (32, 32)
+    assert len(detector.calibration.scores) == 9
+    assert detector.predict(normals[0]).map.shape == (40, 50)
+
+
+# Batches
+
+
+def test_results_do_not_depend_on_the_batch_size(model):
+    images = [normal_image(n, (30 + n, 40)) for n in range(7)]
+    detector = detect.load(model, batch_size=3)
+    assert detector.scorer.batch_size == 3
+    reference = [detector.predict(image) for image in images]
+    for batch_size in (1, 3, 100):
+        detector.scorer.batch_size = batch_size
+        results = detector.predict(images)
+        for result, other in zip(results, reference, strict=True):
+            assert result.score == pytest.approx(other.score, rel=1e-5)
+            np.testing.assert_allclose(result.map, other.map, atol=1e-6)
+
+
+def test_a_batch_that_does_not_fit_is_halved_and_nothing_lost():
+    images = [np.full((20, 20, 3), n, np.uint8) for n in range(21)]
+    predictor = by_brightness(batch_size=16, most=3)
+    scores = [prediction.score for prediction in predictor.predict(images)]
+    assert scores == pytest.approx([n / 255 for n in range(21)], abs=1e-6)
+    assert predictor.scorer.batch_size == 2
+    with pytest.raises(UserError, match="not even one image fits"):
+        by_brightness(most=0).predict(images)
+
+
+def test_batch_size_is_what_the_memory_holds(monkeypatch):
+    """A scorer that takes 30 MiB per image; of 500 MiB, 70 % are used."""
+
+    def hungry(images):
+        taken = np.ones((len(images), 30 * 2**20), np.uint8)
+        taken[:, ::4096] = 2
+        time.sleep(0.05)
+        return batches.Scored(np.zeros(len(images)), np.zeros((len(images), 8, 8), np.float32))
+
+    class Memory:
+        available = 500 * 2**20
+
+    monkeypatch.setattr(batches.psutil, "virtual_memory", Memory)
+    assert measured_batch_size(hungry, (8, 8), CPU) == 8, "350 / 30 = 11: a power of two below"
+    Memory.available = 2**40
+    assert measured_batch_size(hungry, (8, 8), CPU) == batches.CPU_BATCH_SIZE
+    Memory.available = 2**20
+    assert measured_batch_size(hungry, (8, 8), CPU) == 1
+
+
+def test_chunks_are_limited_in_number_and_in_pixels(monkeypatch):
+    monkeypatch.setattr(batches, "CHUNK_PIXELS", 1000)
+    images = [np.zeros((side, 10, 3), np.uint8) for side in (10, 20, 30, 50, 200, 10, 10, 10, 10)]
+    sides = [[image.shape[0] for image in chunk] for chunk in chunks(images, 3, lambda i: i)]
+    assert sides == [[10, 20, 30], [50], [200], [10, 10, 10], [10]]
+
+
+def test_a_stream_reads_no_further_than_a_batch():
+    opened: list[int] = []
+
+    def images():
+        for n in range(100):
+            opened.append(n)
+            yield np.full((16, 16, 3), n, np.uint8)
+
+    stream = by_brightness(batch_size=4).stream(images())
+    next(stream)
+    assert len(opened) <= 5
+
+
+# Masks
+
+
+def test_mask_is_where_the_windows_that_reject_lie():
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[10:30, 20:40] = 255  # a window of 4 x 4 px fits
+    image[50:52, 50:52] = 255  # brighter than the threshold, but too small to reject anything
+    result = by_brightness(0.6).predict(image)
+    assert result.is_anomalous
+    expected = np.zeros((64, 64), bool)
+    expected[10:30, 20:40] = True
+    np.testing.assert_array_equal(result.mask, expected)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (9, 11), (32, 200), (101, 150), (500, 8)])
+def test_mask_is_empty_if_and_only_if_the_image_is_accepted(size):
+    """At every size, for scores all around the threshold, single bright pixels among them."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for _ in range(3)]
+    spot = np.zeros((*size, 3), np.uint8)
+    spot[size[0] // 2, size[1] // 2] = 255
+    predictor = by_brightness(0.6)
+    for image in [*images, spot]:
+        score = predictor.predict(image).score
+        for threshold in (score - 1e-6, score, score + 1e-6, score / 2):
+            calibration = calibrate([0.0, threshold], 0.34)
+            result = predictor.with_calibration(calibration).predict(image)
+            assert result.mask.any() == result.is_anomalous == (score > threshold)
+
+
+def test_mask_of_a_score_that_rounding_brought_above_the_threshold():
+    anomaly_map = np.full((16, 16), 0.5, np.float32)
+    assert anomaly_mask(anomaly_map, anomaly_map, 0.5, 4).all()
