@@ -2,12 +2,18 @@
 
 import sys
 
+from detect.commands.compare_sources import compare_sources
 from detect.commands.evaluate import evaluate
 from detect.commands.predict import predict
 from detect.commands.train import train
 from synth.command import run_command
 
-COMMANDS = {"train": train, "evaluate": evaluate, "predict": predict}
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "compare-sources": compare_sources,
+    "predict": predict,
+}
 
 
 def main() -> None:

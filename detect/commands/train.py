@@ -44,7 +44,8 @@ def train(
     from detect.training.sources import open_source
     from synth.data.normals import load_normals
 
-    anomalies = open_source(parse_parts(source, {"sia": sia, "textures": textures}))
+    parts = parse_parts(source, {"sia": sia, "textures": textures})
+    anomalies = open_source(parts, category)
     for other in anomalies.other_categories(category.name):
         warn(f"{sia} is of category {other}, the normal images of {category.name}")
     normals = load_normals(category, realnet_config(training).image_size, progress_bar)

@@ -32,6 +32,41 @@ def parse_parts(words: Sequence[str], folders: Mapping[str, Path | None]) -> tup
     return tuple(parts)
 
 
+def parse_named(words: Sequence[str]) -> dict[str, tuple[Part, ...]]:
+    """Sources by name, from words such as `sdas=FOLDER`, `dtd=textures:FOLDER` and `noise`.
+
+    A word is [NAME=]PART or, for a mixture, [NAME=]WEIGHT*PART+WEIGHT*PART; a part is KIND:FOLDER,
+    a KIND without a folder, or the FOLDER of anomaly images. Without a name the word is the name.
+    Raises UserError for a repeated name and a part without a weight in a mixture.
+    """
+    found: dict[str, tuple[Part, ...]] = {}
+    for word in words:
+        named = re.fullmatch(r"([^=:/\\+*]+)=(.+)", word)
+        name, spec = (named[1], named[2]) if named else (word, word)
+        if name in found:
+            raise UserError(f"--sources: {name!r} twice; give each source a name of its own")
+        found[name] = parse_mixture(spec)
+    return found
+
+
+def parse_mixture(spec: str) -> tuple[Part, ...]:
+    """The parts of one source of `parse_named`."""
+    weighted = re.fullmatch(r"(\d*\.?\d+)\*.+", spec)
+    if not weighted:
+        return (parse_part(spec, 1.0),)
+    words = re.split(r"\+(?=\d*\.?\d+\*)", spec)
+    pairs = [word.split("*", 1) for word in words]
+    return tuple(parse_part(part, parse_weight(spec, weight)) for weight, part in pairs)
+
+
+def parse_part(word: str, weight: float) -> Part:
+    """KIND:FOLDER, KIND or FOLDER."""
+    kind, colon, folder = word.partition(":")
+    if kind not in SOURCES:
+        return Part("sia", Path(word), weight)
+    return Part(kind, Path(folder) if colon else None, weight)
+
+
 def parse_weight(word: str, weight: str) -> float:
     """A number above 0. Raises UserError, naming the whole `word`, for anything else."""
     if not re.fullmatch(r"\d*\.?\d+", weight) or float(weight) == 0:

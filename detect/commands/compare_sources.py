@@ -1,0 +1,56 @@
+"""`detect compare-sources`."""
+
+from typing import Annotated
+
+import tyro
+
+from detect.options import Seeds, TrainOptions
+from synth.command import (
+    DataOptions,
+    Folder,
+    progress_bar,
+    require_output,
+    say,
+    warn,
+)
+
+NamedSources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]SOURCE [...]")]
+
+
+def compare_sources(
+    data: DataOptions,
+    training: TrainOptions,
+    *,
+    sources: NamedSources,
+    out: Folder,
+    seeds: Seeds = (0, 1, 2),
+) -> None:
+    """Train the same detector on several anomaly sources and tell what they are worth.
+
+    Every source is trained on with the same seeds and settings and measured on the test images with
+    the weights of the last step; the others are compared with the first, seed by seed. The same
+    command goes on after an interruption; more sources or seeds may be added later. Writes
+    comparison.html, .md, .csv and .png, and every detector into a folder of its own.
+
+    Args:
+        data: Which images; their test split needs normal and anomalous ones.
+        training: How to train; --seed is not used.
+        sources: What anomalies are made of, each [NAME=]SOURCE: a folder of anomaly images,
+            textures:FOLDER, noise, cutpaste, or a mixture such as 0.5*FOLDER+0.5*textures:FOLDER.
+        out: The comparison.
+        seeds: A training for each.
+
+    """
+    from detect.grid.commands import check_grid, compared
+
+    check_grid(training, seeds)
+    category = data.open()
+    require_output(out)
+    page = compared(category, training, sources, seeds, out, progress_bar)
+    if page is None:
+        return
+    if len(seeds) == 1:
+        warn(page.notes[0])
+    for sentence in page.findings:
+        say(sentence)
+    say(f"comparison: {out / 'comparison.html'}")

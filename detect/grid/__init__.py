@@ -1,0 +1,1 @@
+"""Many trainings and one table: methods or sources, by category and seed."""

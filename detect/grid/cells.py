@@ -1,0 +1,114 @@
+"""One cell of a grid: a training with its own folder, and what was measured of it.
+
+A cell is finished when its results.json exists; that file is all that tables are made of.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from detect.evaluation.metrics import ImageMetrics, PixelMetrics
+from synth.data.catalog import Category
+from synth.errors import UserError
+from synth.files import config_differences, read_json, write_json
+
+RESULTS_FILE = "results.json"
+LONGEST_FOLDER = 100
+
+
+class Cost(NamedTuple):
+    """What a detector costs; None where it was not measured.
+
+    training_seconds: of the steps or of the memory bank, without loading and measuring.
+    num_parameters, num_trained: numbers in the saved detector, and those of them that were learnt.
+    peak_bytes: of a GPU's memory in training, without a GPU of the whole process. latency_ms: to
+    score one image that is in memory.
+    """
+
+    training_seconds: float | None
+    num_parameters: int
+    num_trained: int
+    peak_bytes: int | None
+    latency_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What was measured in a cell. device: where, in words."""
+
+    entry: str
+    category: str
+    seed: int
+    image: ImageMetrics
+    pixel: PixelMetrics | None
+    cost: Cost
+    device: str
+
+
+def cell_folder(out: Path, entry: str, category: str, seed: int) -> Path:
+    """Where a cell lies: `out`/<entry>/<category>/seed-<n>; no character needs quoting."""
+    return out / safe_name(entry) / safe_name(category) / f"seed-{seed}"
+
+
+def safe_name(name: str) -> str:
+    """A folder's name for any text; different texts have different ones."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)[:LONGEST_FOLDER]
+    if plain == name and not name.startswith("."):
+        return name
+    return f"{plain.lstrip('.')}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
+
+
+def data_facts(category: Category) -> dict[str, Any]:
+    """Which images a category has, by name and size, so that finished cells notice other data."""
+    listing = [
+        f"{record.split} {record.defect} {record.path.name} {record.path.stat().st_size}"
+        for record in category.records
+    ]
+    return {
+        "dataset": category.dataset,
+        "category": category.name,
+        "num_train": len(category.train),
+        "num_test": len(category.test),
+        "files": hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16],
+    }
+
+
+def write_result(folder: Path, asked: Mapping[str, Any], result: Result) -> None:
+    """Write results.json. asked: all that the result depends on, for `read_result`."""
+    named = {
+        "image": result.image._asdict(),
+        "pixel": result.pixel and result.pixel._asdict(),
+        "cost": result.cost._asdict(),
+    }
+    write_json(folder / RESULTS_FILE, {"asked": asked, **asdict(result), **named})
+
+
+def read_result(folder: Path, asked: Mapping[str, Any]) -> Result | None:
+    """What `write_result` wrote; None where nothing is.
+
+    Raises UserError where it was made with something else than `asked`, and for a damaged file.
+    """
+    path = folder / RESULTS_FILE
+    if not path.exists():
+        return None
+    cure = "delete this file and run the same command again"
+    data = read_json(path, cure)
+    differences = config_differences(data.pop("asked", {}), json.loads(json.dumps(asked)))
+    if differences:
+        raise UserError(
+            f"{folder}: made with other settings ({'; '.join(differences)}); give the same ones to "
+            "continue, or another --out"
+        )
+    try:
+        pixel = data.pop("pixel")
+        return Result(
+            image=ImageMetrics(**data.pop("image")),
+            pixel=None if pixel is None else PixelMetrics(**pixel),
+            cost=Cost(**data.pop("cost")),
+            **data,
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); {cure}") from error

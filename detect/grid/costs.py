@@ -1,0 +1,95 @@
+"""What a training and its detector cost: time, parameters, memory, latency."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from statistics import median
+
+import psutil
+import torch
+
+from detect.detector import Detector
+from synth.progress import Bars, Update
+
+SAMPLE_SECONDS = 0.02
+NUM_WARM, NUM_TIMED = 3, 15
+
+
+class Stopwatch:
+    """Bars that also measure how long the units under one title take; pass it on as `Bars`."""
+
+    def __init__(self, bars: Bars, title: str) -> None:
+        self.bars, self.title = bars, title
+        self.seconds, self.units, self.total = 0.0, 0, 0
+
+    @contextmanager
+    def __call__(self, title: str, unit: str, *, continues: bool = False) -> Iterator[Update]:
+        """As `Bars`. The first unit counts from when the bar opened."""
+        with self.bars(title, unit, continues=continues) as update:
+            if title != self.title:
+                yield update
+                return
+            self.seconds, self.units, opened = 0.0, 0, time.perf_counter()
+
+            def timed(done: int, total: int, terms: Mapping[str, float] | None = None, /) -> None:
+                self.units, self.total = self.units + 1, total
+                self.seconds = time.perf_counter() - opened
+                update(done, total, terms)
+
+            yield timed
+
+    def whole_seconds(self) -> float | None:
+        """Seconds of all units at the speed of those seen; None where none was seen.
+
+        After an interruption only some are seen.
+        """
+        return self.seconds / self.units * self.total if self.units else None
+
+
+class PeakMemory:
+    """The most memory in use within a `with` block: a CUDA device's, or else the process's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.bytes = device, 0
+        self._ended = threading.Event()
+        self._watch = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.device.type == "cuda":
+            self.bytes = torch.cuda.max_memory_allocated(self.device)
+        else:
+            self._ended.set()
+            self._watch.join()
+
+    def _sample(self) -> None:
+        process = psutil.Process()
+        while True:
+            self.bytes = max(self.bytes, process.memory_info().rss)
+            if self._ended.wait(SAMPLE_SECONDS):
+                return
+
+
+def latency_ms(detector: Detector, size: tuple[int, int], device: torch.device) -> float:
+    """Median milliseconds to score one image float32 [1, 3, H, W] that is on the device."""
+    image = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    seconds = []
+    for _ in range(NUM_WARM + NUM_TIMED):
+        started = time.perf_counter()
+        detector.predict(image).image.cpu()  # waits for the device
+        seconds.append(time.perf_counter() - started)
+    return 1000 * median(seconds[NUM_WARM:])
+
+
+def count_parameters(detector: Detector) -> tuple[int, int]:
+    """Numbers in the detector's state, and those of them that were trained."""
+    total = sum(tensor.numel() for tensor in detector.state_dict().values())
+    trained = sum(p.numel() for p in detector.parameters() if p.requires_grad)
+    return total, trained

@@ -1,0 +1,99 @@
+"""What the cells of a grid say together: means, spreads and paired differences."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import mean, stdev
+from typing import NamedTuple
+
+from scipy.stats import t
+
+from detect.grid.cells import Cost, Result
+from detect.report.data import COLUMNS, Comparison
+
+CONFIDENCE = 0.95
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation (n - 1) of n values; deviation None for a single one."""
+
+    mean: float
+    deviation: float | None
+    num: int
+
+    @property
+    def beyond_chance(self) -> bool:
+        """Whether the 95 % t interval of the mean leaves out 0; never for a single value."""
+        if self.deviation is None:
+            return False
+        reach = float(t.ppf((1 + CONFIDENCE) / 2, self.num - 1)) * self.deviation
+        return abs(self.mean) > reach / self.num**0.5
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Mean and spread of one value or more."""
+    deviation = stdev(values) if len(values) > 1 else None
+    return Spread(mean(values), deviation, len(values))
+
+
+@dataclass(frozen=True)
+class Table:
+    """All results of a grid: one for every entry, category and seed."""
+
+    results: tuple[Result, ...]
+
+    @cached_property
+    def entries(self) -> tuple[str, ...]:
+        """The rows, in the order asked for."""
+        return tuple(dict.fromkeys(result.entry for result in self.results))
+
+    @cached_property
+    def categories(self) -> tuple[str, ...]:
+        """The categories, in the order asked for."""
+        return tuple(dict.fromkeys(result.category for result in self.results))
+
+    @cached_property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds, in the order asked for."""
+        return tuple(dict.fromkeys(result.seed for result in self.results))
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """The metrics that every result has."""
+        return tuple(
+            name for name in COLUMNS if all(metric(row, name) is not None for row in self.results)
+        )
+
+    def by_seed(self, entry: str, column: str, category: str | None = None) -> list[float]:
+        """One value per seed: the mean over the categories, or that of one."""
+        names = self.categories if category is None else (category,)
+        return [
+            mean(
+                value
+                for row in self.results
+                if (row.entry, row.seed) == (entry, seed) and row.category in names
+                if (value := metric(row, column)) is not None
+            )
+            for seed in self.seeds
+        ]
+
+    def metric(self, entry: str, column: str, category: str | None = None) -> Spread:
+        """Mean and spread over seeds."""
+        return spread(self.by_seed(entry, column, category))
+
+    def difference(self, entry: str, column: str) -> Spread:
+        """What an entry has more than the first, seed by seed: its mean and spread."""
+        first = self.by_seed(self.entries[0], column)
+        pairs = zip(self.by_seed(entry, column), first, strict=True)
+        return spread([own - other for own, other in pairs])
+
+    def cost(self, entry: str, field: Callable[[Cost], float | None]) -> float | None:
+        """The mean over all cells of an entry; None where any was not measured."""
+        values = [field(row.cost) for row in self.results if row.entry == entry]
+        known = [value for value in values if value is not None]
+        return mean(known) if len(known) == len(values) else None
+
+
+def metric(result: Result, column: str) -> float | None:
+    """One metric of a result, by its name in a table."""
+    return COLUMNS[column](Comparison(result.entry, result.image, result.pixel))
