@@ -20,6 +20,8 @@ CONFIG = RealNetConfig(
     num_max=3,
     num_mean=3,
     head_widths=(8, 8, 4, 4),
+    multipliers=(1,),
+    num_res_blocks=1,
     num_steps=1,
 )
 NUM_HELD_OUT = 39

@@ -1,0 +1,521 @@
+"""`detect predict`, from files to files."""
+
+import csv
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+from commands import Command
+from detectors import NUM_HELD_OUT, write_detector
+from PIL import Image
+from products import normal_image
+
+from detect.calibration import calibrate
+from detect.prediction.inputs import Loaded
+from detect.prediction.log import ScoreLog, read_rows
+from detect.prediction.overlays import heat_scale, short
+from detect.prediction.predictor import load_predictor
+from detect.prediction.run import Run, predict_watched, read_ahead
+from detect.prediction.video import count_frames, read_frames
+from detect.prediction.watch import PATIENCE_SECONDS, Unreadable, Watch, stop_on_interrupt
+from synth.errors import DataWarning, UserError
+from synth.images import read_image, write_png
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """Do not write to it."""
+    return write_detector(tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Five smooth images of different sizes and four like the held-out ones, with equal names."""
+    for n in range(9):
+        size = (32, 32) if n % 2 else (30 + n, 40)
+        write_png(tmp_path / f"photos/{n % 2}/{n // 2:03d}.png", normal_image(n, size))
+    return tmp_path / "photos"
+
+
+def words(model, out, *images):
+    return ("detect", "predict", *images, "--model", model, "--out", out, "--batch-size", 4)
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    with (out / "scores.csv").open(newline="", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def log(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "scores.jsonl").read_text().splitlines()]
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+
+# Rows and pictures
+
+
+def test_a_row_an_overlay_and_a_mask_per_image(run, model, photos, tmp_path):
+    out = tmp_path / "out"
+    ended = run(*words(model, out, photos))
+    assert ended.code == 0, ended
+    rows, logged = table(out), log(out)
+    assert list(rows[0]) == ["file", "score", "threshold", "p_value", "verdict", "overlay", "mask"]
+    assert [row["file"] for row in rows] == sorted(map(str, photos.rglob("*.png")))
+    threshold = json.loads((model / "calibration.json").read_text())["threshold"]
+    for row, exact in zip(rows, logged, strict=True):
+        image = read_image(Path(row["file"]))
+        assert read_image(out / row["overlay"]).shape == image.shape
+        mask = cv2.imread(str(out / row["mask"]), cv2.IMREAD_UNCHANGED)
+        assert mask.shape == image.shape[:2]
+        assert set(np.unique(mask)) <= {0, 255}
+        assert mask.any() == (row["verdict"] == "anomalous") == (exact["score"] > threshold)
+        assert row["verdict"] == exact["verdict"]
+        assert exact["threshold"] == threshold
+        assert float(row["score"]) == pytest.approx(exact["score"], rel=1e-5)
+        assert (row["overlay"], row["mask"]) == (exact["overlay"], exact["mask"])
+    assert len({row["overlay"] for row in rows}) == 9
+    assert len(list((out / "overlays").iterdir())) == len(list((out / "masks").iterdir())) == 9
+    rejected = sum(row["verdict"] == "anomalous" for row in rows)
+    assert f"{rejected} of 9 images are anomalous\n" in ended.out
+    assert "images per second, decoding included (batches of 4)" in ended.out
+    assert ended.out.splitlines()[-1] == f"scores: {out / 'scores.csv'}"
+
+
+def test_scores_are_those_of_the_call_in_memory(run, model, photos, tmp_path):
+    assert run(*words(model, tmp_path / "out", photos)).code == 0
+    predictor = load_predictor(model)
+    for row in log(tmp_path / "out"):
+        result = predictor.predict(row["file"])
+        assert row["score"] == pytest.approx(result.score, rel=1e-5)
+        assert row["p_value"] == result.p_value
+
+
+def test_another_rate_at_prediction_time(run, model, photos, tmp_path):
+    scores = sorted(json.loads((model / "calibration.json").read_text())["scores"])
+    before = (model / "calibration.json").read_bytes()
+    for rate, rank, bound in [(0.05, 38, "5.00%"), (0.3, 28, "30.00%"), (0.01, 39, "2.50%")]:
+        out = tmp_path / str(rate)
+        ended = run(*words(model, out, photos), "--false-reject-rate", rate)
+        assert ended.code == 0
+        assert log(out)[0]["threshold"] == scores[rank - 1]
+        assert f"threshold {scores[rank - 1]:.4g}: rejects at most {bound} of normal" in ended.out
+        assert f"({rate:.2%} asked for; from {NUM_HELD_OUT} held-out normal images)" in ended.out
+        assert ("needs 99 held-out normal images, got 39" in ended.err) == (rate == 0.01)
+    assert (model / "calibration.json").read_bytes() == before
+    line = run.refused(*words(model, tmp_path / "no", photos), "--false-reject-rate", 1)
+    assert line == "detect: --false-reject-rate: got 1.0, must lie between 0 and 1"
+
+
+@pytest.mark.parametrize("choice", ["anomalous", "none"])
+def test_pictures_of_those_asked_for(run, model, photos, tmp_path, choice):
+    out = tmp_path / "out"
+    ended = run(*words(model, out, photos), "--pictures", choice, "--false-reject-rate", 0.5)
+    assert ended.code == 0
+    rows = log(out)
+    assert {row["verdict"] for row in rows} == {"normal", "anomalous"}
+    for row in rows:
+        wanted = choice == "anomalous" and row["verdict"] == "anomalous"
+        assert (row["overlay"] is not None) == (row["mask"] is not None) == wanted
+    names = {path.name for path in out.rglob("*.png")}
+    assert names == {Path(row["overlay"]).name for row in rows if row["overlay"]}
+
+
+def test_colours_are_known_before_any_image():
+    scale = heat_scale(calibrate([0.1, 0.2, 0.3, 0.4, 0.5], 0.34))
+    assert scale == pytest.approx((0.3, 0.5)), "median 0.3, threshold 0.4 in the middle"
+    assert heat_scale(calibrate([0.2], 0.5)) == (0.2, 0.2), "shows what lies above"
+
+
+def test_odd_names(run, model, tmp_path):
+    names = [b"long" * 60 + b".png", b"l\xff\xfe.png", "Schräge ✓.png".encode()]
+    for n, name in enumerate(names):
+        write_png(tmp_path / "a.png", normal_image(n))
+        (tmp_path / "in").mkdir(exist_ok=True)
+        os.rename(tmp_path / "a.png", os.path.join(os.fsencode(tmp_path / "in"), name))
+    out = tmp_path / "out"
+    assert run(*words(model, out, tmp_path / "in")).code == 0
+    assert {os.path.basename(os.fsencode(row["file"])) for row in table(out)} == set(names)
+    assert all((out / row["overlay"]).exists() for row in table(out))
+    assert short("✓" * 99) == "✓" * 33
+
+
+def test_rows_are_written_before_further_images_are_read(model, photos, tmp_path):
+    """Memory holds a chunk, and the one that is read ahead."""
+    predictor = load_predictor(model, batch_size=2)
+    written_at: list[int] = []
+
+    with ScoreLog(tmp_path, with_frames=False) as scores:
+
+        def batches():
+            for n in range(6):
+                written_at.append(len(list(read_rows(scores.path))))
+                yield [Loaded(f"{n}{k}.png", normal_image(n)) for k in range(2)]
+
+        done = Run(predictor, scores, tmp_path, "none").predict(
+            read_ahead(batches()), lambda _: None
+        )
+    assert done.num_images == 12
+    assert written_at[0] == 0
+    assert all(at >= 2 * (n - 2) for n, at in enumerate(written_at))
+
+
+# What is scored
+
+
+def test_files_folders_patterns_and_lists(run, model, photos, tmp_path, monkeypatch):
+    def scored(*images, stdin=b""):
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(stdin)))
+        ended = run(*words(model, out, *images), "--pictures", "none")
+        assert ended.code == 0, ended
+        return [str(Path(row["file"]).relative_to(photos)) for row in table(out)]
+
+    everything = [f"0/00{n}.png" for n in range(5)] + [f"1/00{n}.png" for n in range(4)]
+    assert scored(photos) == everything
+    assert scored(f"{photos}/**/*.png") == everything
+    assert scored(f"{photos}/?/00[13].png") == ["0/001.png", "0/003.png", "1/001.png", "1/003.png"]
+    assert scored(photos / "1/002.png", photos / "1") == [
+        everything[7],
+        *everything[5:7],
+        everything[8],
+    ]
+    listed = f"{photos}/1/001.png\r\n\n{photos}/0\n".encode()
+    assert scored("-", stdin=listed) == ["1/001.png", *everything[:5]]
+    (photos / "notes.txt").write_text("no image")
+    (photos / "odd[1].png").write_bytes((photos / "0/000.png").read_bytes())
+    assert scored(photos / "odd[1].png") == ["odd[1].png"]
+    assert scored(f"{photos}/*") == ["odd[1].png"]
+
+
+def test_mistakes_in_what_is_scored(run, model, photos, tmp_path, monkeypatch):
+    def refused(*images, options=()):
+        return run.refused(*words(model, tmp_path / "out", *images), *options)
+
+    assert f"{photos}/*.jpg: the pattern matches no image or video" in refused(f"{photos}/*.jpg")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n")))
+    assert "images: none given" in refused("-")
+    (photos / "0/001.png").write_bytes(b"odd")
+    (photos / "1/001.png").write_bytes(b"")
+    line = refused(photos)
+    assert "2 of 9 images cannot be read, the first: " in line
+    assert "0/001.png" in line
+    assert "--every: got 0" in refused(photos, options=("--every", 0))
+    assert "--watch: needs one folder" in refused(photos, photos, options=["--watch"])
+    assert "--watch: needs one folder" in refused(tmp_path / "no", options=["--watch"])
+    assert not (tmp_path / "out/scores.csv").exists()
+    line = run.refused(*words(model, photos / "out", photos))
+    assert f"--out: {photos / 'out'} lies in {photos}" in line
+
+
+# Going on
+
+
+@pytest.mark.parametrize("cut", [0, 3, 9])
+def test_a_killed_run_goes_on_as_if_never_stopped(run, model, photos, tmp_path, cut):
+    assert run(*words(model, tmp_path / "whole", photos)).code == 0
+    out = Path(shutil.copytree(tmp_path / "whole", tmp_path / "out"))
+    lines = (out / "scores.jsonl").read_bytes().splitlines(keepends=True)
+    half = lines[cut][:20] if cut < 9 else b""
+    (out / "scores.jsonl").write_bytes(b"".join(lines[:cut]) + half)
+    (out / "scores.csv").write_text("file,score\nodd")
+    write_png(out / f"overlays/{cut:06d}_other.png", normal_image(0))
+    (out / f"masks/.{cut:06d}_000.png.1234abcd.partial").write_bytes(b"half")
+    ended = run(*words(model, out, photos))
+    assert ended.code == 0, ended
+    if cut == 9:
+        assert "images per second" not in ended.out
+        (out / f"overlays/{cut:06d}_other.png").unlink(missing_ok=True)
+    got, expected = tree(out), tree(tmp_path / "whole")
+    assert got.keys() == expected.keys()
+    for name in got.keys() - {"scores.jsonl", "scores.csv"}:
+        assert got[name] == expected[name], name
+    for row, other in zip(log(out), log(tmp_path / "whole"), strict=True):
+        assert row.pop("score") == pytest.approx(other.pop("score"), rel=1e-5)
+        assert row == other
+    assert [row["file"] for row in table(out)] == [row["file"] for row in log(out)]
+
+
+def test_folder_of_other_images_or_another_model_is_refused(run, model, photos, tmp_path):
+    out = tmp_path / "out"
+    assert run(*words(model, out, photos)).code == 0
+    before = tree(out)
+    write_png(photos / "2/new.png", normal_image(77))
+    line = run.refused(*words(model, out, photos))
+    assert 'images: "9 files, ' in line
+    assert '" there, "10 files, ' in line
+    assert "or another --out" in line
+    other = Path(shutil.copytree(model, tmp_path / "other"))
+    calibration = calibrate([0.1, 0.2], 0.5)
+    (other / "calibration.json").write_text(json.dumps(calibration.to_json()))
+    assert "model_digest" in run.refused(*words(other, out, photos))
+    (photos / "2/new.png").unlink()
+    line = run.refused(*words(model, out, photos), "--false-reject-rate", 0.3)
+    assert "false_reject_rate: 0.1 there, 0.3 here" in line
+    assert tree(out) == before
+
+
+def test_a_damaged_record_is_named(run, model, photos, tmp_path):
+    out = tmp_path / "out"
+    assert run(*words(model, out, photos)).code == 0
+    (out / "scores.jsonl").write_text('{"file": "a"}\n')
+    assert "scores.jsonl: line 1 is damaged" in run.refused(*words(model, out, photos))
+
+
+# Videos
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    """Twelve frames at 10 per second, frame n of brightness 20 n."""
+    path = tmp_path / "line.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (48, 40))
+    for n in range(12):
+        writer.write(np.full((40, 48, 3), 20 * n, np.uint8))
+    writer.release()
+    return path
+
+
+def test_frames_are_numbered_and_every_nth_is_scored(run, model, video, tmp_path):
+    assert count_frames(video) == 12
+    for number, seconds, frame in read_frames(video, every=5):
+        assert seconds == pytest.approx(number / 10)
+        assert abs(frame.mean() - 20 * number) < 3
+    out = tmp_path / "out"
+    ended = run(*words(model, out, video), "--every", 5)
+    assert ended.code == 0, ended
+    rows = table(out)
+    assert [row["frame"] for row in rows] == ["0", "5", "10"]
+    assert [row["time_s"] for row in rows] == ["0.000", "0.500", "1.000"]
+    assert {row["file"] for row in rows} == {str(video)}
+    assert rows[1]["overlay"] == "overlays/000001_line_frame000005.png"
+    assert read_image(out / rows[1]["overlay"]).shape == (40, 48, 3)
+    assert [row["frame"] for row in log(out)] == [0, 5, 10]
+
+
+def test_a_killed_video_goes_on_with_its_next_frame(run, model, video, photos, tmp_path):
+    out = tmp_path / "out"
+    images = (photos / "1", video)
+    assert run(*words(model, out, *images), "--every", 2, "--pictures", "none").code == 0
+    whole = [(row["file"], row.get("frame")) for row in log(out)]
+    assert whole[3:6] == [(str(photos / "1/003.png"), None), (str(video), 0), (str(video), 2)]
+    lines = (out / "scores.jsonl").read_text().splitlines(keepends=True)
+    (out / "scores.jsonl").write_text("".join(lines[:6]))
+    assert run(*words(model, out, *images), "--every", 2, "--pictures", "none").code == 0
+    assert [(row["file"], row.get("frame")) for row in log(out)] == whole
+    assert table(out)[0]["frame"] == ""
+
+
+def test_videos_that_cannot_be_read(run, model, video, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    line = run.refused(*words(model, tmp_path / "out", tmp_path / "bad.mp4"))
+    assert f"{tmp_path / 'bad.mp4'}: not a video that can be decoded" in line
+    data = video.read_bytes()
+    (tmp_path / "cut.avi").write_bytes(data[: len(data) * 3 // 4])
+    with pytest.warns(DataWarning, match="it names .* frames, .* can be read"):
+        assert 0 < len(list(read_frames(tmp_path / "cut.avi"))) < 12
+
+
+# Watching
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_file_is_taken_once_and_only_when_complete(tmp_path):
+    write_png(tmp_path / "whole.png", normal_image(0, (90, 90)))
+    data, path = (tmp_path / "whole.png").read_bytes(), tmp_path / "new/image.png"
+    (tmp_path / "new").mkdir()
+    watch = Watch(tmp_path / "new", clock=Clock())
+    assert list(watch.look()) == []
+    for end in (0, 100, len(data) // 2, len(data) * 3 // 4):
+        path.write_bytes(data[:end])
+        os.utime(path, ns=(end, end))
+        assert [list(watch.look()) for _ in range(3)] == [[], [], []]
+    path.write_bytes(data)
+    assert list(watch.look()) == [], "it has just changed"
+    (found,) = watch.look()
+    assert isinstance(found, Loaded)
+    assert found.file == str(path)
+    np.testing.assert_array_equal(found.image, normal_image(0, (90, 90)))
+    os.utime(path, ns=(7, 7))
+    assert [list(watch.look()) for _ in range(3)] == [[], [], []]
+    assert not watch.seen
+
+
+def test_what_stays_unreadable_is_told_of_once_and_may_still_become_an_image(tmp_path):
+    clock, path = Clock(), tmp_path / "bad.png"
+    path.write_bytes(b"no image")
+    watch = Watch(tmp_path, clock=clock)
+    assert [list(watch.look()) for _ in range(3)] == [[], [], []]
+    clock.now = PATIENCE_SECONDS
+    (found,) = watch.look()
+    assert isinstance(found, Unreadable)
+    assert found.reason.startswith(f"{path}: not an image")
+    clock.now *= 5
+    assert list(watch.look()) == []
+    assert list(Watch(tmp_path, told=[str(path)], clock=clock).look()) == []
+    write_png(path, normal_image(0))
+    list(watch.look())
+    (found,) = watch.look()
+    assert isinstance(found, Loaded)
+
+
+def test_a_watched_folder_is_scored_as_it_fills_and_goes_on(model, tmp_path, monkeypatch):
+    """Two runs with a new and a broken image between: every image once, the broken one named."""
+    monkeypatch.setattr("detect.prediction.run.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("detect.prediction.watch.PATIENCE_SECONDS", 0.0)
+    folder, out = tmp_path / "new", tmp_path / "out"
+    predictor = load_predictor(model, batch_size=4)
+
+    def watch_until(num_rows: int) -> list[str]:
+        stop = Event()
+        told: list[str] = []
+        with ScoreLog(out, with_frames=False) as scores:
+
+            def seen(row):
+                told.append(f"{Path(row['file']).name} {row['verdict']}")
+                if scores.num_rows == num_rows:
+                    stop.set()
+
+            predict_watched(Run(predictor, scores, out, "all"), folder, stop, seen)
+        return told
+
+    for n in range(3):
+        write_png(folder / f"{n}.png", normal_image(n))
+    out.mkdir()
+    assert len(watch_until(3)) == 3
+    (folder / "3.png").write_bytes(b"odd")
+    write_png(folder / "later/4.png", normal_image(4))
+    told = watch_until(5)
+    assert "3.png unreadable" in told
+    assert len(told) == 2
+    assert sorted(Path(row["file"]).name for row in table(out)) == [f"{n}.png" for n in range(5)]
+    (bad,) = [row for row in table(out) if row["verdict"] == "unreadable"]
+    assert (bad["score"], bad["overlay"]) == ("", "")
+    write_png(folder / "3.png", normal_image(3))
+    assert watch_until(6)[0].split()[0] == "3.png"
+    assert len(list((out / "overlays").iterdir())) == 5
+
+
+def test_interrupt_stops_after_what_is_begun_and_the_second_at_once():
+    with stop_on_interrupt() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def start(*words) -> subprocess.Popen:
+    code = "import sys; from detect.cli import main; main()"
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, words[1:])]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
+
+
+def wait_for_rows(out: Path, num: int, process: subprocess.Popen) -> None:
+    path = out / "scores.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") < num:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_watching_survives_a_kill_and_ends_with_ctrl_c(model, tmp_path):
+    folder, out = tmp_path / "new", tmp_path / "out"
+    for n in range(40):
+        write_png(folder / f"{n:02d}.png", normal_image(n))
+    process = start(*words(model, out, folder), "--watch")
+    wait_for_rows(out, 5, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = len(log(out))
+    process = start(*words(model, out, folder), "--watch")
+    for n in range(40, 43):
+        write_png(folder / f"{n:02d}.png", normal_image(n))
+    wait_for_rows(out, 43, process)
+    process.send_signal(signal.SIGINT)
+    told, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "Traceback" not in err
+    assert told.count(": normal, score") + told.count(": anomalous, score") == 43 - done
+    names = sorted(Path(row["file"]).name for row in table(out))
+    assert names == [f"{n:02d}.png" for n in range(43)]
+    assert [row["file"] for row in log(out)] == [row["file"] for row in table(out)]
+    assert len(list((out / "overlays").iterdir())) == 43
+
+
+# Tiles
+
+
+def test_tiles_on_the_command_line(run, model, photos, tmp_path):
+    for n in range(12):
+        write_png(tmp_path / f"normals/{n}.png", normal_image(100 + n, (50, 60)))
+    out = tmp_path / "out"
+    tile = (*words(model, out, photos), "--tile")
+    assert "--tile: needs --normals" in run.refused(*tile)
+    assert "not used without --tile" in run.refused(*words(model, out, photos), "--overlap", 0.3)
+    tile = (*tile, "--normals", tmp_path / "normals")
+    assert "overlap: got 0.7" in run.refused(*tile, "--overlap", 0.7)
+    assert "no such file or folder" in run.refused(*tile[:-1], tmp_path / "none")
+    ended = run(*tile)
+    assert ended.code == 0, ended
+    assert "from 12 held-out normal images" in ended.out
+    stored = json.loads((out / "calibration.json").read_text())
+    assert log(out)[0]["threshold"] == stored["threshold"]
+    predictor = load_predictor(model, tile=True)
+    assert log(out)[0]["score"] == pytest.approx(predictor.predict(log(out)[0]["file"]).score)
+    assert run(*tile).code == 0
+    assert "tile: [32, 32] there, [16, 24] here" in run.refused(*tile, "--tile-size", 16, 24)
+
+
+def test_normals_set_the_threshold_of_whole_images_too(run, model, photos, tmp_path):
+    out = tmp_path / "out"
+    assert run(*words(model, out, photos), "--normals", photos / "0").code == 0
+    scores = [row["score"] for row in log(out)[:5]]
+    assert log(out)[0]["threshold"] == pytest.approx(max(scores), rel=1e-5)
+
+
+def test_a_failure_while_writing_stops_with_one_line(run, model, photos, tmp_path, monkeypatch):
+    def full(*_):
+        raise UserError("x.png: not written, the disk is full")
+
+    monkeypatch.setattr("detect.prediction.run.write_pictures", full)
+    ended = run(*words(model, tmp_path / "out", photos))
+    assert ended.code == 2
+    assert ended.line == "detect: x.png: not written, the disk is full"
+    assert log(tmp_path / "out") == []
+
+
+def test_images_are_as_a_person_sees_them(run, model, tmp_path):
+    """A turned photograph: picture and mask lie as the photograph is shown."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(normal_image(0, (40, 30))).save(tmp_path / "turned.jpg", exif=exif)
+    assert run(*words(model, tmp_path / "out", tmp_path / "turned.jpg")).code == 0
+    assert read_image(tmp_path / "out/overlays/000000_turned.png").shape == (30, 40, 3)
