@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 from synth.errors import UserError
 from synth.features import BackboneConfig
@@ -21,8 +21,8 @@ class RealNetConfig:
     """Channels AFS keeps, per backbone layer (m_k)."""
     blocks: tuple[tuple[int, ...], ...] | None = None
     """Backbone layers that share one G_k, at the size of the first; None is one layer each."""
-    reconstruction: Literal["unet", "separable"] = "unet"
-    """Networks G_k: the paper's U-Nets, or small ones of depthwise convolutions."""
+    separable: bool = False
+    """Depthwise convolutions, in smaller networks G_k and in the head: not the paper's."""
     width_factor: float = 0.5
     """First width of a reconstruction U-Net over its channels, m_k or the sum of its block's."""
     multipliers: tuple[int, ...] = (1, 2, 4)
@@ -206,18 +206,18 @@ SMALL = RealNetConfig(
     num_afs_batches=32,
 )
 
-# 256 px, 0.3 M trained parameters: for processors without a GPU, in training and in use.
+# 256 px, 0.6 M trained parameters: for processors without a GPU, in training and in use.
 COMPACT = RealNetConfig(
     image_size=(256, 256),
     backbone=BackboneConfig(name="resnet18.tv_in1k", layers=(1, 2, 3)),
-    num_selected=(32, 64, 64),
-    reconstruction="separable",
+    num_selected=(64, 128, 128),
+    separable=True,
     num_res_blocks=1,
-    num_max=32,
-    num_mean=32,
+    num_max=64,
+    num_mean=64,
     head_widths=(32, 16, 8, 4),
     num_steps=2_000,
-    learning_rate=1e-3,
+    learning_rate=3e-3,
     num_afs_batches=32,
 )
 

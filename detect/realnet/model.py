@@ -26,9 +26,6 @@ from detect.realnet.separable import SeparableUNet
 from synth.errors import UserError
 from synth.features import Backbone, build_backbone, seeded_init
 
-NETWORKS = {"unet": ReconstructionUNet, "separable": SeparableUNet}
-"""The reconstruction networks G_k by `RealNetConfig.reconstruction`."""
-
 
 class RealNet(Detector):
     """AFS channels -> reconstruction -> RRS -> segmentation; normalises images itself.
@@ -47,14 +44,17 @@ class RealNet(Detector):
         """Set it to train on a fixed set of normal images faster, with the same results."""
         self.afs = nn.ModuleList(ChannelSelection(index) for index in afs_indices)
         with seeded_init(config.seed):
+            network = SeparableUNet if config.separable else ReconstructionUNet
             self.reconstruction = nn.ModuleList(
-                NETWORKS[config.reconstruction](m, width, config.multipliers, config.num_res_blocks)
+                network(m, width, config.multipliers, config.num_res_blocks)
                 for m, width in zip(
                     config.block_channels, config.reconstruction_widths, strict=True
                 )
             )
             self.rrs = RRS(sum(config.num_selected), config.num_max, config.num_mean)
-            self.head = SegmentationHead(config.num_max + config.num_mean, config.head_widths)
+            self.head = SegmentationHead(
+                config.num_max + config.num_mean, config.head_widths, separable=config.separable
+            )
 
     @classmethod
     def from_state(cls, config: RealNetConfig, state: Mapping[str, Tensor]) -> Self:
