@@ -49,7 +49,7 @@ def train(
     for other in anomalies.other_categories(category.name):
         warn(f"{sia} is of category {other}, the normal images of {category.name}")
     normals = load_normals(category, realnet_config(training).image_size, progress_bar)
-    calibration = train_realnet(normals, anomalies, training, out, progress_bar)
+    calibration = train_realnet(normals, anomalies, training, out, progress_bar, say)
     if calibration is None:
         return
     if calibration.note:

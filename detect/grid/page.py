@@ -9,7 +9,7 @@ from pathlib import Path
 
 from detect.grid.cells import Cost
 from detect.grid.plot import plot_png, plot_svg
-from detect.grid.tables import Table, metric
+from detect.grid.tables import Spread, Table, metric
 from detect.grid.text import COST_NOTE, COSTS, HEADLINES, plus_minus, signed
 from detect.report.data import COLUMNS
 from detect.report.html import Cell, document, figure, table
@@ -30,16 +30,24 @@ class Page:
     differences: bool
 
 
+@dataclass(frozen=True, kw_only=True)
 class Section:
-    """A table with its heading, for Markdown and HTML alike."""
+    """A table with its heading, for Markdown and HTML alike; the first column holds names."""
 
-    def __init__(self, title: str, note: str, head: Sequence[str], rows: list[list[str]]) -> None:
-        self.title, self.note, self.head, self.rows = title, note, head, rows
+    title: str
+    note: str = ""
+    head: Sequence[str]
+    rows: list[list[str]]
+    of_numbers: bool = True
 
     def markdown(self) -> str:
         """As a Markdown section."""
-        lines = [self.head, ["---"] + ["---:"] * (len(self.head) - 1), *self.rows]
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        lines = [
+            self.head,
+            ["---"] + ["---:" if self.of_numbers else "---"] * (len(self.head) - 1),
+            *self.rows,
+        ]
+        cells = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in line] for line in lines]
         text = "\n".join(f"| {' | '.join(line)} |" for line in cells)
         note = f"{self.note}\n\n" if self.note else ""
         return f"## {self.title}\n\n{note}{text}\n"
@@ -50,7 +58,7 @@ class Section:
         note = f'<p class="soft">{escape(self.note)}</p>' if self.note else ""
         return (
             f"<section><h2>{escape(self.title)}</h2>{note}"
-            + table(self.head, rows, set(range(1, len(self.head))))
+            + table(self.head, rows, set(range(1, len(self.head)) if self.of_numbers else ()))
             + "</section>"
         )
 
@@ -69,25 +77,34 @@ def sections(page: Page) -> list[Section]:
         for name in grid.entries
     ]
     over = f" Means over {len(grid.categories)} categories." if len(grid.categories) > 1 else ""
-    found = [Section("Metrics", ABOUT_ROWS + over, ("", *grid.columns), means)]
+    head = ("", *grid.columns)
+    found = [Section(title="Metrics", note=ABOUT_ROWS + over, head=head, rows=means)]
     if page.differences and len(grid.entries) > 1:
         rows = [
-            [name, *(signed(grid.difference(name, column)) for column in grid.columns)]
+            [name, *(marked(grid.difference(name, column)) for column in grid.columns)]
             for name in grid.entries[1:]
         ]
         title = f"Differences to {grid.entries[0]}"
-        note = "Paired by seed: mean ± sample standard deviation of the differences."
-        found.append(Section(title, note, ("", *grid.columns), rows))
+        note = (
+            "Paired by seed: mean ± sample standard deviation of the differences; * more than the "
+            "spread of seeds."
+        )
+        found.append(Section(title=title, note=note, head=head, rows=rows))
     if len(grid.categories) > 1:
         found += [by_category(grid, column) for column in HEADLINES if column in grid.columns]
     costs = [
         [name, *(write(grid.cost(name, read)) for read, write in COSTS.values())]
         for name in grid.entries
     ]
-    found.append(Section("Cost", COST_NOTE, ("", *COSTS), costs))
+    found.append(Section(title="Cost", note=COST_NOTE, head=("", *COSTS), rows=costs))
     facts = [[name, fact] for name, fact in page.protocol.items()]
-    found.append(Section("Protocol", "", ("Fact", "Value"), facts))
-    return found
+    head = ("Fact", "Value")
+    return [*found, Section(title="Protocol", head=head, rows=facts, of_numbers=False)]
+
+
+def marked(gain: Spread) -> str:
+    """A difference with a star where it is more than the spread of seeds."""
+    return f"{'*' * gain.beyond_chance}{signed(gain)}"
 
 
 def by_category(grid: Table, column: str) -> Section:
@@ -97,7 +114,8 @@ def by_category(grid: Table, column: str) -> Section:
         for category in grid.categories
     ]
     rows.append(["mean", *(plus_minus(grid.metric(name, column)) for name in grid.entries)])
-    return Section(f"{column} by category", ABOUT_ROWS, ("", *grid.entries), rows)
+    head = ("", *grid.entries)
+    return Section(title=f"{column} by category", note=ABOUT_ROWS, head=head, rows=rows)
 
 
 def write_page(out: Path, name: str, page: Page) -> Path:
@@ -122,7 +140,7 @@ def render_markdown(page: Page, parts: Sequence[Section], name: str) -> str:
 def render_html(page: Page, parts: Sequence[Section], svg: str) -> str:
     """The whole page as HTML."""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in page.findings)
-    notes = "".join(f'<p class="warning">{escape(note)}</p>' for note in page.notes)
+    notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in page.notes)
     header = f"<header><h1>{escape(page.title)}</h1></header>"
     found = f'<ul class="findings">{items}</ul>{notes}'
     caption = "Each dot is a training; the line is the mean over seeds."
