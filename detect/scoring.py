@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 
 from detect.detector import Detector, Scores
 from detect.evaluation.scratch import Scratch
+from detect.packing import packed
 from detect.pooling import image_scores
 from detect.training.data import to_chw, to_unit
+from synth.config import Precision
 from synth.images import Progress, read_image, resize
 from synth.pictures import Images
 
@@ -26,12 +28,15 @@ class Scored(NamedTuple):
     maps: NDArray[np.float32]
 
 
-def detector_scorer(detector: Detector, device: torch.device) -> Scorer:
-    """Score with a trained detector."""
+def detector_scorer(
+    detector: Detector, device: torch.device, precision: Precision = "fp32"
+) -> Scorer:
+    """Score with a trained detector on `device`, as it is now: packed (see `detect.packing`)."""
+    fast = packed(detector, precision)
 
     def score(images: Images) -> Scored:
         batch = to_unit(torch.stack([to_chw(image) for image in images]).to(device))
-        return to_numpy(detector.predict(batch))
+        return to_numpy(fast.predict(batch))
 
     return score
 
