@@ -38,8 +38,8 @@ Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME[=WEIGHT] ...")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """How to train."""
+class ChannelOptions:
+    """Which channels of which network, and what they are chosen on."""
 
     method: Literal["realnet"] = "realnet"
     """Detector."""
@@ -59,40 +59,49 @@ class TrainOptions:
     """As --backbone-mean."""
     size: PresetSize = None
     """Pixels that images are squeezed to."""
-    num_steps: PresetInt = None
-    """Optimiser steps; a finished detector trains on when this is raised."""
-    patience: Patience = None
-    """Stop early after so many of twenty checks without gain and keep the best one. A tenth of the
-    images is not trained on for that: they are the judges, with anomalies blended in."""
     batch_size: PresetInt = None
     """Images per step over all processes."""
-    learning_rate: PresetFloat = None
-    """Of Adam."""
     foreground: Foreground = "auto"
     """Where anomalies may lie: auto finds the product, everything is the whole image."""
-    false_reject_rate: float = 0.05
-    """Share of normal images that may be called anomalous; sets the threshold."""
-    workers: Workers = None
-    """Processes that blend images; changes speed only."""
     official: bool = False
     """Train as the authors' code where it gives other figures: empty masks stay as normal samples,
     blended pixels are truncated, and the last step's weights stay as they are, not averaged, with
     running normalisations that are nearly those of one batch."""
-    precision: Precision = "auto"
-    """Arithmetic of training; auto takes the faster on this device. Scoring is fp32."""
     seed: int = 0
     """Of weights, batches and blending."""
 
     def check(self) -> None:
         """Raise UserError for the first value out of range."""
-        require_positive(
-            num_steps=self.num_steps,
-            batch_size=self.batch_size,
-            learning_rate=self.learning_rate,
-            patience=self.patience,
-        )
-        require_not_negative(workers=self.workers, seed=self.seed)
+        require_positive(batch_size=self.batch_size)
+        require_not_negative(seed=self.seed)
         require_size(self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(ChannelOptions):
+    """How to train."""
+
+    num_steps: PresetInt = None
+    """Optimiser steps; a finished detector trains on when this is raised."""
+    patience: Patience = None
+    """Stop early after so many of twenty checks without gain and keep the best one. A tenth of the
+    images is not trained on for that: they are the judges, with anomalies blended in."""
+    learning_rate: PresetFloat = None
+    """Of Adam."""
+    false_reject_rate: float = 0.05
+    """Share of normal images that may be called anomalous; sets the threshold."""
+    workers: Workers = None
+    """Processes that blend images; changes speed only."""
+    precision: Precision = "auto"
+    """Arithmetic of training; auto takes the faster on this device. Scoring is fp32."""
+
+    def check(self) -> None:
+        """Raise UserError for the first value out of range."""
+        super().check()
+        require_positive(
+            num_steps=self.num_steps, learning_rate=self.learning_rate, patience=self.patience
+        )
+        require_not_negative(workers=self.workers)
         if self.official and self.patience is not None:
             raise UserError("--patience: not used with --official, which keeps the last step")
         if not 0 < self.false_reject_rate < 1:

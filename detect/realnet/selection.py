@@ -47,24 +47,44 @@ def selected_channels(
     about: what the samples and the backbone depend on. All processes call it together and get the
     same answer, which is that of a single one. Raises UserError for a damaged file in `out`.
     """
-
-    def known() -> AFSResult | None:
-        if (out / AFS_FILE).exists():
-            return read_channels(out / AFS_FILE)
-        scores = read_scores(path, backbone.channels)
-        return None if scores is None else best_channels(scores, config.num_selected)
-
-    path = cache.cache_folder() / "afs" / f"{scores_key(about, config, accelerator.device)}.json"
-    chosen = agreed(accelerator, known)
+    path = out / AFS_FILE
+    chosen = agreed(accelerator, lambda: read_channels(path) if path.exists() else None)
     if chosen is None:
-        scores = shared_scores(accelerator, backbone, config, blended, bars)
+        scores = known_scores(accelerator, about, backbone, config, blended, bars)
         chosen = best_channels(scores, config.num_selected)
         if accelerator.is_main_process:
-            keep_scores(path, scores)
-    if accelerator.is_main_process and not (out / AFS_FILE).exists():
-        indices = [index.tolist() for index in chosen.indices]
-        write_json(out / AFS_FILE, {"indices": indices, "scores": _lists(chosen.scores)})
+            indices = [index.tolist() for index in chosen.indices]
+            write_json(path, {"indices": indices, "scores": _lists(chosen.scores)})
     return chosen
+
+
+def known_scores(
+    accelerator: Accelerator,
+    about: Mapping[str, Any],
+    backbone: Backbone,
+    config: RealNetConfig,
+    blended: BlendedDataset,
+    bars: Bars,
+) -> tuple[Tensor, ...]:
+    """The scores of all channels, float32 [C_k] per layer, from the cache or computed for it."""
+    path = cache.cache_folder() / "afs" / f"{scores_key(about, config, accelerator.device)}.json"
+    scores = agreed(accelerator, lambda: read_scores(path, backbone.channels))
+    if scores is None:
+        scores = shared_scores(accelerator, backbone, config, blended, bars)
+        if accelerator.is_main_process:
+            keep_scores(path, scores)
+    return scores
+
+
+def whole_layers(config: RealNetConfig, channels: Sequence[int]) -> str:
+    """One line on the layers of so many channels in which AFS has nothing to choose, if any."""
+    layers = config.backbone.layers
+    kept = zip(layers, config.num_selected, channels, strict=True)
+    whole = [f"layer {layer} ({C})" for layer, m, C in kept if m == C]
+    if not whole:
+        return ""
+    which = "any layer" if len(whole) == len(layers) else ", ".join(whole)
+    return f"AFS has nothing to choose in {which}: all channels are kept"
 
 
 def shared_scores(
