@@ -5,11 +5,13 @@ import sys
 from detect.commands.compare_sources import compare_sources
 from detect.commands.evaluate import evaluate
 from detect.commands.predict import predict
+from detect.commands.select import select
 from detect.commands.train import train
 from synth.command import run_command
 
 COMMANDS = {
     "train": train,
+    "select": select,
     "evaluate": evaluate,
     "compare-sources": compare_sources,
     "predict": predict,
