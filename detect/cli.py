@@ -3,6 +3,7 @@
 import sys
 
 from detect.commands.compare_sources import compare_sources
+from detect.commands.drift import drift
 from detect.commands.evaluate import evaluate
 from detect.commands.predict import predict
 from detect.commands.select import select
@@ -15,6 +16,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "compare-sources": compare_sources,
     "predict": predict,
+    "drift": drift,
 }
 
 

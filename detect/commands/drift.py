@@ -1,0 +1,65 @@
+"""`detect drift`."""
+
+from detect.commands.shared import BatchSize, Paths, lines_for_dash, require_share
+from synth.command import Folder, progress_bar, require_output, require_positive, say, warn
+from synth.errors import UserError
+
+DRIFT_EXIT_CODE = 3
+
+
+def drift(
+    images: Paths, *, model: Folder, out: Folder, level: float = 0.01, batch_size: BatchSize = None
+) -> None:
+    """Compare recent images with the held-out normal ones that the threshold was set on.
+
+    Has the camera, the light or the product changed? Then the false-reject rate need not hold any
+    more. A two-sample test (Kolmogorov-Smirnov) of the image scores answers: exit code 0 is no
+    drift, 3 is drift, 2 a mistake in the command. Defects among the images count as change: a few
+    in a hundred do no harm. Images should be independent of each other, not frames of one scene.
+    Writes drift.json and drift.png, which each run replaces.
+
+    Args:
+        images: Recent images: files; folders, searched for images; "patterns" with * ? **; - reads
+            such names from stdin, one a line.
+        model: What `detect train` made.
+        out: drift.json and drift.png.
+        level: Chance of a false alarm in one run; a job that runs every day at 0.01 raises three or
+            four a year.
+        batch_size: Images scored at once; changes speed and memory only.
+
+    """
+    require_positive(batch_size=batch_size)
+    require_share(level=level)
+    from detect.prediction.drift import measure_drift
+    from detect.prediction.drift_plot import write_drift_plot
+    from detect.prediction.inputs import find_inputs, read_inputs
+    from detect.prediction.predictor import load_predictor
+    from detect.prediction.video import is_video
+    from synth.files import write_json
+    from synth.images import require_images
+
+    paths = find_inputs(images, lines_for_dash(images))
+    if any(map(is_video, paths)):
+        raise UserError("images: got a video; its frames are too alike for a test: give images")
+    require_output(out)
+    predictor = load_predictor(model, batch_size=batch_size)
+    with progress_bar("checking images", "image") as update:
+        require_images(paths, update)
+    scores: list[float] = []
+    with progress_bar("scoring", "image") as update:
+        for score, _ in predictor.scored(loaded.image for loaded in read_inputs(paths)):
+            scores.append(score)
+            update(len(scores), len(paths))
+    found = measure_drift(predictor.calibration, scores, level)
+    rows = [{"file": str(path), "score": score} for path, score in zip(paths, scores, strict=True)]
+    write_json(out / "drift.json", {**found.to_json(), "recent": rows})
+    write_drift_plot(out / "drift.png", found)
+    say(found.finding)
+    (say if found.noticeable else warn)(found.power)
+    say(
+        f"{found.num_rejected} of {len(scores)} are above the threshold; so many or more have a "
+        f"chance of {found.chance:.2g} without drift"
+    )
+    say(f"figure: {out / 'drift.png'}")
+    if found.is_drift:
+        raise SystemExit(DRIFT_EXIT_CODE)
