@@ -1,0 +1,1 @@
+"""Trained detectors as single files for other runtimes: onnxruntime, OpenVINO, torch alone."""

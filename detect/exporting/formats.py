@@ -1,0 +1,199 @@
+"""The formats of an exported detector: how one is written, and how it is read back and run.
+
+A description, JSON text, travels inside the file. Runtimes are imported when used: they come with
+`pip install siaforge[export]`, all but torch's own format.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.export import ExportedProgram
+
+from detect.exporting.graph import INPUT, OUTPUTS
+from detect.exporting.packages import runtime
+from synth.pictures import Images
+
+About = Mapping[str, Any]
+Run = Callable[[Images], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""Images, uint8 [N, H, W, 3], to scores [N] and maps [N, h, w]."""
+
+KEY = "siaforge"  # of the description
+ONE_FILE_BYTES = 1_500_000_000  # an ONNX file ends at 2 GB; larger weights lie in a second file
+
+
+class Format(NamedTuple):
+    """write(program, path, about) makes `path` and what it needs beside it; read(path) runs it.
+
+    companions: suffixes of the files that may lie beside `path`, after its own name or stem.
+    """
+
+    suffix: str
+    write: Callable[[ExportedProgram, Path, About], None]
+    read: Callable[[Path], Run]
+    describe: Callable[[Path], dict[str, Any]]
+    companions: Callable[[Path], tuple[Path, ...]]
+    needs: tuple[str, ...]
+
+    def require(self) -> None:
+        """Raise UserError where a package is missing."""
+        for name in self.needs:
+            runtime(name)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the exporters' remarks to developers off the screen."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+# --- ONNX --------------------------------------------------------------------------------------
+
+
+def write_onnx(program: ExportedProgram, path: Path, about: About) -> None:
+    """Write an ONNX file; weights above ONE_FILE_BYTES go to `path` + ".data"."""
+    exported = torch.onnx.export(
+        program, dynamo=True, input_names=[INPUT], output_names=OUTPUTS, verbose=False
+    )
+    assert exported is not None, "dynamo returns a program"
+    exported.rename_axes(dict(zip(axes(exported), ("N", "H", "W"), strict=True)))
+    exported.model.producer_name = "siaforge"
+    exported.model.metadata_props[KEY] = json.dumps(about)
+    size = sum(value.nbytes for value in program.state_dict.values())
+    exported.save(path, external_data=size > ONE_FILE_BYTES)
+
+
+def axes(exported: torch.onnx.ONNXProgram) -> list[str]:
+    """The exporter's names of the input's open axes."""
+    shape = exported.model.graph.inputs[0].shape
+    assert shape is not None, "an input has a shape"
+    return [str(axis) for axis in shape if not isinstance(axis, int)]
+
+
+def read_onnx(path: Path) -> Run:
+    """Open an ONNX file with onnxruntime, on the CPU."""
+    session = onnx_session(path)
+
+    def run(images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        score, anomaly_map = session.run(list(OUTPUTS), {INPUT: images})
+        return np.asarray(score), np.asarray(anomaly_map)
+
+    return run
+
+
+def describe_onnx(path: Path) -> dict[str, Any]:
+    """The description in an ONNX file."""
+    return json.loads(onnx_session(path).get_modelmeta().custom_metadata_map[KEY])
+
+
+def onnx_session(path: Path) -> Any:
+    """An onnxruntime session with torch's number of threads."""
+    onnxruntime = runtime("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+# --- OpenVINO ----------------------------------------------------------------------------------
+
+
+def write_openvino(program: ExportedProgram, path: Path, about: About) -> None:
+    """Write an .xml file and its .bin, in float32, by way of ONNX."""
+    openvino = runtime("openvino")
+    onnx_path = path.with_suffix(".onnx")
+    write_onnx(program, onnx_path, about)
+    try:
+        model = openvino.Core().read_model(onnx_path)
+        model.set_rt_info(json.dumps(about), [KEY])
+        openvino.save_model(model, path, compress_to_fp16=False)
+        del model  # it maps the ONNX file
+    finally:
+        for file in (onnx_path, *data_file(onnx_path)):
+            file.unlink(missing_ok=True)
+
+
+def read_openvino(path: Path) -> Run:
+    """Compile for the CPU in float32; left to itself OpenVINO computes in bf16 where it can."""
+    openvino = runtime("openvino")
+    hint = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled = openvino.Core().compile_model(path, "CPU", hint)
+
+    def run(images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        answer = compiled({INPUT: images})
+        return np.array(answer[OUTPUTS[0]]), np.array(answer[OUTPUTS[1]])
+
+    return run
+
+
+def describe_openvino(path: Path) -> dict[str, Any]:
+    """The description in an OpenVINO model."""
+    model = runtime("openvino").Core().read_model(path)
+    return json.loads(model.get_rt_info([KEY]).astype(str))
+
+
+# --- torch -------------------------------------------------------------------------------------
+
+
+def write_pt2(program: ExportedProgram, path: Path, about: About) -> None:
+    """Write a file that `torch.export.load` opens, without this package."""
+    torch.export.save(program, path, extra_files={f"{KEY}.json": json.dumps(about)})
+
+
+def read_pt2(path: Path) -> Run:
+    """Open a file of `write_pt2`."""
+    module = torch.export.load(path).module()
+
+    def run(images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        with torch.no_grad():
+            score, anomaly_map = module(torch.from_numpy(images))
+        return score.numpy(), anomaly_map.numpy()
+
+    return run
+
+
+def describe_pt2(path: Path) -> dict[str, Any]:
+    """The description in a file of `write_pt2`."""
+    files = {f"{KEY}.json": ""}
+    torch.export.load(path, extra_files=files)
+    return json.loads(files[f"{KEY}.json"])
+
+
+def data_file(path: Path) -> tuple[Path, ...]:
+    """Where ONNX keeps weights that are too large for the file."""
+    return (path.with_name(path.name + ".data"),)
+
+
+FORMATS = {
+    "onnx": Format(
+        ".onnx",
+        write_onnx,
+        read_onnx,
+        describe_onnx,
+        data_file,
+        ("onnx", "onnxscript", "onnxruntime"),
+    ),
+    "openvino": Format(
+        ".xml",
+        write_openvino,
+        read_openvino,
+        describe_openvino,
+        lambda path: (path.with_suffix(".bin"),),
+        ("onnx", "onnxscript", "openvino"),
+    ),
+    "pt2": Format(".pt2", write_pt2, read_pt2, describe_pt2, lambda path: (), ()),
+}

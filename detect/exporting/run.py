@@ -1,0 +1,212 @@
+"""Export a trained detector, and check the file against torch before it takes its place."""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from detect.checkpoint import TrainedDetector
+from detect.exporting.formats import FORMATS, Format, Run, quiet
+from detect.exporting.graph import ABOUT_INPUT, ABOUT_OUTPUTS, record
+from detect.packing import packed
+from detect.training.data import to_chw, to_unit
+from synth.errors import UserError
+from synth.files import PARTIAL_SUFFIX, write_fault
+from synth.images import read_image, resize
+from synth.pictures import Images
+
+TOLERANCE = 1e-3  # of scores and maps
+NUM_CHECKED = 16
+BATCH = 3  # not the batch that the graph is timed with
+
+
+class Difference(NamedTuple):
+    """The largest absolute difference of two runtimes."""
+
+    score: float
+    map: float
+
+    def __str__(self) -> str:
+        return f"{self.score:.1g} in the score, {self.map:.1g} in the map"
+
+
+class Exported(NamedTuple):
+    """What an export came to.
+
+    parity: against torch, images at the detector's own size. resizing: the same for images of
+    other sizes, which torch gets resized by OpenCV. Milliseconds are per image, one at a time.
+    """
+
+    path: Path
+    size_bytes: int
+    num_checked: int
+    parity: Difference
+    resizing: Difference
+    milliseconds: float
+    torch_milliseconds: float
+
+
+def export_detector(
+    trained: TrainedDetector, out: Path, format_name: str, images: Sequence[Path] = ()
+) -> Exported:
+    """Write `out` (a file, or a folder for a file named detector) and check it against torch.
+
+    trained: on the CPU. images: files to check with; without any, made ones. An existing file is
+    replaced by a checked one only. Raises UserError where the format's packages are missing, the
+    parity is beyond TOLERANCE, or nothing can be written.
+    """
+    form = FORMATS[format_name]
+    form.require()
+    path = file_path(out, form)
+    samples = [read_image(file) for file in images] or made_images(trained.image_size)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX
+        ) as staging:
+            staged = Path(staging) / path.name
+            with quiet():
+                form.write(record(trained.detector, trained.image_size), staged, about(trained))
+                exported = check(form.read(staged), trained, samples)
+            require_parity(path, exported.parity)
+            size = sum(file.stat().st_size for file in Path(staging).iterdir())
+            take_place(form, staged, path)
+    except OSError as error:
+        raise UserError(write_fault(path, error)) from error
+    return exported._replace(path=path, size_bytes=size)
+
+
+def file_path(out: Path, form: Format) -> Path:
+    """Where the model goes. Raises UserError for a suffix that is not the format's."""
+    if out.is_dir() or not out.suffix:
+        return out / f"detector{form.suffix}"
+    if out.suffix != form.suffix:
+        raise UserError(
+            f"--out: got {out}, a model of this format ends in {form.suffix}; "
+            "give such a file or a folder"
+        )
+    return out
+
+
+def about(trained: TrainedDetector) -> dict[str, Any]:
+    """The description that travels inside the file: all that a verdict and a p-value need."""
+    return {
+        "siaforge": version("siaforge"),
+        "method": trained.config["method"],
+        "dataset": trained.config["dataset"],
+        "category": trained.config["category"],
+        "image_size": list(trained.image_size),
+        **trained.calibration.to_json(),
+        "verdict": "anomalous where the score is above the threshold",
+        "p_value": "(1 + number of scores >= score) / (number of scores + 1)",
+        "input": ABOUT_INPUT,
+        "outputs": ABOUT_OUTPUTS.format(*trained.image_size),
+    }
+
+
+def made_images(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    """Seeded images, half noise and half smooth: of `size`, and every fourth of another size."""
+    images = []
+    for number in range(NUM_CHECKED):
+        rng = np.random.default_rng(number)
+        height, width = size if number % 4 else (size[0] * 5 // 3, size[1] * 3 // 2 + 1)
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        if number % 2:
+            coarse = image[: height // 8 + 1, : width // 8 + 1]
+            image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+        images.append(np.asarray(image, np.uint8))
+    return images
+
+
+# --- the check -----------------------------------------------------------------------------------
+
+
+def check(run: Run, trained: TrainedDetector, samples: Sequence[NDArray[np.uint8]]) -> Exported:
+    """Compare a written model with torch on the samples; time both on the first."""
+    native = np.stack([resize(image, trained.image_size) for image in samples])
+    detector = packed(trained.detector)
+
+    def reference(images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        scores = detector.predict(to_unit(torch.stack([to_chw(image) for image in images])))
+        return scores.image.numpy(), scores.maps.numpy()
+
+    parity, resizing = [], []
+    for start in range(0, len(native), BATCH):
+        want = reference(native[start : start + BATCH])
+        parity.append(difference(run(native[start : start + BATCH]), want))
+        for n, image in enumerate(samples[start : start + BATCH]):
+            if image.shape[:2] != trained.image_size:
+                resizing.append(difference(run(image[None]), (want[0][n], want[1][n])))
+    return Exported(
+        path=Path(),
+        size_bytes=0,
+        num_checked=len(native),
+        parity=largest(parity),
+        resizing=largest(resizing),
+        milliseconds=median_milliseconds(lambda: run(native[:1])),
+        torch_milliseconds=median_milliseconds(lambda: reference(native[:1])),
+    )
+
+
+def difference(
+    got: tuple[NDArray[np.float32], NDArray[np.float32]],
+    want: tuple[NDArray[np.float32], NDArray[np.float32]],
+) -> Difference:
+    """The largest absolute differences; not a number where either side has such."""
+    score, anomaly_map = (float(np.abs(a - b).max()) for a, b in zip(got, want, strict=True))
+    return Difference(score, anomaly_map)
+
+
+def largest(differences: Sequence[Difference]) -> Difference:
+    """The largest in each part; 0 of none, and not a number where one is not."""
+    table = np.array([(0.0, 0.0), *differences])
+    score, anomaly_map = table.max(axis=0).tolist()  # a NaN wins
+    return Difference(score, anomaly_map)
+
+
+def require_parity(path: Path, parity: Difference) -> None:
+    """Raise UserError where a difference is beyond TOLERANCE or not a number."""
+    if not (parity.score <= TOLERANCE and parity.map <= TOLERANCE):
+        raise UserError(
+            f"{path}: not written, the exported model differs from torch by {parity}; allowed is "
+            f"{TOLERANCE:g}: try another --format, or other versions of its packages"
+        )
+
+
+def median_milliseconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """Median wall time of `work`, which has run before."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
+
+
+def take_place(form: Format, staged: Path, path: Path) -> None:
+    """Move a model to its place: a single file at once, of several the main one last.
+
+    Of several, the old main file goes first: one without its own weights would score wrongly.
+    """
+    parts = [
+        (new, old)
+        for new, old in zip(form.companions(staged), form.companions(path), strict=True)
+        if new.exists() or old.exists()
+    ]
+    if parts:
+        path.unlink(missing_ok=True)
+    for new, old in parts:
+        if new.exists():
+            os.replace(new, old)
+        else:
+            old.unlink()
+    os.replace(staged, path)

@@ -1,0 +1,339 @@
+"""Exported detectors: read back by the runtimes they are for, and compared with torch."""
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import openvino
+import pytest
+import torch
+from commands import Command
+from torch import nn
+
+from detect.calibration import calibrate
+from detect.checkpoint import TrainedDetector, load_detector, save_detector
+from detect.exporting import formats, graph
+from detect.exporting import run as exporting
+from detect.exporting.formats import FORMATS
+from detect.exporting.graph import resized
+from detect.realnet import RealNet, RealNetConfig
+from synth.errors import UserError
+from synth.features import BackboneConfig, build_backbone
+from synth.files import write_json
+from synth.images import resize, write_png
+
+CONFIG = RealNetConfig(
+    image_size=(32, 40),
+    backbone=BackboneConfig(name="resnet10t", layers=(1, 2), weights="bundled"),
+    num_selected=(8, 12),
+    multipliers=(1, 2),
+    num_res_blocks=1,
+    num_max=5,
+    num_mean=5,
+    head_widths=(8, 8, 4, 4),
+)
+CONSUMER = Path(__file__).parent.parent / "scripts/predict_onnx.py"
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector's folder; its weights are as if trained: no output at zero, maps that vary."""
+    backbone = build_backbone(CONFIG.backbone)
+    network = RealNet(CONFIG, backbone, [torch.arange(m) for m in CONFIG.num_selected])
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.startswith("reconstruction") and not parameter.any():
+                nn.init.normal_(parameter, std=0.05, generator=rng)
+        network.get_parameter("head.classify.2.weight").mul_(20)
+    network.rrs.norm.running_var.copy_(torch.linspace(0.1, 3, 20))
+    folder = tmp_path_factory.mktemp("model")
+    about = {"method": "realnet", "dataset": "folder", "category": "nut", "data": {}}
+    write_json(folder / "config.json", {**about, "detector": CONFIG.to_json()})
+    save_detector(folder, network, 7, calibrate([0.2, 0.3, 0.25], 0.5))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(model: Path) -> TrainedDetector:
+    return load_detector(model, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def recorded_once() -> Iterator[None]:
+    """Recording and converting take seconds; all tests share the graph of the one detector."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "record", Once(graph.record))
+        patch.setattr(torch.onnx, "export", Once(torch.onnx.export))
+        yield
+
+
+class Once:
+    """A function that is called at its first call only."""
+
+    def __init__(self, function):
+        self.function, self.result = function, None
+
+    def __call__(self, *args, **kwargs):
+        if self.result is None:
+            self.result = self.function(*args, **kwargs)
+        return self.result
+
+
+@pytest.fixture(scope="session", params=list(FORMATS))
+def exported(
+    request: pytest.FixtureRequest,
+    trained: TrainedDetector,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> exporting.Exported:
+    folder = tmp_path_factory.mktemp("exported")
+    return exporting.export_detector(trained, folder, request.param)
+
+
+def images(count: int, size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (count, *size, 3), dtype=np.uint8)
+
+
+def outside(path: Path, batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Run a file as its users do, with nothing of ours."""
+    if path.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        score, anomaly_map = session.run(None, {"images": batch})
+    elif path.suffix == ".xml":
+        hint = {"INFERENCE_PRECISION_HINT": "f32"}
+        answer = openvino.Core().compile_model(path, "CPU", hint)(batch)
+        score, anomaly_map = answer["score"], answer["map"]
+    else:
+        score, anomaly_map = torch.export.load(path).module()(torch.from_numpy(batch))
+        score, anomaly_map = score.detach().numpy(), anomaly_map.detach().numpy()
+    return np.asarray(score), np.asarray(anomaly_map)
+
+
+# The files
+
+
+def test_every_format_scores_as_torch(
+    exported: exporting.Exported, trained: TrainedDetector
+) -> None:
+    run = FORMATS[next(f for f, s in SUFFIXES.items() if s == exported.path.suffix)].read(
+        exported.path
+    )
+    for count, size in ((1, (32, 40)), (3, (32, 40)), (1, (64, 80)), (3, (50, 45)), (2, (20, 30))):
+        batch = images(count, size)
+        native = np.stack([resize(image, (32, 40)) for image in batch])
+        want = trained.detector.predict(torch.from_numpy(native).permute(0, 3, 1, 2) / 255)
+        tolerance = 0.03 if size == (20, 30) else 2e-5  # enlarging differs by levels
+        score, anomaly_map = run(batch)
+        assert (score.dtype, anomaly_map.dtype) == (np.float32, np.float32)
+        assert (score.shape, anomaly_map.shape) == ((count,), (count, 32, 40))
+        assert np.abs(score - want.image.numpy()).max() < tolerance
+        assert np.abs(anomaly_map - want.maps.numpy()).max() < tolerance
+    assert want.maps.std() > 0.02
+    score, anomaly_map = outside(exported.path, batch)
+    np.testing.assert_allclose(score, run(batch)[0], atol=1e-6)
+    np.testing.assert_allclose(anomaly_map, run(batch)[1], atol=1e-6)
+
+
+def test_the_report_is_of_the_file(exported: exporting.Exported) -> None:
+    assert exported.num_checked == 16
+    assert 0 <= max(exported.parity) < 1e-4
+    assert 0 < max(exported.resizing) < 0.1
+    files = list(exported.path.parent.iterdir())
+    assert exported.size_bytes == sum(file.stat().st_size for file in files)
+    names = {".xml": ["detector.bin", "detector.xml"]}
+    assert sorted(f.name for f in files) == names.get(
+        exported.path.suffix, [f"detector{exported.path.suffix}"]
+    )
+    assert min(exported.milliseconds, exported.torch_milliseconds) > 0
+
+
+def test_the_description_travels_inside(exported: exporting.Exported) -> None:
+    form = next(FORMATS[f] for f, s in SUFFIXES.items() if s == exported.path.suffix)
+    about = form.describe(exported.path)
+    assert about["threshold"] == 0.25
+    assert about["scores"] == [0.2, 0.25, 0.3]
+    assert about["false_reject_rate"] == 0.5
+    assert (about["category"], about["image_size"]) == ("nut", [32, 40])
+    assert about["input"].startswith("uint8 [N, H, W, 3]")
+    assert "[N, 32, 40]" in about["outputs"]
+    assert about["siaforge"].count(".") >= 1
+
+
+# Resizing inside the graph
+
+
+@pytest.mark.parametrize(
+    ("size", "levels", "share"),
+    [
+        ((64, 96), 0, 0),  # the size itself
+        ((128, 192), 0, 0),  # half
+        ((256, 384), 0, 0),  # a quarter
+        ((301, 407), 1, 0.001),
+        ((64, 500), 1, 0.001),
+        ((30, 41), 1, 0.3),  # bilinear in 8 bits
+        ((200, 50), 1, 0.3),
+        ((1, 1), 0, 0),
+    ],
+)
+def test_resizing_equals_opencv(size: tuple[int, int], levels: int, share: float) -> None:
+    image = images(1, size)[0]
+    got = resized(torch.from_numpy(image)[None], (64, 96))[0].permute(1, 2, 0).numpy()
+    difference = np.abs(got - resize(image, (64, 96)).astype(np.float32))
+    assert difference.max() <= levels
+    assert (difference > 0).mean() <= share
+
+
+# Refusals
+
+
+def test_a_model_that_disagrees_with_torch_is_not_left_behind(
+    trained: TrainedDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "made_images", lambda size: list(images(2, size)))
+    exporting.export_detector(trained, tmp_path / "d.pt2", "pt2")
+    good = (tmp_path / "d.pt2").read_bytes()
+
+    other = copy.deepcopy(trained.detector)  # the recorded graph is the first one's
+    other.get_parameter("head.classify.2.bias").data[0] += 0.5
+    with pytest.raises(UserError, match=r"differs from torch by 0\.\d+ in the score.*is 0.001"):
+        exporting.export_detector(trained._replace(detector=other), tmp_path / "d.pt2", "pt2")
+    assert [file.name for file in tmp_path.iterdir()] == ["d.pt2"]
+    assert (tmp_path / "d.pt2").read_bytes() == good
+
+
+@pytest.mark.parametrize("numbers", [(np.nan, 0.0), (0.0, np.nan), (2e-3, 0.0), (0.0, np.inf)])
+def test_what_is_no_number_is_no_parity(numbers: tuple[float, float]) -> None:
+    parity = exporting.largest([exporting.Difference(*numbers), exporting.Difference(0, 0)])
+    with pytest.raises(UserError, match="not written"):
+        exporting.require_parity(Path("x.onnx"), parity)
+    exporting.require_parity(Path("x.onnx"), exporting.Difference(1e-3, 0))
+
+
+@pytest.mark.parametrize(
+    ("format_name", "package"),
+    [("onnx", "onnx"), ("onnx", "onnxruntime"), ("openvino", "openvino"), ("onnx", "onnxscript")],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    format_name: str, package: str, model: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    run = Command(monkeypatch, capsys)
+    words = ("--model", model, "--out", tmp_path / "out", "--format", format_name)
+    line = run.refused("detect", "export", *words)
+    assert f"the package {package} is missing; run `pip install siaforge[export]`" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_suffix_of_another_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ends in \.xml"):
+        exporting.file_path(tmp_path / "d.onnx", FORMATS["openvino"])
+    assert exporting.file_path(tmp_path, FORMATS["pt2"]) == tmp_path / "detector.pt2"
+    assert exporting.file_path(tmp_path / "new", FORMATS["onnx"]).name == "detector.onnx"
+
+
+def test_parts_of_a_model_are_never_of_two(tmp_path: Path) -> None:
+    staged, old = tmp_path / "staged", tmp_path / "old"
+    for folder, text in ((staged, "new"), (old, "old")):
+        folder.mkdir()
+        (folder / "d.onnx").write_text(text)
+    (old / "d.onnx.data").write_text("weights of the old one")
+    exporting.take_place(FORMATS["onnx"], staged / "d.onnx", old / "d.onnx")
+    assert [(f.name, f.read_text()) for f in old.iterdir()] == [("d.onnx", "new")]
+
+
+# Large models, silence
+
+
+def test_large_weights_lie_in_a_second_file(
+    trained: TrainedDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "ONE_FILE_BYTES", 1000)
+    made = exporting.export_detector(trained, tmp_path / "d.onnx", "onnx")
+    names = sorted(file.name for file in tmp_path.iterdir())
+    assert names == ["d.onnx", "d.onnx.data"]
+    assert (tmp_path / "d.onnx").stat().st_size < (tmp_path / "d.onnx.data").stat().st_size
+    assert max(made.parity) < 1e-4
+    score, _ = outside(made.path, images(2, (32, 40)))
+    assert score.shape == (2,)
+
+
+def test_openvino_tells_nobody() -> None:
+    """In a fresh process: its reports go through a package that is never imported."""
+    code = (
+        "import sys; from detect.exporting.packages import runtime; runtime('openvino');"
+        "import openvino.tools.ovc.telemetry_utils as t;"
+        "assert t.tm.__name__ == 'openvino.tools.ovc.telemetry_stub', t.tm;"
+        "assert not [m for m in sys.modules if m.startswith('openvino_telemetry.')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# The command and the consumer
+
+
+@pytest.fixture
+def onnx_file(exported: exporting.Exported) -> Path:
+    """The exported ONNX file."""
+    if exported.path.suffix != ".onnx":
+        pytest.skip("another format")
+    return exported.path
+
+
+@pytest.mark.parametrize("format_name", ["pt2"])
+def test_the_command_says_what_it_made(
+    format_name: str, model: Path, tmp_path: Path, monkeypatch, capfd
+) -> None:
+    for number in range(3):
+        size = (32, 40) if number else (90, 70)
+        write_png(tmp_path / f"images/{number}.png", images(1, size, number)[0])
+    words = ("--model", model, "--out", tmp_path / "d.pt2", "--images", tmp_path / "images")
+    ended = Command(monkeypatch, capfd)("detect", "export", *words, "--format", format_name)
+    assert (ended.code, ended.err) == (0, "")
+    lines = ended.out.splitlines()
+    assert len(lines) == 5
+    assert lines[0].startswith("pt2, ")
+    assert "over 3 images" in lines[1]
+    assert lines[-1] == f"model: {tmp_path / 'd.pt2'}"
+
+
+def test_the_consumer_needs_onnxruntime_and_numpy_only(onnx_file: Path, tmp_path: Path) -> None:
+    path = onnx_file
+    image = images(1, (50, 60))[0]
+    image[0, 0] = ord(" ")  # the header ends with a space, too
+    np.save(tmp_path / "a.npy", image)
+    cv2.imwrite(str(tmp_path / "b.ppm"), image[:, :, ::-1])
+    command = [sys.executable, "-X", "importtime", CONSUMER, path, tmp_path / "a.npy"]
+    ended = subprocess.run(
+        [str(word) for word in [*command, tmp_path / "b.ppm"]],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = {line.rsplit("|", 1)[-1].strip() for line in ended.stderr.splitlines()}
+    assert {"onnxruntime", "numpy"} <= loaded
+    assert not loaded & {"torch", "cv2", "PIL", "detect", "synth", "onnx", "scipy"}
+    score = float(outside(path, image[None])[0][0])
+    verdict = "anomalous" if score > 0.25 else "normal"
+    p_value = (1 + sum(s >= score for s in (0.2, 0.25, 0.3))) / 4
+    for name, line in zip(("a.npy", "b.ppm"), ended.stdout.splitlines(), strict=True):
+        assert line == (
+            f"{tmp_path / name}: {verdict}, score {score:.4f}, threshold 0.2500, p {p_value:.3g}"
+        )
+
+
+def test_metadata_is_json_for_anyone(onnx_file: Path) -> None:
+    session = onnxruntime.InferenceSession(onnx_file, providers=["CPUExecutionProvider"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map["siaforge"])
+    assert about["threshold"] == 0.25
+    (given,) = session.get_inputs()
+    assert (given.name, given.shape, given.type) == ("images", ["N", "H", "W", 3], "tensor(uint8)")
+    assert [(o.name, o.shape) for o in session.get_outputs()] == [
+        ("score", ["N"]),
+        ("map", ["N", 32, 40]),
+    ]
