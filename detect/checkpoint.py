@@ -15,6 +15,7 @@ from torch import Tensor
 
 from detect.calibration import Calibration
 from detect.detector import Detector
+from detect.patch_nn.model import PatchNN, PatchNNConfig
 from detect.realnet.config import RealNetConfig
 from detect.realnet.model import RealNet
 from synth.errors import UserError
@@ -25,6 +26,7 @@ CONFIG_FILE, WEIGHTS_FILE, CALIBRATION_FILE = "config.json", "model.safetensors"
 Rebuild = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Detector]
 METHODS: dict[str, Rebuild] = {
     "realnet": lambda config, state: RealNet.from_state(RealNetConfig.from_json(config), state),
+    "patch-nn": lambda config, state: PatchNN.from_state(PatchNNConfig.from_json(config), state),
 }
 
 

@@ -2,9 +2,11 @@
 
 import sys
 
+from detect.commands.benchmark import benchmark
 from detect.commands.compare_sources import compare_sources
 from detect.commands.drift import drift
 from detect.commands.evaluate import evaluate
+from detect.commands.export import export
 from detect.commands.predict import predict
 from detect.commands.select import select
 from detect.commands.train import train
@@ -15,7 +17,9 @@ COMMANDS = {
     "select": select,
     "evaluate": evaluate,
     "compare-sources": compare_sources,
+    "benchmark": benchmark,
     "predict": predict,
+    "export": export,
     "drift": drift,
 }
 

@@ -22,6 +22,7 @@ TINY = {
     ("detect", "select"): "--batch-size 2 --size 32 32",
     ("detect", "compare-sources"): "--num-steps 1 --batch-size 2 --size 32 32 --seeds 0 "
     "--precision fp32",
+    ("detect", "benchmark"): "--num-steps 1 --batch-size 2 --size 32 32 --seeds 0 --precision fp32",
 }
 COMMANDS = {
     "synth": dict(synth.cli.COMMANDS),

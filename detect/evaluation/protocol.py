@@ -18,13 +18,14 @@ SOURCE_NAMES = {
     "cutpaste": "CutPaste",
     "mixture": "a mixture",
 }
-METHOD_NAMES = {"realnet": "RealNet"}
+METHOD_NAMES = {"realnet": "RealNet", "patch-nn": "patch nearest neighbour"}
 
 
 def detector_name(trained: TrainedDetector) -> str:
     """How a detector is called in tables."""
     method, source = trained.config["method"], trained.config["source"]["kind"]
-    return f"{METHOD_NAMES[method]} on {SOURCE_NAMES[source]}"
+    name = METHOD_NAMES[method]
+    return name if source == "none" else f"{name} on {SOURCE_NAMES[source]}"
 
 
 def protocol(trained: TrainedDetector, category: Category) -> dict[str, str]:
@@ -33,7 +34,6 @@ def protocol(trained: TrainedDetector, category: Category) -> dict[str, str]:
     backbone = detector["backbone"]
     height, width = trained.image_size
     num_held_out = len(trained.calibration.scores)
-    num_trained = sum(p.numel() for p in trained.detector.parameters() if p.requires_grad)
     return {
         "Training": f"{config['data']['num_images'] - num_held_out} normal images of "
         f"{config['category']}; {num_held_out} more held out for the threshold",
@@ -42,12 +42,32 @@ def protocol(trained: TrainedDetector, category: Category) -> dict[str, str]:
         "Image size": f"{height} x {width} px; maps compared at the masks' own size",
         "Backbone": f"{backbone['name']}, {Path(backbone['weights']).name} weights, layers "
         f"{', '.join(map(str, backbone['layers']))}",
-        "Detector": f"{num_trained / 1e6:.1f} M trained parameters; {trained.num_steps} steps of "
-        f"{detector['batch_size']} images, averaged weights of the last step",
+        "Detector": detector_facts(trained),
         "Seed": str(detector["seed"]),
         "Precision": f"training {config['precision']}, scoring fp32",
         "Date": date.today().isoformat(),
     }
+
+
+def detector_facts(trained: TrainedDetector) -> str:
+    """How large it is and what was done to it."""
+    detector = trained.config["detector"]
+    if trained.config["method"] == "patch-nn":
+        num, channels = trained.detector.get_buffer("bank").shape
+        return f"{num:,} patches of {channels} channels ({detector['choice']}), nothing trained"
+    num_trained = sum(p.numel() for p in trained.detector.parameters() if p.requires_grad)
+    weights = weights_facts(detector.get("official", False), trained.config.get("patience"))
+    return (
+        f"{num_trained / 1e6:.1f} M trained parameters; {trained.num_steps} steps of "
+        f"{detector['batch_size']} images, {weights}"
+    )
+
+
+def weights_facts(official: bool, patience: int | None) -> str:
+    """Which weights of a training are the detector's."""
+    if patience is not None:
+        return "averaged weights of the best check, on images held out of training"
+    return "weights of the last step" if official else "averaged weights of the last step"
 
 
 def source_facts(source: Mapping[str, Any]) -> str:
@@ -64,6 +84,7 @@ def source_facts(source: Mapping[str, Any]) -> str:
 SOURCE_FACTS = {
     "sia": "{num_images} images of an SIA folder ({method})",
     "textures": "{num_images} photographs of textures, augmented",
+    "none": "none, the method needs no anomalies",
     "noise": "uniform noise",
     "cutpaste": "the normal image itself, jittered and shifted (CutPaste under Perlin masks)",
 }

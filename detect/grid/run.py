@@ -2,7 +2,7 @@
 
 import platform
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import cache, cached_property
@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from detect.calibration import Calibration
 from detect.checkpoint import TrainedDetector, load_detector
 from detect.evaluation.measure import evaluate
 from detect.evaluation.testset import TestSet, open_test_set, require_both_labels
 from detect.grid.cells import Cost, Result, cell_folder, data_facts, read_result, write_result
 from detect.grid.costs import PeakMemory, Stopwatch, count_parameters, latency_ms
+from detect.grid.methods import METHODS
 from detect.options import TrainOptions
-from detect.realnet.run import realnet_config, train_realnet
 from detect.scoring import Scored, detector_scorer
 from detect.training.sources import ImagePool, OpenSource, Part, open_source
 from synth.config import Precision
@@ -42,41 +41,6 @@ class Entry(NamedTuple):
     method: str
     options: TrainOptions
     parts: tuple[Part, ...] = ()
-
-
-class Method(NamedTuple):
-    """How a method is trained into a folder; image_size: what its options ask for.
-
-    timed: title of the bar whose units are its training. facts: the options, in words.
-    """
-
-    image_size: Callable[[TrainOptions], tuple[int, int]]
-    train: Callable[[Normals, OpenSource, TrainOptions, Path, Bars], Calibration | None]
-    timed: str
-    facts: Callable[[TrainOptions], str]
-
-
-def realnet_facts(options: TrainOptions) -> str:
-    """Preset and what was chosen besides."""
-    config = realnet_config(options)
-    height, width = config.image_size
-    epochs, steps = config.num_epochs, config.num_steps
-    length = f"{steps} steps" if epochs is None else f"{epochs} epochs"
-    return (
-        f"RealNet {options.preset}, {height} x {width} px, {length} of {config.batch_size} images, "
-        f"{config.backbone.name} ({Path(config.backbone.weights).name} weights), layers "
-        f"{', '.join(map(str, config.backbone.layers))}"
-    )
-
-
-METHODS: Mapping[str, Method] = {
-    "realnet": Method(
-        lambda options: realnet_config(options).image_size,
-        train_realnet,
-        "training",
-        realnet_facts,
-    ),
-}
 
 
 class Cell(NamedTuple):

@@ -1,0 +1,73 @@
+"""`detect benchmark`."""
+
+from typing import Annotated
+
+import tyro
+
+from detect.options import Seeds, Sources, TrainOptions
+from synth.command import (
+    DATASET_NAMES,
+    Folder,
+    OptionalFolder,
+    progress_bar,
+    require_output,
+    say,
+    warn,
+)
+
+Methods = Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD[:PRESET] [...]")]
+Categories = Annotated[tuple[str, ...], tyro.conf.arg(metavar="all|STR [STR ...]")]
+
+
+def benchmark(
+    training: TrainOptions,
+    *,
+    methods: Methods,
+    out: Folder,
+    dataset: DATASET_NAMES = "folder",
+    root: OptionalFolder = None,
+    categories: Categories = ("all",),
+    source: Sources = ("sia",),
+    sia: OptionalFolder = None,
+    textures: OptionalFolder = None,
+    seeds: Seeds = (0, 1, 2),
+) -> None:
+    """Train methods on the categories of a dataset and tabulate what they reach and cost.
+
+    Every figure is of the weights of the last step; the test images choose nothing. The same
+    command goes on after an interruption; more methods, categories or seeds may be added later.
+    Writes benchmark.html, .md, .csv and .png, and every detector into a folder of its own.
+
+    Args:
+        training: How to train; --seed and --method are not used, --preset where METHOD has none.
+        methods: realnet, patch-nn (nearest neighbour of patches, a random bank) and
+            patch-nn-coreset, each with a preset if you like: realnet:small.
+        out: The benchmark.
+        dataset: Layout of the data, as in `detect train`.
+        root: Folder of the data.
+        categories: Categories below the root.
+        source: What anomalies are made of, as in `detect train`.
+        sia: What `synth generate` made; or a folder with <dataset>/<category> for each.
+        textures: Photographs of textures.
+        seeds: A training for each.
+
+    """
+    from detect.grid.commands import benchmarked, check_grid
+    from detect.training.source_words import parse_parts
+    from synth.data.catalog import categories as names_below
+    from synth.data.catalog import open_category
+
+    check_grid(training, seeds)
+    names = names_below(dataset, root) if categories == ("all",) else dict.fromkeys(categories)
+    opened = [open_category(dataset, root, name, progress_bar) for name in names]
+    takes_source = any(not method.startswith("patch-nn") for method in methods)
+    parts = parse_parts(source, {"sia": sia, "textures": textures}) if takes_source else ()
+    require_output(out)
+    page = benchmarked(opened, methods, training, parts, seeds, out, progress_bar)
+    if page is None:
+        return
+    for note in page.notes:
+        warn(note)
+    for sentence in page.findings:
+        say(sentence)
+    say(f"benchmark: {out / 'benchmark.html'}")

@@ -1,0 +1,77 @@
+"""The methods that a grid can train, by the names they have on the command line."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from detect.calibration import Calibration
+from detect.options import TrainOptions
+from detect.patch_nn.model import Choice
+from detect.patch_nn.run import patch_nn_config, train_patch_nn
+from detect.realnet.run import realnet_config, train_realnet
+from detect.training.sources import OpenSource
+from synth.data.normals import Normals
+from synth.features import BackboneConfig
+from synth.progress import Bars
+
+
+class Method(NamedTuple):
+    """How a method is trained into a folder; image_size: what its options ask for.
+
+    timed: title of the bar whose units are its training. facts: the options, in words.
+    """
+
+    image_size: Callable[[TrainOptions], tuple[int, int]]
+    train: Callable[[Normals, OpenSource, TrainOptions, Path, Bars], Calibration | None]
+    timed: str
+    facts: Callable[[TrainOptions], str]
+    takes_source: bool = True
+
+
+def realnet_facts(options: TrainOptions) -> str:
+    """Preset and what was chosen besides."""
+    config = realnet_config(options)
+    height, width = config.image_size
+    epochs, steps = config.num_epochs, config.num_steps
+    length = f"{steps} steps" if epochs is None else f"{epochs} epochs"
+    return (
+        f"RealNet {options.preset}, {height} x {width} px, {length} of {config.batch_size} images, "
+        f"{backbone_facts(config.backbone)}"
+    )
+
+
+def patch_nn(choice: Choice) -> Method:
+    """The baseline with one of its ways to choose patches."""
+
+    def facts(options: TrainOptions) -> str:
+        config = patch_nn_config(options, choice)
+        height, width = config.image_size
+        return (
+            f"nearest neighbour of patches, {height} x {width} px, {choice} bank of up to "
+            f"{config.bank_size:,} patches, {backbone_facts(config.backbone)}"
+        )
+
+    def image_size(options: TrainOptions) -> tuple[int, int]:
+        return patch_nn_config(options, choice).image_size
+
+    train = partial(train_patch_nn, choice=choice)
+    return Method(image_size, train, "filling the bank", facts, takes_source=False)
+
+
+def backbone_facts(config: BackboneConfig) -> str:
+    """Which network, weights and layers."""
+    layers = ", ".join(map(str, config.layers))
+    return f"{config.name} ({Path(config.weights).name} weights), layers {layers}"
+
+
+METHODS: Mapping[str, Method] = {
+    "realnet": Method(
+        lambda options: realnet_config(options).image_size,
+        train_realnet,
+        "training",
+        realnet_facts,
+    ),
+    "patch-nn": patch_nn("random"),
+    "patch-nn-coreset": patch_nn("coreset"),
+}

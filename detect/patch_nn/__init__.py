@@ -1,0 +1,1 @@
+"""The distance to the nearest patch of normal images: a baseline."""
