@@ -32,7 +32,15 @@ def write_detector(folder: Path, rate: float = 0.1) -> Path:
     indices = [torch.tensor([1, 3, 5, 7]), torch.tensor([0, 2, 4, 6])]
     detector = RealNet(CONFIG, build_backbone(CONFIG.backbone), indices).eval()
     config = {key: value for key, value in CONFIG.to_json().items() if key != "num_steps"}
-    about = {"method": "realnet", "dataset": "folder", "category": "widget", "detector": config}
+    about = {
+        "method": "realnet",
+        "dataset": "folder",
+        "category": "widget",
+        "data": {"num_images": 400},
+        "source": {"kind": "noise"},
+        "precision": "fp32",
+        "detector": config,
+    }
     write_json(folder / "config.json", about)
     normals = np.stack([normal_image(n) for n in range(NUM_HELD_OUT)])
     scores = detector_scorer(detector, torch.device("cpu"))(normals).scores

@@ -19,7 +19,7 @@ import pytest
 from commands import Command
 from detectors import NUM_HELD_OUT, write_detector
 from PIL import Image
-from products import normal_image
+from products import normal_image, write_product
 
 from detect.calibration import calibrate
 from detect.prediction.inputs import Loaded
@@ -123,6 +123,19 @@ def test_another_rate_at_prediction_time(run, model, photos, tmp_path):
     assert (model / "calibration.json").read_bytes() == before
     line = run.refused(*words(model, tmp_path / "no", photos), "--false-reject-rate", 1)
     assert line == "detect: --false-reject-rate: got 1.0, must lie between 0 and 1"
+
+
+def test_another_rate_at_evaluation_time(run, model, tmp_path):
+    root, out = write_product(tmp_path / "widget"), tmp_path / "out"
+    scores = sorted(json.loads((model / "calibration.json").read_text())["scores"])
+    words = ("detect", "evaluate", "--root", root, "--model", model, "--out", out)
+    ended = run(*words, "--false-reject-rate", 0.01)
+    assert ended.code == 0, ended
+    assert "needs 99 held-out normal images, got 39" in ended.err
+    results = json.loads((out / "results.json").read_text())
+    assert results["threshold"] == scores[-1]
+    assert results["false_reject_rate"]["asked"] == 0.01
+    assert {float(row["threshold"]) for row in table(out)} == {float(f"{scores[-1]:.6g}")}
 
 
 @pytest.mark.parametrize("choice", ["anomalous", "none"])

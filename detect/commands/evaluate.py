@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from detect.commands.shared import Rate, require_share
 from synth.command import (
     DataOptions,
     Folder,
@@ -29,6 +30,7 @@ def evaluate(
     model: Models,
     out: Folder,
     compare: Folders = (),
+    false_reject_rate: Rate = None,
     batch_size: int = 16,
 ) -> None:
     """Measure a detector on the test images.
@@ -43,12 +45,15 @@ def evaluate(
             standard deviation), and the rest of the report is of the first.
         out: The results.
         compare: Further detectors, shown beside it in the report.
+        false_reject_rate: Share of normal images that may be called anomalous; sets the threshold
+            from the detector's held-out scores.
         batch_size: Images scored at once; changes speed and memory only.
 
     """
     if not model:
         raise UserError("--model: none given; name a folder that `detect train` made")
     require_positive(batch_size=batch_size)
+    require_share(false_reject_rate=false_reject_rate)
     category = data.open()
     require_output(out)
     from detect.evaluation.protocol import table
@@ -65,7 +70,11 @@ def evaluate(
     test = open_test_set(category, progress_bar)
     for caution in test.cautions():
         warn(caution)
-    report = report_on(test, model, compare, out, device, batch_size, progress_bar)
+    report = report_on(
+        test, model, compare, out, device, batch_size, progress_bar, false_reject_rate
+    )
+    if false_reject_rate is not None and report.calibration.note:
+        warn(report.calibration.note)
     if report.seeds is not None and report.seeds.caution:
         warn(report.seeds.caution)
     for sentence in findings(report):

@@ -46,11 +46,13 @@ def report_on(
     device: torch.device,
     batch_size: int,
     bars: Bars,
+    false_reject_rate: float | None = None,
 ) -> ReportData:
     """Measure detectors on the test images and write report.html and the results into `out`.
 
     models: trainings of one detector, of which the first is shown in full and all are averaged;
     compare: further detectors, one row each. One detector is in memory at a time.
+    false_reject_rate: sets another threshold from the held-out scores; None keeps the stored one.
     """
 
     def measured(folder: Path, maps: ParkedMaps | None = None) -> Measured:
@@ -71,7 +73,7 @@ def report_on(
             first.name,
             first.evaluation,
             maps,
-            trained.calibration,
+            trained.calibration.at_rate(false_reject_rate),
             rows,
             protocol(trained, test.category),
             averaged([first, *repeats]) if repeats else None,
