@@ -42,8 +42,7 @@ class Batch(NamedTuple):
 class Stage:
     """One stretch of training: which parameters learn from which loss, for how long.
 
-    `loss` maps a batch to named scalar float32 terms; their sum is minimised. Adam's settings are
-    data so that a run can record them; `max_grad_norm` None means no clipping.
+    `loss` maps a batch to named scalar float32 terms; their sum is minimised by Adam.
     """
 
     name: str
@@ -51,20 +50,10 @@ class Stage:
     num_steps: int
     loss: Callable[[Batch], dict[str, Tensor]]
     lr: float
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    max_grad_norm: float | None = None
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return a fresh Adam (L2 weight decay) over the stage's parameters."""
-        return torch.optim.Adam(
-            self.parameters,
-            lr=self.lr,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-        )
+        """Return a fresh Adam over the stage's parameters."""
+        return torch.optim.Adam(self.parameters, lr=self.lr)
 
 
 class Detector(nn.Module):

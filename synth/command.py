@@ -161,6 +161,7 @@ NO_MEMORY = ("out of memory", "can't allocate memory")
 OUT_OF_MEMORY = {
     ("synth", "train"): "raise --accumulate, give --gradient-checkpointing, or lower --size",
     ("synth", "generate"): "lower --batch-size",
+    ("detect", "train"): "lower --batch-size or --size, or give a smaller --preset",
 }
 """Advice for commands whose options for it are not --batch-size and --size."""
 

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from commands import MAINS, Command
 from products import normal_image, write_product, write_sources
 
@@ -315,6 +316,43 @@ def test_wrong_choice_is_readable(run):
         ended = run("detect", "train", option, value, "--out", "x")
         assert ended.code == 2
         assert value in ended.err
+
+
+def test_a_loss_without_a_number_stops_and_the_last_good_state_stays(
+    run, product, own, monkeypatch, tmp_path
+):
+    from detect.realnet.model import RealNet
+
+    weights, state = own / "model.safetensors", own / "realnet/state.safetensors"
+    before = [weights.read_bytes(), state.read_bytes()]
+    compute, steps = RealNet.losses, []
+
+    def losses(self, batch):
+        steps.append(1)
+        factor = float("nan") if len(steps) == 2 else 1.0
+        return {name: factor * term for name, term in compute(self, batch).items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RealNet, "losses", losses)
+        line = run.refused(*train_words(product, own, steps=6))
+    assert "nan" in line
+    assert "at step 5" in line
+    assert "keeps the last good state: lower the learning rate" in line
+    assert [weights.read_bytes(), state.read_bytes()] == before
+    assert run("detect", "predict", product / "test", "--model", own, "--out", tmp_path).code == 0
+    assert run(*train_words(product, own, steps=4)).code == 0
+
+
+@pytest.mark.parametrize("error", ["CUDA out of memory. Tried to allocate 9 GiB", None])
+def test_too_little_memory_names_what_to_lower(run, product, tmp_path, monkeypatch, error):
+    def full(*args, **kwargs):
+        raise MemoryError if error is None else torch.OutOfMemoryError(error)
+
+    monkeypatch.setattr("detect.realnet.run.train_detector", full)
+    line = run.refused(*train_words(product, tmp_path / "out"))
+    assert line == (
+        "detect: out of memory; lower --batch-size or --size, or give a smaller --preset"
+    )
 
 
 # Interruptions, in processes of their own

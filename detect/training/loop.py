@@ -1,6 +1,5 @@
 """One loop for every detector: its stages in order, resumable, on one or several processes."""
 
-import math
 from pathlib import Path
 
 import torch
@@ -166,8 +165,7 @@ def stage_steps(
         loss = torch.stack(list(terms.values())).sum()
         accelerator.backward(loss)
         average_gradients(accelerator, stage.parameters)
-        limit = math.inf if stage.max_grad_norm is None else stage.max_grad_norm
-        norm = nn.utils.clip_grad_norm_(stage.parameters, limit)
+        norm = nn.utils.get_total_norm([p.grad for p in stage.parameters if p.grad is not None])
         optimizer.step()
         optimizer.zero_grad()
         ema.step(stage.parameters)

@@ -1,0 +1,257 @@
+"""RealNet's presets, its blocks of layers, and any timm network below it."""
+
+import json
+from dataclasses import replace
+from typing import get_args, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from commands import Command
+from products import normal_image, write_product
+
+from detect.detector import Batch
+from detect.options import TrainOptions
+from detect.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
+from detect.realnet.blocks import aligned, joined
+from detect.realnet.config import HIAD, PAPER_C
+from detect.realnet.run import realnet_config
+from detect.training.data import BlendedDataset
+from detect.training.sources import Anomaly
+from synth.data.foreground import EVERYTHING
+from synth.errors import UserError
+from synth.features import BackboneConfig, build_backbone
+
+SMALLEST = RealNetConfig(
+    image_size=(32, 48),
+    backbone=BackboneConfig(name="resnet10t", layers=(1, 2, 3), weights="random"),
+    num_selected=(6, 8, 10),
+    blocks=((1, 2), (3,)),
+    num_max=4,
+    num_mean=4,
+    head_widths=(8, 8, 4, 4),
+)
+
+
+def make_batch(size: tuple[int, int] = (32, 48)) -> Batch:
+    g = torch.Generator().manual_seed(0)
+    normal = torch.rand(2, 3, *size, generator=g)
+    mask = torch.zeros(2, *size, dtype=torch.bool)
+    mask[:, 8:24, 8:24] = True
+    noise = torch.rand(2, 3, *size, generator=g)
+    return Batch(torch.where(mask.unsqueeze(1), noise, normal), normal, mask)
+
+
+def make_model(config: RealNetConfig) -> RealNet:
+    backbone = build_backbone(config.backbone)
+    indices = [
+        torch.randperm(C, generator=torch.Generator().manual_seed(1))[:m].sort().values
+        for C, m in zip(backbone.channels, config.num_selected, strict=True)
+    ]
+    return RealNet(config, backbone, indices)
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("preset", "reconstruction"),
+    [(PAPER, 518_236_160), (PAPER_C, 932_554_752), (HIAD, 259_118_080)],
+)
+def test_large_presets_have_the_published_sizes(preset: RealNetConfig, reconstruction: int) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(replace(preset.backbone, weights="random"))
+        model = RealNet(preset, backbone, [torch.arange(m) for m in preset.num_selected])
+    assert sum(p.numel() for p in model.reconstruction.parameters()) == reconstruction
+    assert sum(p.numel() for p in model.head.parameters()) == 5_872_662
+    assert (preset.learning_rate, preset.batch_size) == (1e-4, 16)
+
+
+def test_the_command_offers_the_presets_that_there_are() -> None:
+    assert get_args(get_type_hints(TrainOptions)["preset"]) == tuple(PRESETS)
+
+
+def test_epochs_become_steps_once_the_images_are_known() -> None:
+    config = realnet_config(TrainOptions(preset="paper"))
+    assert config.for_images(209).num_steps == 13_063  # 1000 * 209 / 16, rounded up
+    assert config.for_images(209).num_epochs is None
+    assert config.for_images(209).for_images(3).num_steps == 13_063
+    chosen = realnet_config(TrainOptions(preset="paper", num_steps=70))
+    assert chosen.for_images(209).num_steps == 70
+    with pytest.raises(UserError, match="num_epochs: got 0, must be greater than 0"):
+        replace(PAPER, num_epochs=0)
+
+
+# Blocks of layers
+
+
+def test_a_block_has_the_size_of_its_first_layer() -> None:
+    g = torch.Generator().manual_seed(0)
+    sizes = [(3, 8, 12), (2, 4, 6), (5, 2, 3)]
+    maps = [torch.randn(2, *size, generator=g) for size in sizes]
+    both = aligned(maps, SMALLEST.layer_blocks)
+    assert torch.equal(both[0], maps[0])
+    assert torch.equal(both[2], maps[2])
+    y, x = 5, 7  # by hand: corners fall on corners
+    row, column = y * 3 / 7, x * 5 / 11
+    r, c = int(row), int(column)
+    a, b = row - r, column - c
+    corner = maps[1][:, :, r : r + 2, c : c + 2]
+    weights = torch.tensor([[(1 - a) * (1 - b), (1 - a) * b], [a * (1 - b), a * b]])
+    torch.testing.assert_close(both[1][:, :, y, x], (corner * weights).sum((2, 3)))
+    one, two = joined(maps, SMALLEST.layer_blocks)
+    assert torch.equal(one, torch.cat(both[:2], dim=1))
+    assert torch.equal(two, maps[2])
+
+
+def test_a_block_is_reconstructed_as_a_whole() -> None:
+    model, batch = make_model(SMALLEST).eval(), make_batch()
+    assert [network.stem.in_channels for network in model.reconstruction] == [14, 10]
+    losses = model.losses(batch)
+
+    def phi(images: torch.Tensor) -> list[torch.Tensor]:
+        a, b, c = (
+            x[:, select.index] for x, select in zip(model.backbone(images), model.afs, strict=True)
+        )
+        b = F.interpolate(b, size=a.shape[-2:], mode="bilinear", align_corners=True)
+        return [torch.cat([a, b], dim=1), c]
+
+    G = [network(x) for network, x in zip(model.reconstruction, phi(batch.image), strict=True)]
+    mse = sum(((g - i) ** 2).mean() for g, i in zip(G, phi(batch.normal), strict=True))
+    torch.testing.assert_close(losses["reconstruction"], mse)
+    assert model.predict(batch.image).maps.shape == (2, 32, 48)
+
+
+def test_blocks_survive_json_and_older_files_do_without() -> None:
+    text = json.dumps(PAPER_C.to_json())
+    assert RealNetConfig.from_json(json.loads(text)) == PAPER_C
+    old = TINY.to_json()
+    for name in ("blocks", "num_epochs", "official"):
+        del old[name]
+    assert RealNetConfig.from_json(old) == TINY
+
+
+@pytest.mark.parametrize("blocks", [((1,), (2,)), ((1, 2), (2, 3)), ((2,), (1, 3))])
+def test_every_layer_is_in_one_block(blocks: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(UserError, match=r"blocks: got .* every layer belongs to one block"):
+        replace(SMALLEST, blocks=blocks)
+
+
+# Other backbones
+
+
+def test_other_layers_keep_what_the_nearest_of_the_preset_keeps() -> None:
+    assert TINY.with_layers((2, 3)).num_selected == (64, 64)
+    assert TINY.with_layers((1,)).num_selected == (32,)
+    assert TINY.with_layers((1,)).num_max == 32
+    assert replace(TINY, num_max=100).with_layers((1,)).num_max == 32
+    assert PAPER.with_layers((3, 6, 9)).num_selected == (512, 256, 256)
+    assert HIAD.with_layers((1, 2)).num_selected == (256, 256)
+    assert PAPER_C.with_layers((1, 2, 4)).blocks == ((1, 2), (4,))
+    assert PAPER_C.with_layers((3, 4)).blocks == ((3, 4),)
+    chosen = realnet_config(TrainOptions(backbone_layers=(2,), backbone_std=(0.5, 0.5, 0.5)))
+    assert chosen.backbone.layers == (2,)
+    assert chosen.backbone.std == (0.5, 0.5, 0.5)
+    with pytest.raises(UserError, match="backbone layers: got 3 1; give one or more in ascending"):
+        realnet_config(TrainOptions(backbone_layers=(3, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("resnet18", (1, 2, 3)),
+        ("mobilenetv2_100", (2, 4)),
+        ("efficientnet_b0", (1, 3)),
+        ("convnext_atto", (1, 2)),
+        ("vit_tiny_patch16_224", (2, 4)),
+    ],
+)
+def test_any_family_of_networks_serves(name: str, layers: tuple[int, ...]) -> None:
+    config = replace(
+        TINY.with_layers(layers),
+        image_size=(32, 48),
+        backbone=BackboneConfig(name=name, layers=layers, weights="random"),
+    )
+    backbone, batch = build_backbone(config.backbone), make_batch()
+    backbone.require_image_size(config.image_size)
+    config = config.fitted(backbone.channels)
+    chosen = select_channels(backbone, [batch], config.num_selected)
+    model = RealNet(config, backbone, chosen.indices)
+    losses = model.losses(batch)
+    torch.stack(list(losses.values())).sum().backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    gradient = model.get_parameter("reconstruction.0.out.weight").grad
+    assert gradient is not None
+    assert gradient.any()
+    scores = model.predict(batch.image)
+    assert scores.maps.shape == (2, 32, 48)
+
+
+def test_a_vit_is_trained_where_its_patches_fit(monkeypatch, capsys, tmp_path) -> None:
+    run = Command(monkeypatch, capsys)
+    product = write_product(tmp_path / "widget", num_train=4)
+    words = (
+        *("detect", "train", "--root", product, "--out", tmp_path / "out", "--source", "noise"),
+        *("--backbone", "vit_tiny_patch16_224", "--backbone-weights", "random"),
+        *("--backbone-layers", 2, "--batch-size", 2, "--num-steps", 1, "--precision", "fp32"),
+    )
+    line = run.refused(*words, "--size", 40, 48)
+    assert "the backbone cannot take images of 40 x 48 px" in line
+    assert line.endswith("try --size 32 48")
+    ended = run(*words, "--size", 32, 48)
+    assert ended.code == 0, ended
+    detector = json.loads((tmp_path / "out/config.json").read_text())["detector"]
+    assert detector["backbone"]["layers"] == [2]
+    assert detector["num_selected"] == [64]
+
+
+# The authors' way
+
+
+def test_the_official_way_keeps_empty_masks_and_truncates() -> None:
+    normals = np.stack([normal_image(n) for n in range(4)])
+
+    def draw(rng: np.random.Generator, normal: np.ndarray) -> Anomaly:
+        return Anomaly(rng.integers(0, 256, normal.shape, dtype=np.uint8), (0.5, 1.0))
+
+    def samples(official: bool) -> list:
+        data = BlendedDataset(
+            normals, EVERYTHING, draw, seed=0, anomalous_share=1.0, official=official
+        )
+        return [data[number] for number in range(60)]
+
+    ours, theirs = samples(False), samples(True)
+    assert all(sample.mask.any() for sample in ours)
+    empty = [sample for sample in theirs if not sample.mask.any()]
+    assert empty
+    assert all(torch.equal(sample.image, sample.normal) for sample in empty)
+    same = [
+        (a, b)
+        for a, b in zip(ours, theirs, strict=True)
+        if b.mask.any() and torch.equal(a.mask, b.mask)
+    ]
+    lower = torch.cat([(a.image.int() - b.image.int())[:, a.mask].flatten() for a, b in same])
+    assert set(lower.tolist()) == {0, 1}
+    assert lower.float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_official_way_leaves_the_last_step_as_it_is(monkeypatch, capsys, tmp_path) -> None:
+    from safetensors.torch import load_file
+
+    run = Command(monkeypatch, capsys)
+    product = write_product(tmp_path / "widget", num_train=4)
+    words = (
+        *("detect", "train", "--root", product, "--out", tmp_path / "out", "--source", "noise"),
+        *("--backbone", "resnet10t", "--backbone-weights", "random", "--size", 32, 32),
+        *("--batch-size", 2, "--num-steps", 3, "--precision", "fp32", "--official"),
+    )
+    assert "not used with --official" in run.refused(*words, "--patience", 2)
+    assert run(*words).code == 0
+    assert json.loads((tmp_path / "out/config.json").read_text())["detector"]["official"] is True
+    state = load_file(tmp_path / "out/realnet/state.safetensors")
+    model = load_file(tmp_path / "out/model.safetensors")
+    last = {name.removeprefix("model."): v for name, v in state.items() if name[:6] == "model."}
+    assert last.keys() == model.keys()
+    assert all(torch.equal(last[name], model[name]) for name in model)
+    assert int(model["rrs.norm.num_batches_tracked"]) == 3
