@@ -60,8 +60,7 @@ def benchmark(
     check_grid(training, seeds)
     names = names_below(dataset, root) if categories == ("all",) else dict.fromkeys(categories)
     opened = [open_category(dataset, root, name, progress_bar) for name in names]
-    takes_source = any(not method.startswith("patch-nn") for method in methods)
-    parts = parse_parts(source, {"sia": sia, "textures": textures}) if takes_source else ()
+    parts = parse_parts(source, {"sia": sia, "textures": textures})
     require_output(out)
     page = benchmarked(opened, methods, training, parts, seeds, out, progress_bar)
     if page is None:

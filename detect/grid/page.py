@@ -121,9 +121,12 @@ def by_category(grid: Table, column: str) -> Section:
 def write_page(out: Path, name: str, page: Page) -> Path:
     """Write <name>.md, .csv, .html and .png into `out`; returns the HTML file."""
     parts = sections(page)
-    write_text(out / f"{name}.html", render_html(page, parts, plot_svg(page.table)))
+    write_text(
+        out / f"{name}.html",
+        render_html(page, parts, plot_svg(page.table, mark_first=page.differences)),
+    )
     with atomic_path(out / f"{name}.png") as partial:
-        partial.write_bytes(plot_png(page.table))
+        partial.write_bytes(plot_png(page.table, mark_first=page.differences))
     write_text(out / f"{name}.md", render_markdown(page, parts, name))
     write_text(out / f"{name}.csv", render_csv(page.table))
     return out / f"{name}.html"

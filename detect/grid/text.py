@@ -62,12 +62,14 @@ def notes(table: Table) -> list[str]:
 
 
 def best(table: Table) -> list[str]:
-    """Which entry has the highest mean, per metric of HEADLINES."""
+    """Which entries have the highest mean as it is shown, per metric of HEADLINES."""
     sentences: list[str] = []
     for column in (name for name in HEADLINES if name in table.columns):
         means = {name: table.metric(name, column) for name in table.entries}
-        top = max(means, key=lambda name: means[name].mean)
-        sentences.append(f"Highest mean {column}: {top}, {plus_minus(means[top])}.")
+        highest = max(means.values(), key=lambda values: values.mean)
+        top = [name for name in means if number(means[name].mean) == number(highest.mean)]
+        shown = plus_minus(highest) if len(top) == 1 else number(highest.mean)
+        sentences.append(f"Highest mean {column}: {' and '.join(top)}, {shown}.")
     return sentences
 
 

@@ -1,0 +1,410 @@
+import csv
+import json
+import shutil
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import Command
+from detectors import CONFIG
+from products import write_product, write_sources
+from scipy.stats import ttest_rel
+
+from detect.evaluation.metrics import ImageMetrics, PixelMetrics
+from detect.grid import run as grid_run
+from detect.grid.cells import Cost, Result, cell_folder, read_result, safe_name, write_result
+from detect.grid.costs import PeakMemory, Stopwatch
+from detect.grid.page import Section
+from detect.grid.tables import Spread, Table, spread
+from detect.grid.text import best, differences, duration, notes
+from detect.realnet.config import PRESETS
+from detect.report.data import COLUMNS
+from detect.training.source_words import parse_named
+from detect.training.sources import Part
+from synth.errors import UserError
+from synth.progress import no_bars
+
+QUICK = ("--num-steps", 1, "--batch-size", 2, "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def patch():
+    with pytest.MonkeyPatch.context() as patched:
+        small = replace(CONFIG, num_afs_batches=1, batch_size=2)
+        patched.setitem(PRESETS, "tiny", small)
+        yield patched
+
+
+class Quiet:
+    """Stands in for capsys in fixtures of a module."""
+
+    def readouterr(self):
+        return "", ""
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    write_product(root / "gadget", num_train=6, num_test=2)
+    write_product(root / "widget", num_train=6, num_test=2)
+    for name in ("gadget", "widget"):
+        write_sources(root.with_name("sia") / "folder" / name, category=name, num=3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def out(patch, products, tmp_path_factory) -> Path:
+    """A finished benchmark: 2 methods, 2 categories, 2 seeds; do not write to it."""
+    folder = tmp_path_factory.mktemp("benchmark")
+    ended = Command(patch, Quiet())(*words(products, folder))
+    assert ended.code == 0
+    return folder
+
+
+@pytest.fixture
+def run(patch, monkeypatch, capsys):
+    return Command(monkeypatch, capsys)
+
+
+def words(products, folder):
+    sia = ("--sia", products.with_name("sia"))
+    methods = ("--methods", "realnet", "patch-nn", "--seeds", 0, 1)
+    return ("detect", "benchmark", "--root", products, *methods, *sia, *QUICK, "--out", folder)
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def untrained(*args, **kwargs):
+    raise AssertionError("a finished cell is not repeated")
+
+
+# The way through
+
+
+def test_every_cell_is_a_training_with_the_normal_layout(out):
+    cells = sorted(path.parent.relative_to(out) for path in out.rglob("results.json"))
+    names = [f"{m}/{c}/seed-{s}" for m in ("patch-nn", "realnet") for c in ("gadget", "widget")
+             for s in (0, 1)]  # fmt: skip
+    assert [str(cell) for cell in cells] == names
+    for cell in cells:
+        for name in ("config.json", "model.safetensors", "calibration.json", "timing.json"):
+            assert (out / cell / name).exists()
+        config = json.loads((out / cell / "config.json").read_text())
+        assert config["category"] == cell.parts[1]
+        assert config["detector"]["seed"] == int(cell.parts[2][-1])
+    source = json.loads((out / "realnet/gadget/seed-0/config.json").read_text())["source"]
+    assert (source["kind"], source["num_images"]) == ("sia", 3)
+
+
+@pytest.mark.parametrize("method", ["realnet", "patch-nn"])
+def test_figures_are_those_of_detect_evaluate(run, products, out, tmp_path, method):
+    model = out / method / "widget/seed-1"
+    words = ("detect", "evaluate", "--root", products, "--category", "widget", "--model", model)
+    ended = run(*words, "--out", tmp_path)
+    assert ended.code == 0, ended
+    wanted = json.loads((tmp_path / "results.json").read_text())
+    cell = json.loads((model / "results.json").read_text())
+    assert cell["image"] == {name: wanted["image"][name] for name in cell["image"]}
+    assert cell["pixel"] == {name: wanted["pixel"][name] for name in cell["pixel"]}
+
+
+def test_table_has_means_and_spreads_over_seeds(out):
+    rows = rows_of(out / "benchmark.csv")
+    assert len(rows) == 8
+    by_seed = [
+        np.mean([float(r["AUPRO"]) for r in rows if (r["entry"], r["seed"]) == ("patch-nn", seed)])
+        for seed in "01"
+    ]
+    shown = f"{np.mean(by_seed):.3f} ± {np.std(by_seed, ddof=1):.3f}"
+    page = (out / "benchmark.md").read_text()
+    (line,) = [x for x in page.split("## AUPRO")[0].splitlines() if x.startswith("| patch-nn |")]
+    assert shown in line
+    assert len(line.split("|")) == 2 + 1 + len(COLUMNS)
+    section = page.split("## AUPRO by category")[1].split("##")[0]
+    assert section.count(" ± 0.") == 6
+    assert shown in section.splitlines()[-2]
+    assert (out / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_costs_are_measured(out):
+    for row in rows_of(out / "benchmark.csv"):
+        assert float(row["training_seconds"]) > 0
+        assert float(row["latency_ms"]) > 0
+        assert float(row["peak_bytes"]) > 50 * 2**20
+        trained = int(row["num_trained"])
+        assert (trained == 0) == (row["entry"] == "patch-nn")
+        assert int(row["num_parameters"]) > trained
+
+
+def test_page_is_well_formed_and_fetches_nothing(out):
+    class Checker(HTMLParser):
+        open_tags, hrefs = [], []
+
+        def handle_starttag(self, tag, attrs):
+            if tag not in ("meta", "br", "img", "path", "use", "rect"):
+                self.open_tags.append(tag)
+            self.hrefs += [v for k, v in attrs if k in ("src", "href") and not v.startswith("#")]
+
+        def handle_endtag(self, tag):
+            if tag in self.open_tags:
+                while self.open_tags.pop() != tag:
+                    pass
+
+    checker = Checker()
+    text = (out / "benchmark.html").read_text()
+    checker.feed(text)
+    assert (checker.open_tags, checker.hrefs) == ([], [])
+    assert "<svg" in text
+    assert "realnet" in text
+
+
+def test_finished_cells_are_not_repeated(run, products, out, monkeypatch):
+    monkeypatch.setattr(grid_run, "run_cell", untrained)
+    before = {p: p.read_bytes() for p in out.glob("benchmark.*")}
+    ended = run(*words(products, out))
+    assert ended.code == 0, ended
+    assert ended.out.splitlines()[-1] == f"benchmark: {out / 'benchmark.html'}"
+    assert ended.out.startswith("Highest mean image AUROC: ")
+    after = {p: p.read_bytes() for p in out.glob("benchmark.*")}
+    assert after == before
+
+
+def test_killed_between_and_within_cells_it_goes_on(run, products, out, tmp_path, monkeypatch):
+    some = ("--categories", "widget", "--methods", "realnet", "--seeds", 0, 1)
+    kept = grid_run.write_result
+
+    def killed(folder, asked, result):
+        if result.seed == 1:
+            raise KeyboardInterrupt  # trained, not yet recorded
+        kept(folder, asked, result)
+
+    monkeypatch.setattr(grid_run, "write_result", killed)
+    assert run(*words(products, tmp_path), *some).code == 130
+    assert not list(tmp_path.glob("benchmark.*"))
+    monkeypatch.setattr(grid_run, "write_result", kept)
+    assert run(*words(products, tmp_path), *some).code == 0
+    for seed in (0, 1):
+        one, other = (
+            json.loads((root / f"realnet/widget/seed-{seed}/results.json").read_text())
+            for root in (out, tmp_path)
+        )
+        assert (one["image"], one["pixel"]) == (other["image"], other["pixel"])
+        assert other["cost"]["training_seconds"] > 0
+
+
+def test_sources_are_compared_with_the_first(run, products, tmp_path):
+    sia = products.with_name("sia") / "folder/widget"
+    words = ("detect", "compare-sources", "--root", products, "--category", "widget", *QUICK)
+    words += ("--out", tmp_path, "--seeds", 3, 4)
+    ended = run(*words, "--sources", f"sdas={sia}", "noise", f"mixed=0.5*{sia}+1*cutpaste")
+    assert ended.code == 0, ended
+    rows = rows_of(tmp_path / "comparison.csv")
+    assert [(r["entry"], r["seed"]) for r in rows] == [
+        (name, seed) for name in ("sdas", "noise", "mixed") for seed in "34"
+    ]
+    aupro = np.array([float(r["AUPRO"]) for r in rows]).reshape(3, 2)
+    gains = aupro[1] - aupro[0]
+    page = (tmp_path / "comparison.md").read_text()
+    section = page.split("## Differences to sdas")[1]
+    (line,) = [x for x in section.splitlines() if x.startswith("| noise |")][:1]
+    assert f"{gains.mean():+.3f} ± {gains.std(ddof=1):.3f}" in line
+    assert "sdas has" in ended.out
+    mixed = json.loads((tmp_path / "mixed/widget/seed-3/config.json").read_text())["source"]
+    assert [round(part["share"], 3) for part in mixed["parts"]] == [0.333, 0.667]
+    config = json.loads((tmp_path / "noise/widget/seed-4/config.json").read_text())
+    assert config["source"]["kind"] == "noise"
+    # Another setting in the same folder is refused before any training.
+    line = run.refused(*words, "--learning-rate", 0.5, "--sources", f"sdas={sia}", "noise")
+    assert "made with other settings (options.learning_rate: null there, 0.5 here)" in line
+
+
+# Mistakes
+
+
+def test_mistakes_are_told_before_any_training(run, products, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid_run, "run_cell", untrained)
+    benchmark = words(products, tmp_path / "out")
+    for extra, message in [
+        (("--methods", "realnot"), "--methods: no 'realnot'; allowed: realnet, patch-nn"),
+        (("--methods", "realnet:huge"), "--methods: no preset 'huge'"),
+        (("--methods", "realnet", "realnet"), "one or more different ones"),
+        (("--seeds", 1, 1), "--seeds: got (1, 1)"),
+        (("--seeds", -1), "--seeds: got (-1,)"),
+        (("--seed", 3), "--seed: got 3, not used here; give --seeds"),
+        (("--categories", "widget", "nut"), "no 'nut'"),
+        (("--source", "textures"), "--sia: not used"),
+        (("--batch-size", 0), "--batch-size: got 0"),
+    ]:
+        assert message in run.refused(*benchmark, *extra)
+    sources = ("detect", "compare-sources", "--root", products, "--category", "widget")
+    sources += ("--out", tmp_path / "out", "--sources")
+    assert "--sources: got 1" in run.refused(*sources, "noise")
+    assert "'noise' twice" in run.refused(*sources, "noise", "noise")
+    assert "found none" in run.refused(*sources, "noise", tmp_path)
+
+
+def test_category_with_one_label_is_refused_before_any_training(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(grid_run, "run_cell", untrained)
+    for name in ("nut", "plain"):
+        write_product(tmp_path / "data" / name, num_train=4, num_test=2)
+    for folder in ("test/spot", "ground_truth"):
+        shutil.rmtree(tmp_path / "data/plain" / folder)
+    plain = ("detect", "benchmark", "--root", tmp_path / "data", "--methods", "patch-nn", *QUICK)
+    line = run.refused(*plain, "--out", tmp_path / "out")
+    assert "plain: the test images are 2 normal and 0 anomalous" in line
+
+
+def test_damaged_result_is_told(tmp_path):
+    result = make_result("a", 0, 0.5)
+    write_result(tmp_path, {"x": 1}, result)
+    assert read_result(tmp_path, {"x": 1}) == result
+    with pytest.raises(UserError, match=r"made with other settings \(x: 1 there, 2 here\)"):
+        read_result(tmp_path, {"x": 2})
+    data = json.loads((tmp_path / "results.json").read_text())
+    del data["cost"]["latency_ms"]
+    (tmp_path / "results.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match="damaged"):
+        read_result(tmp_path, {"x": 1})
+    assert read_result(tmp_path / "other", {}) is None
+
+
+# Arithmetic
+
+
+def make_result(entry, seed, auroc, category="nut", pixel=True):
+    pixels = PixelMetrics(0.9, 0.5, 0.5, auroc, 0.2) if pixel else None
+    cost = Cost(10.0, 5, 3, None, 2.0)
+    image = ImageMetrics(auroc, 0.5, 0.5)
+    return Result(
+        entry=entry, category=category, seed=seed, image=image, pixel=pixels, cost=cost, device="x"
+    )
+
+
+@pytest.mark.parametrize("num", [2, 3, 5])
+def test_beyond_chance_is_the_paired_t_test(num):
+    verdicts = set()
+    for trial in range(60):
+        rng = np.random.default_rng([num, trial])
+        first, other = rng.normal(0.9, 0.02, (2, num))
+        other += rng.choice([0, 0.05, 0.2])
+        rows = [make_result("a", n, first[n]) for n in range(num)]
+        table = Table((*rows, *(make_result("b", n, other[n]) for n in range(num))))
+        gain = table.difference("b", "image AUROC")
+        assert gain.mean == pytest.approx(np.mean(other - first))
+        assert gain.deviation == pytest.approx(np.std(other - first, ddof=1))
+        assert gain.beyond_chance == (ttest_rel(other, first).pvalue < 0.05)
+        verdicts.add(gain.beyond_chance)
+    assert verdicts == {True, False}
+
+
+def test_one_seed_tells_nothing():
+    assert spread([0.5]) == Spread(0.5, None, 1)
+    assert not Spread(0.5, None, 1).beyond_chance
+    assert not spread([0.0, 0.0, 0.0]).beyond_chance
+    table = Table((make_result("a", 0, 0.9), make_result("b", 0, 0.1)))
+    assert notes(table)[0].startswith("One seed")
+    assert "differences not told from chance: b -0.800" in differences(table)[0]
+
+
+def test_categories_are_averaged_before_seeds():
+    values = {("nut", 0): 0.5, ("nut", 1): 0.7, ("bolt", 0): 0.9, ("bolt", 1): 0.8}
+    table = Table(tuple(make_result("a", s, v, c) for (c, s), v in values.items()))
+    assert table.by_seed("a", "image AUROC") == pytest.approx([0.7, 0.75])
+    assert table.metric("a", "image AUROC").mean == pytest.approx(0.725)
+    assert table.metric("a", "image AUROC", "bolt").mean == pytest.approx(0.85)
+    assert table.cost("a", lambda cost: cost.latency_ms) == 2.0
+    assert table.cost("a", lambda cost: cost.peak_bytes) is None
+
+
+def test_highest_names_all_that_tie():
+    rows = [make_result("a", 0, 0.9), make_result("b", 0, 0.9), make_result("c", 0, 0.8)]
+    assert best(Table(tuple(rows)))[0] == "Highest mean image AUROC: a and b, 0.900."
+
+
+def test_columns_without_values_are_left_out():
+    table = Table((make_result("a", 0, 0.9), make_result("b", 0, 0.8, pixel=False)))
+    assert table.columns == ("image AUROC", "AP", "F1-max")
+
+
+def test_findings_name_what_is_more_than_the_spread():
+    rows = [make_result("sdas", n, 0.9 + 0.01 * n) for n in range(3)]
+    rows += [make_result("noise", n, 0.5 + 0.01 * n + 0.001 * (n == 1)) for n in range(3)]
+    rows += [make_result("dtd", n, 0.91 + 0.01 * (n % 2)) for n in range(3)]
+    sentence = differences(Table(tuple(rows)))[0]
+    assert "sdas has 0.910 ± 0.010; noise -0.400 ± 0.001 against it" in sentence
+    assert "differences within the spread of seeds: dtd +0.003" in sentence
+    assert notes(Table(tuple(rows)))[1].startswith("4 differences were looked at")
+
+
+def test_markdown_cells_cannot_break_the_table():
+    text = Section(title="T", head=("", "x"), rows=[["a|b", "*+0.1 ± 0.2"]]).markdown()
+    assert text.splitlines()[-1] == r"| a\|b | \*+0.1 ± 0.2 |"
+
+
+# Pieces
+
+
+def test_named_sources():
+    assert parse_named(["noise", "a=sia", "b=textures:x/y", "c:d/e=1"]) == {
+        "noise": (Part("noise"),),
+        "a": (Part("sia"),),
+        "b": (Part("textures", Path("x/y")),),
+        "c:d/e=1": (Part("sia", Path("c:d/e=1")),),
+    }
+    assert parse_named(["m=0.5*runs/a+b+1*noise"]) == {
+        "m": (Part("sia", Path("runs/a+b"), 0.5), Part("noise", None, 1.0))
+    }
+    with pytest.raises(UserError, match="'0' is no weight"):
+        parse_named(["m=0*noise+1*cutpaste"])
+
+
+def test_folders_of_cells_never_clash(tmp_path):
+    names = ["a", "a/b", "a-b", "a b", "..", ".a", "ä", "x" * 300, "x" * 301, "0.5*a+0.5*b"]
+    folders = [safe_name(name) for name in names]
+    assert len(set(folders)) == len(names)
+    for name in names:
+        folder = cell_folder(tmp_path, name, "nut", 0)
+        assert folder.parent.parent.parent == tmp_path
+        folder.mkdir(parents=True)
+
+
+def test_stopwatch_times_one_title_at_its_speed():
+    watch = Stopwatch(no_bars, "training")
+    with watch("loading", "image") as update:
+        update(1, 2)
+    assert watch.whole_seconds() is None
+    with watch("training", "step", continues=True) as update:
+        for step in range(6, 11):  # five of ten, the others were done before
+            time.sleep(0.01)
+            update(step, 10)
+    seconds = watch.whole_seconds()
+    assert seconds is not None
+    assert 0.1 <= seconds < 0.5
+    assert watch.units == 5
+
+
+def test_peak_memory_sees_what_is_given_back():
+    with PeakMemory(torch.device("cpu")) as quiet:
+        pass
+    with PeakMemory(torch.device("cpu")) as peak:
+        array = np.ones(96 * 2**20, np.uint8)
+        time.sleep(0.1)
+        del array
+    assert peak.bytes - quiet.bytes > 64 * 2**20
+
+
+def test_durations_read_well():
+    assert [duration(s) for s in (None, 1.23, 99.9, 150, 7200)] == [
+        "–",
+        "1.2 s",
+        "99.9 s",
+        "2.5 min",
+        "2.0 h",
+    ]
