@@ -53,6 +53,11 @@ def model(tmp_path_factory) -> Path:
     return write_detector(tmp_path_factory.mktemp("detector"))
 
 
+@pytest.fixture(scope="module")
+def detector(model) -> Predictor:
+    return detect.load(model, batch_size=3)
+
+
 def test_three_lines(model):
     detector = detect.load(model)
     result = detector.predict(normal_image(0, (50, 70)))
@@ -71,11 +76,10 @@ def test_import_loads_no_torch():
     assert told.stdout.startswith("False False <function load")
 
 
-def test_paths_arrays_and_pillow_images_are_the_same_image(model, tmp_path):
+def test_paths_arrays_and_pillow_images_are_the_same_image(detector, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     write_png(tmp_path / "a.png", image)
     path = tmp_path / "a.png"
-    detector = detect.load(model)
     with Image.open(path) as opened:
         results = detector.predict([path, str(path), image, opened, Image.fromarray(image)])
     alone = detector.predict(path)
@@ -86,12 +90,11 @@ def test_paths_arrays_and_pillow_images_are_the_same_image(model, tmp_path):
     assert len(stacked) == 2
 
 
-def test_a_turned_pillow_image_is_seen_upright(model, tmp_path):
+def test_a_turned_pillow_image_is_seen_upright(detector, tmp_path):
     image = np.random.default_rng(1).integers(0, 256, (40, 30, 3), dtype=np.uint8)
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(image).save(tmp_path / "turned.png", exif=exif)
-    detector = detect.load(model)
     from_path = detector.predict(tmp_path / "turned.png")
     assert from_path.map.shape == (30, 40)
     with Image.open(tmp_path / "turned.png") as opened:
@@ -108,13 +111,12 @@ def test_a_turned_pillow_image_is_seen_upright(model, tmp_path):
         [3],
     ],
 )
-def test_what_is_no_image_is_named(model, image):
+def test_what_is_no_image_is_named(detector, image):
     with pytest.raises(UserError, match=r"images: got .*, allowed are paths, Pillow images"):
-        detect.load(model).predict(image)
+        detector.predict(image)
 
 
-def test_missing_and_damaged_files_are_named(model, tmp_path):
-    detector = detect.load(model)
+def test_missing_and_damaged_files_are_named(detector, tmp_path):
     with pytest.raises(UserError, match=r"no\.png: no such file"):
         detector.predict([tmp_path / "no.png"])
     cut = Image.fromarray(normal_image(0, (200, 200)))

@@ -151,10 +151,15 @@ def watch_folder(work: "Run", folder: Path) -> None:
 
     def told(row: Mapping[str, Any]) -> None:
         if row["verdict"] == UNREADABLE:
-            warn(row["reason"])
+            warn(printable(row["reason"]))
         else:
-            say(f"{row['file']}: {row['verdict']}, score {row['score']:.4g}")
+            say(printable(f"{row['file']}: {row['verdict']}, score {row['score']:.4g}"))
 
     say(f"watching {folder}; end with Ctrl-C")
     with stop_on_interrupt() as stop:
         predict_watched(work, folder, stop, told)
+
+
+def printable(line: str) -> str:
+    """A line with a name that need not be UTF-8."""
+    return line.encode("utf-8", "replace").decode("utf-8")
