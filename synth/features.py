@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.layers import PatchEmbed
+from timm.data.config import resolve_model_data_config
+from timm.layers.patch_embed import PatchEmbed
 from timm.models._features import FeatureGetterNet  # timm exports it under no public name
 from torch import Tensor, nn
 
@@ -68,6 +69,9 @@ BUNDLED = {"resnet10t": Path(__file__).parent / "weights" / "resnet10t_textures.
 
 DEFAULT_BACKBONE = BackboneConfig(name="resnet10t", layers=(1, 2, 3), weights="bundled")
 """Needs no download: for the demo and the check of a diffusion model's samples."""
+
+
+_Pair = tuple[int, int]
 
 
 @contextmanager
@@ -129,18 +133,13 @@ class Backbone(nn.Module):
     def _way_out(self, size: tuple[int, int]) -> str:
         """Which sizes to give instead of one that is refused."""
         patches = next((m for m in self.modules() if isinstance(m, PatchEmbed)), None)
-        if patches is not None and patches.strict_img_size and patches.img_size is not None:
-            return f"it takes --size {patches.img_size[0]} {patches.img_size[1]} alone"
-        if patches is not None:
-            sides = [
-                max(1, round(side / step)) * step
-                for side, step in zip(size, patches.patch_size, strict=True)
-            ]
-            return (
-                f"both must be multiples of the patches' {patches.patch_size[0]} px: "
-                f"try --size {sides[0]} {sides[1]}"
-            )
-        return "give a larger --size"
+        if patches is None:
+            return "give a larger --size"
+        fixed, step = cast(_Pair | None, patches.img_size), cast(_Pair, patches.patch_size)
+        if patches.strict_img_size and fixed is not None:
+            return f"it takes --size {fixed[0]} {fixed[1]} alone"
+        height, width = (max(1, round(a / b)) * b for a, b in zip(size, step, strict=True))
+        return f"both must be multiples of the patches' {step[0]} px: try --size {height} {width}"
 
     @property
     def digest(self) -> str:
@@ -162,7 +161,7 @@ def build_backbone(config: BackboneConfig) -> Backbone:
     from the hub, and a weights file that is missing, unreadable or does not fit.
     """
     full = _full_network(config)
-    default = timm.data.resolve_model_data_config(full)
+    default = resolve_model_data_config(full)
     full_keys = set(full.state_dict())
     net = FeatureGetterNet(full, out_indices=_feature_indices(full, config))
     if config.weights == "random":
@@ -199,14 +198,11 @@ def _full_network(config: BackboneConfig) -> nn.Module:
 
 def _create(name: str, pretrained: bool, seed: int) -> nn.Module:
     """Make timm's network; a ViT interpolates its positions to images of other sizes."""
-    for options in ({"dynamic_img_size": True}, {}):
+    with seeded_init(seed):
         try:
-            with seeded_init(seed):
-                return timm.create_model(name, pretrained=pretrained, **options)
-        except TypeError:
-            if not options:
-                raise
-    raise AssertionError("the last attempt returns or raises")
+            return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True)
+        except TypeError:  # the option is a ViT's alone; nothing was drawn yet
+            return timm.create_model(name, pretrained=pretrained)
 
 
 def _where_to_find(name: str) -> str:
@@ -214,9 +210,10 @@ def _where_to_find(name: str) -> str:
     known = timm.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
         return ""
-    repository = known.hf_hub_id
+    repository = str(known.hf_hub_id)
     if repository.endswith("/"):
-        repository += f"{known.architecture}.{known.tag}" if known.tag else known.architecture
+        tag = f".{known.tag}" if known.tag else ""
+        repository = f"{repository}{known.architecture}{tag}"
     return f" with model.safetensors of https://huggingface.co/{repository}"
 
 

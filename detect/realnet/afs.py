@@ -50,10 +50,10 @@ def select_channels(
 def mean_scores(losses: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
     """Return the scores of all channels, float32 [C_k] per layer, from the losses of each batch.
 
-    Summed in the order of the batches, in float64: so the processes that shared them do not show.
+    The mean is taken in float64 over all of them at once, whoever computed which.
     """
-    totals = [sum(layer[1:], layer[0]) for layer in zip(*losses, strict=True)]
-    return tuple((t / len(losses)).float().nan_to_num(nan=float("inf")) for t in totals)
+    means = [torch.stack(layer).mean(0).float() for layer in zip(*losses, strict=True)]
+    return tuple(score.nan_to_num(nan=float("inf")) for score in means)
 
 
 def best_channels(scores: Sequence[Tensor], num_channels: Sequence[int]) -> AFSResult:

@@ -20,7 +20,7 @@ from detect.detector import Batch
 from detect.realnet.afs import AFSResult, batch_losses, best_channels, mean_scores
 from detect.realnet.blocks import aligned
 from detect.realnet.config import RealNetConfig
-from detect.training.data import BlendedDataset, batches
+from detect.training.data import Sample, batches
 from synth import cache
 from synth.errors import DataWarning, UserError
 from synth.features import Backbone
@@ -39,7 +39,7 @@ def selected_channels(
     about: Mapping[str, Any],
     backbone: Backbone,
     config: RealNetConfig,
-    blended: BlendedDataset,
+    blended: Dataset[Sample],
     bars: Bars,
 ) -> AFSResult:
     """The channels AFS keeps: read from `out` or from the cache, or chosen once for both.
@@ -63,7 +63,7 @@ def known_scores(
     about: Mapping[str, Any],
     backbone: Backbone,
     config: RealNetConfig,
-    blended: BlendedDataset,
+    blended: Dataset[Sample],
     bars: Bars,
 ) -> tuple[Tensor, ...]:
     """The scores of all channels, float32 [C_k] per layer, from the cache or computed for it."""
@@ -91,14 +91,14 @@ def shared_scores(
     accelerator: Accelerator,
     backbone: Backbone,
     config: RealNetConfig,
-    blended: BlendedDataset,
+    blended: Dataset[Sample],
     bars: Bars,
 ) -> tuple[Tensor, ...]:
     """The scores of all channels, float32 [C_k] per layer.
 
     Process r of n computes every n-th batch. Batches stay whole, since residuals are stretched
-    over a batch, and their losses are summed in the batches' order: the number of processes does
-    not show in the scores.
+    over a batch, and the mean is of all batches' losses at once: the number of processes does not
+    show in the scores.
     """
     num, channels = config.num_afs_batches, backbone.channels
     process, num_processes = accelerator.process_index, accelerator.num_processes
@@ -121,7 +121,7 @@ def shared_scores(
 
 
 def whole_batches(
-    blended: BlendedDataset, batch_size: int, numbers: range, device: torch.device
+    blended: Dataset[Sample], batch_size: int, numbers: range, device: torch.device
 ) -> Iterator[Batch]:
     """The batches of these numbers, each as a single process would get it."""
     for number in numbers:
