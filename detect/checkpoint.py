@@ -33,7 +33,8 @@ METHODS: dict[str, Rebuild] = {
 class TrainedDetector(NamedTuple):
     """A detector ready to score; `config` says how it came about, but for its number of steps.
 
-    image_size: height and width in pixels that images are resized to.
+    image_size: height and width in pixels that images are resized to. by_category: the threshold of
+    each category where there are several; `calibration` is for images of an unknown one.
     """
 
     detector: Detector
@@ -41,17 +42,36 @@ class TrainedDetector(NamedTuple):
     num_steps: int
     image_size: tuple[int, int]
     calibration: Calibration
+    by_category: Mapping[str, Calibration] = {}
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """What it was trained on."""
+        return tuple(self.config.get("categories", [self.config["category"]]))
+
+    def calibration_for(self, category: str) -> Calibration:
+        """The category's own threshold where it has one, or else that of all together."""
+        return self.by_category.get(category, self.calibration)
 
 
 def save_detector(
-    folder: Path, detector: Detector, num_steps: int, calibration: Calibration
+    folder: Path,
+    detector: Detector,
+    num_steps: int,
+    calibration: Calibration,
+    by_category: Mapping[str, Calibration] | None = None,
 ) -> None:
-    """Write weights and calibration beside the config.json that the training wrote."""
+    """Write weights and calibration beside the config.json that the training wrote.
+
+    by_category: of a detector of several categories; `calibration` is of all together.
+    """
     (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # never of other weights
     state = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
     with atomic_path(folder / WEIGHTS_FILE) as partial:
         save_file(state, partial, {"num_steps": str(num_steps)})
-    write_json(folder / CALIBRATION_FILE, calibration.to_json())
+    own = {name: each.to_json() for name, each in (by_category or {}).items()}
+    together = {**calibration.to_json(), "categories": own} if own else calibration.to_json()
+    write_json(folder / CALIBRATION_FILE, together)
 
 
 def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
@@ -66,7 +86,9 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
         raise UserError(
             f"{folder}: training is unfinished; run its `detect train` command again to complete it"
         )
-    calibration = Calibration.from_json(read_json(folder / CALIBRATION_FILE))
+    saved = read_json(folder / CALIBRATION_FILE)
+    calibration = Calibration.from_json(saved)
+    own = {name: Calibration.from_json(each) for name, each in saved.get("categories", {}).items()}
     num_steps, state = read_weights(folder / WEIGHTS_FILE)
     try:
         about = {**config["detector"], "num_steps": num_steps}
@@ -77,7 +99,7 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
             f"{folder / CONFIG_FILE}: damaged (field {error}); train into another folder"
         ) from error
     detector.to(device).eval()
-    return TrainedDetector(detector, config, num_steps, (height, width), calibration)
+    return TrainedDetector(detector, config, num_steps, (height, width), calibration, own)
 
 
 def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:

@@ -19,6 +19,7 @@ import tyro
 from tqdm import tqdm
 
 from synth.data.catalog import Category, open_category
+from synth.data.catalog import categories as category_names
 from synth.errors import DataWarning, UserError
 from synth.progress import Update
 
@@ -55,6 +56,13 @@ class DataOptions:
         str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: the only one)")
     ] = None
     """Category below the root."""
+
+    def open_all(self) -> list[Category]:
+        """List the images of every category. Raises UserError where one is named."""
+        if self.category is not None:
+            raise UserError("--category: not used with --multi-class, which takes all categories")
+        names = category_names(self.dataset, self.root)
+        return [open_category(self.dataset, self.root, name, progress_bar) for name in names]
 
     def open(self) -> Category:
         """List the images; none is opened. Raises UserError as `open_category`."""

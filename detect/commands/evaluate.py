@@ -32,6 +32,7 @@ def evaluate(
     compare: Folders = (),
     false_reject_rate: Rate = None,
     batch_size: int = 16,
+    multi_class: bool = False,
 ) -> None:
     """Measure a detector on the test images.
 
@@ -48,16 +49,18 @@ def evaluate(
         false_reject_rate: Share of normal images that may be called anomalous; sets the threshold
             from the detector's held-out scores.
         batch_size: Images scored at once; changes speed and memory only.
+        multi_class: On every category below the root, each with its own threshold; results go to a
+            folder each, their figures and means to categories.json.
 
     """
     if not model:
         raise UserError("--model: none given; name a folder that `detect train` made")
     require_positive(batch_size=batch_size)
     require_share(false_reject_rate=false_reject_rate)
-    category = data.open()
+    categories = data.open_all() if multi_class else [data.open()]
     require_output(out)
     from detect.evaluation.protocol import table
-    from detect.evaluation.run import check_detectors, report_on
+    from detect.evaluation.run import averages, check_detectors, report_on, write_averages
     from detect.evaluation.testset import open_test_set
     from detect.report.data import Comparison
     from detect.report.text import findings
@@ -65,19 +68,30 @@ def evaluate(
 
     device = make_accelerator("fp32").device
     for folder, made_for in check_detectors((*model, *compare)).items():
-        if made_for != category.name:
-            warn(f"{folder} is of category {made_for}, the test images of {category.name}")
-    test = open_test_set(category, progress_bar)
-    for caution in test.cautions():
-        warn(caution)
-    report = report_on(
-        test, model, compare, out, device, batch_size, progress_bar, false_reject_rate
-    )
-    if false_reject_rate is not None and report.calibration.note:
-        warn(report.calibration.note)
-    if report.seeds is not None and report.seeds.caution:
-        warn(report.seeds.caution)
-    for sentence in findings(report):
-        say(sentence)
-    say(table([Comparison(report.method, report.image, report.pixel), *report.comparisons]))
-    say(f"report: {out / 'report.html'}")
+        for category in categories:
+            if category.name not in made_for:
+                names = " and ".join(made_for)
+                warn(f"{folder} is of category {names}, the test images of {category.name}")
+    tests = [open_test_set(category, progress_bar) for category in categories]
+    rows: list[Comparison] = []
+    for test in tests:
+        for caution in test.cautions():
+            warn(caution)
+        place = out / test.category.name if multi_class else out
+        require_output(place)
+        report = report_on(
+            test, model, compare, place, device, batch_size, progress_bar, false_reject_rate
+        )
+        if false_reject_rate is not None and report.calibration.note:
+            warn(report.calibration.note)
+        if report.seeds is not None and report.seeds.caution:
+            warn(report.seeds.caution)
+        for sentence in findings(report):
+            say(sentence)
+        say(table([Comparison(report.method, report.image, report.pixel), *report.comparisons]))
+        say(f"report: {place / 'report.html'}")
+        rows.append(Comparison(test.category.name, report.image, report.pixel))
+    if multi_class:
+        write_averages(out / "categories.json", rows)
+        say(table([*rows, averages(rows)]))
+        say(f"categories: {out / 'categories.json'}")

@@ -20,6 +20,7 @@ def train(
     source: Sources = ("sia",),
     sia: OptionalFolder = None,
     textures: OptionalFolder = None,
+    multi_class: bool = False,
 ) -> None:
     """Train a detector on normal images and anomalies blended into them.
 
@@ -34,22 +35,28 @@ def train(
             such as sia=0.7 textures=0.3.
         sia: What `synth generate` made: the anomaly images.
         textures: Photographs of textures, such as DTD's; searched through.
+        multi_class: One detector for all categories below the root. Each has its own foreground
+            and anomaly images (--sia holds <dataset>/<category>), and a threshold beside that of
+            all together.
 
     """
     training.check()
-    category = data.open()
+    categories = data.open_all() if multi_class else [data.open()]
     require_output(out)
-    from detect.realnet.run import realnet_config, train_realnet
+    from detect.realnet.run import Product, realnet_config, train_realnet
     from detect.training.source_words import parse_parts
-    from detect.training.sources import open_source
+    from detect.training.sources import open_sources
     from synth.data.normals import load_normals
 
     parts = parse_parts(source, {"sia": sia, "textures": textures})
-    anomalies = open_source(parts, category)
-    for other in anomalies.other_categories(category.name):
-        warn(f"{sia} is of category {other}, the normal images of {category.name}")
-    normals = load_normals(category, realnet_config(training).image_size, progress_bar)
-    calibration = train_realnet(normals, anomalies, training, out, progress_bar, say)
+    sources = open_sources(parts, categories)
+    for category, anomalies in zip(categories, sources, strict=True):
+        for other in anomalies.other_categories(category.name):
+            warn(f"{sia} is of category {other}, the normal images of {category.name}")
+    size = realnet_config(training).image_size
+    normals = [load_normals(category, size, progress_bar) for category in categories]
+    products = [Product(*pair) for pair in zip(normals, sources, strict=True)]
+    calibration = train_realnet(products, training, out, progress_bar, say)
     if calibration is None:
         return
     if calibration.note:

@@ -34,9 +34,10 @@ def protocol(trained: TrainedDetector, category: Category) -> dict[str, str]:
     backbone = detector["backbone"]
     height, width = trained.image_size
     num_held_out = len(trained.calibration.scores)
+    own = len(trained.calibration_for(category.name).scores)
     return {
         "Training": f"{config['data']['num_images'] - num_held_out} normal images of "
-        f"{config['category']}; {num_held_out} more held out for the threshold",
+        f"{', '.join(trained.categories)}; {own} more held out for the threshold",
         "Test": f"{len(category.test)} images, read for this evaluation only; they chose nothing",
         "Anomaly source": source_facts(config["source"]),
         "Image size": f"{height} x {width} px; maps compared at the masks' own size",
@@ -72,6 +73,9 @@ def weights_facts(official: bool, patience: int | None) -> str:
 
 def source_facts(source: Mapping[str, Any]) -> str:
     """Where the pixels of the synthetic anomalies came from."""
+    if "categories" in source:
+        parts = source["categories"].items()
+        return "; ".join(f"{name}: {source_facts(part)}" for name, part in parts)
     if source["kind"] == "mixture":
         parts = source["parts"]
         return ", ".join(f"{percent(part['share'])} {source_facts(part)}" for part in parts)

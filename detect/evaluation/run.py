@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from detect.checkpoint import load_detector
 from detect.evaluation.comparison import comparison, evaluate_baseline, evaluate_detector
 from detect.evaluation.measure import Evaluation
+from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from detect.evaluation.protocol import detector_name, protocol
 from detect.evaluation.results import make_report, write_results
 from detect.evaluation.scratch import Scratch
@@ -17,6 +19,7 @@ from detect.evaluation.testset import TestSet
 from detect.report.data import Comparison, ReportData
 from detect.report.page import write_report
 from detect.scoring import ParkedMaps
+from synth.files import write_json
 from synth.progress import Bars
 
 
@@ -29,13 +32,13 @@ class Measured(NamedTuple):
     evaluation: Evaluation
 
 
-def check_detectors(folders: Sequence[Path]) -> dict[Path, str]:
-    """Load every detector once, before long work, and say which category it was trained on.
+def check_detectors(folders: Sequence[Path]) -> dict[Path, tuple[str, ...]]:
+    """Load every detector once, before long work, and say which categories it was trained on.
 
     Raises UserError as `load_detector`.
     """
     device = torch.device("cpu")
-    return {folder: load_detector(folder, device).config["category"] for folder in folders}
+    return {folder: load_detector(folder, device).categories for folder in folders}
 
 
 def report_on(
@@ -73,7 +76,7 @@ def report_on(
             first.name,
             first.evaluation,
             maps,
-            trained.calibration.at_rate(false_reject_rate),
+            trained.calibration_for(test.category.name).at_rate(false_reject_rate),
             rows,
             protocol(trained, test.category),
             averaged([first, *repeats]) if repeats else None,
@@ -101,3 +104,23 @@ def averaged(measured: Sequence[Measured]) -> Seeds:
         for one in measured
     ]
     return summarise(trainings, [one.config for one in measured])
+
+
+def averages(rows: Sequence[Comparison]) -> Comparison:
+    """The means over categories; of pixels only where all have them."""
+    images = [row.image for row in rows]
+    pixels = [row.pixel for row in rows if row.pixel is not None]
+    image = ImageMetrics(*map(mean, zip(*images, strict=True)))
+    whole = len(pixels) == len(rows)
+    pixel = PixelMetrics(*map(mean, zip(*pixels, strict=True))) if whole else None
+    return Comparison("mean", image, pixel)
+
+
+def write_averages(path: Path, rows: Sequence[Comparison]) -> None:
+    """Write the figures of every category, by its name, and their means."""
+
+    def figures(row: Comparison) -> dict[str, Any]:
+        return {"image": row.image._asdict(), "pixel": row.pixel and row.pixel._asdict()}
+
+    found = {row.name: figures(row) for row in rows}
+    write_json(path, {"mean": figures(averages(rows)), "categories": found})

@@ -9,7 +9,7 @@ from detect.calibration import Calibration
 from detect.options import TrainOptions
 from detect.patch_nn.model import Choice
 from detect.patch_nn.run import patch_nn_config, train_patch_nn
-from detect.realnet.run import realnet_config, train_realnet
+from detect.realnet.run import Product, realnet_config, train_realnet
 from detect.training.sources import OpenSource
 from synth.data.normals import Normals
 from synth.features import BackboneConfig
@@ -27,6 +27,13 @@ class Method(NamedTuple):
     timed: str
     facts: Callable[[TrainOptions], str]
     takes_source: bool = True
+
+
+def train_one_realnet(
+    normals: Normals, source: OpenSource, options: TrainOptions, out: Path, bars: Bars
+) -> Calibration | None:
+    """A RealNet of one category."""
+    return train_realnet([Product(normals, source)], options, out, bars)
 
 
 def realnet_facts(options: TrainOptions) -> str:
@@ -68,7 +75,7 @@ def backbone_facts(config: BackboneConfig) -> str:
 METHODS: Mapping[str, Method] = {
     "realnet": Method(
         lambda options: realnet_config(options).image_size,
-        train_realnet,
+        train_one_realnet,
         "training",
         realnet_facts,
     ),

@@ -15,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from detect.realnet.afs import AFSResult, Features
-from detect.training.data import BlendedDataset, Sample, to_unit
+from detect.training.data import Sample, to_unit
 from synth.files import atomic_path
 from synth.quality.plot import DOTS_PER_INCH, LOOK
 
@@ -76,13 +77,13 @@ def write_table(path: Path, layers: Sequence[LayerScores]) -> None:
                 table.writerow([layer.number, channel, score, ranks[channel], channel in kept])
 
 
-def example_of(blended: BlendedDataset) -> Sample:
+def example_of(blended: Dataset[Sample]) -> Sample:
     """The sample whose mask covers most nearly COVERAGE of the image, of the first few."""
     samples = [blended[number] for number in range(NUM_CANDIDATES)]
     return min(samples, key=lambda sample: abs(float(sample.mask.float().mean()) - COVERAGE))
 
 
-def empty_score(blended: BlendedDataset, num_samples: int) -> float:
+def empty_score(blended: Dataset[Sample], num_samples: int) -> float:
     """The score of a channel that shows nothing: the anomalous share of the samples' pixels."""
     shares = [float(blended[number].mask.float().mean()) for number in range(num_samples)]
     return sum(shares) / num_samples

@@ -1,6 +1,6 @@
 """A training run of RealNet: channels, reconstruction and head, threshold, all in one folder."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,15 +18,15 @@ from detect.realnet.config import PRESETS, RealNetConfig
 from detect.realnet.model import RealNet
 from detect.realnet.selection import AFS_FILE, known_scores, selected_channels, whole_layers
 from detect.scoring import detector_scorer, score_files
-from detect.training.data import BlendedDataset
+from detect.training.data import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset
 from detect.training.loop import train_detector
-from detect.training.sources import DrawAnomaly, OpenSource
-from detect.training.stopping import Checks, synthetic_test, without_judges
+from detect.training.sources import CACHE_BYTES, DrawAnomaly, OpenSource
+from detect.training.stopping import Checks, blended_once, without_judges
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
 from synth.device import make_accelerator
 from synth.features import Backbone, build_backbone
-from synth.pictures import all_grey
+from synth.pictures import Images, all_grey
 from synth.progress import Bars
 from synth.run_folder import run_folder, saved_precision
 from synth.seeding import derive_seed
@@ -63,50 +63,104 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
     )
 
 
+class Product(NamedTuple):
+    """What is trained on of one category: its normal images and its own anomaly source."""
+
+    normals: Normals
+    source: OpenSource
+
+
 class Prepared(NamedTuple):
     """What is decided before anything is computed.
 
-    config: fitted to the backbone, its length in steps. facts: what a choice of channels depends
-    on, but for the sources' files.
+    config: fitted to the backbone, its length in steps. rules: the products' foregrounds. facts:
+    what a choice of channels depends on, but for the sources' files.
     """
 
     config: RealNetConfig
-    rule: ForegroundRule
+    rules: tuple[ForegroundRule, ...]
     backbone: Backbone
     facts: dict[str, Any]
 
 
-def prepare(normals: Normals, source: OpenSource, options: TrainOptions) -> Prepared:
-    """Fit the rule to the images and the configuration to the backbone and the images.
+def prepare(products: Sequence[Product], options: TrainOptions) -> Prepared:
+    """Fit the rules to the images and the configuration to the backbone and the images.
 
     Raises UserError for a backbone that cannot be had, and one that cannot take such images.
     """
     config = realnet_config(options)
-    rule = normals.foreground_rule(options.foreground)
+    rules = tuple(product.normals.foreground_rule(options.foreground) for product in products)
     backbone = build_backbone(config.backbone)
     backbone.require_image_size(config.image_size)
-    facts = {
-        "dataset": normals.category.dataset,
-        "category": normals.category.name,
-        "data": normals.to_json(),
-        "source": source.config,
-        "foreground": rule.to_dict(),
-        "backbone_digest": backbone.digest,
+    facts = {**product_facts(products, rules), "backbone_digest": backbone.digest}
+    num_images = sum(len(product.normals.fit) for product in products)
+    config = config.fitted(backbone.channels).for_images(num_images)
+    return Prepared(config, rules, backbone, facts)
+
+
+def product_facts(products: Sequence[Product], rules: Sequence[ForegroundRule]) -> dict[str, Any]:
+    """What is trained on, to be recorded; of several categories each by its name."""
+    rows = {
+        product.normals.category.name: {
+            "data": product.normals.to_json(),
+            "source": product.source.config,
+            "foreground": rule.to_dict(),
+        }
+        for product, rule in zip(products, rules, strict=True)
     }
-    config = config.fitted(backbone.channels).for_images(len(normals.fit))
-    return Prepared(config, rule, backbone, facts)
+    dataset = products[0].normals.category.dataset
+    if len(rows) == 1:
+        ((name, row),) = rows.items()
+        return {"dataset": dataset, "category": name, **row}
+    num_images = sum(row["data"]["num_images"] for row in rows.values())
+    parts = {name: row["source"] for name, row in rows.items()}
+    return {
+        "dataset": dataset,
+        "category": f"{len(rows)} categories",
+        "categories": list(rows),
+        "data": {"num_images": num_images, **{name: row["data"] for name, row in rows.items()}},
+        "source": {"kind": next(iter(parts.values()))["kind"], "categories": parts},
+        "foreground": {name: row["foreground"] for name, row in rows.items()},
+    }
 
 
-def afs_samples(normals: Normals, draw: DrawAnomaly, prepared: Prepared) -> BlendedDataset:
+def load_sources(products: Sequence[Product], bars: Bars) -> list[DrawAnomaly]:
+    """The products' sources in memory; their images share the bytes that are kept."""
+    share = CACHE_BYTES // len(products)
+    return [
+        source.load(normals.size, all_grey(normals.fit), bars, share)
+        for normals, source in products
+    ]
+
+
+def blended_samples(
+    images: Sequence[Images],
+    draws: Sequence[DrawAnomaly],
+    prepared: Prepared,
+    seed: int,
+    anomalous_share: float = ANOMALOUS_SHARE,
+) -> BlendedDataset | JoinedDataset:
+    """Samples over the products' images, each with its own foreground and its own anomalies."""
+    parts = [
+        BlendedDataset(
+            normals,
+            rule,
+            draw,
+            seed=seed,
+            anomalous_share=anomalous_share,
+            official=prepared.config.official,
+        )
+        for normals, rule, draw in zip(images, prepared.rules, draws, strict=True)
+    ]
+    return parts[0] if len(parts) == 1 else JoinedDataset(parts, seed=seed)
+
+
+def afs_samples(
+    products: Sequence[Product], draws: Sequence[DrawAnomaly], prepared: Prepared
+) -> BlendedDataset | JoinedDataset:
     """The samples that channels are chosen on, all blended."""
-    return BlendedDataset(
-        normals.fit,
-        prepared.rule,
-        draw,
-        seed=derive_seed(AFS_SEED, AFS_KEY),
-        anomalous_share=1.0,
-        official=prepared.config.official,
-    )
+    images = [product.normals.fit for product in products]
+    return blended_samples(images, draws, prepared, derive_seed(AFS_SEED, AFS_KEY), 1.0)
 
 
 class Choice(NamedTuple):
@@ -114,7 +168,7 @@ class Choice(NamedTuple):
 
     config: RealNetConfig
     afs: AFSResult
-    blended: BlendedDataset
+    blended: BlendedDataset | JoinedDataset
     backbone: Backbone
     device: torch.device
 
@@ -123,12 +177,12 @@ def choose_channels(
     normals: Normals, source: OpenSource, options: TrainOptions, bars: Bars
 ) -> Choice:
     """Choose channels as `train_realnet` does, and nothing more. Raises UserError as `prepare`."""
-    prepared = prepare(normals, source, options)
+    products = [Product(normals, source)]
+    prepared = prepare(products, options)
     config, backbone = prepared.config, prepared.backbone
     accelerator = make_accelerator("fp32")
     backbone = backbone.to(accelerator.device)
-    draw = source.load(normals.size, all_grey(normals.fit), bars)
-    blended = afs_samples(normals, draw, prepared)
+    blended = afs_samples(products, load_sources(products, bars), prepared)
     about = {**prepared.facts, "files": source.digest()}
     scores = known_scores(accelerator, about, backbone, config, blended, bars)
     afs = best_channels(scores, config.num_selected)
@@ -136,26 +190,30 @@ def choose_channels(
 
 
 def train_realnet(
-    normals: Normals,
-    source: OpenSource,
+    products: Sequence[Product],
     options: TrainOptions,
     out: Path,
     bars: Bars,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Calibration | None:
-    """Train on a category's normal images into the folder `out`, or go on where that stopped.
+    """Train one detector on one category or several into the folder `out`, or go on with it.
 
-    normals: at the size of `realnet_config(options)`. `tell` is told where AFS chooses nothing.
-
-    Held-out images set the threshold and nothing else. Returns the calibration, None on all
-    processes but the first. Raises UserError for unreadable images, an empty foreground, a folder
-    that was made with another configuration, and one that another command is training in.
+    products: of one dataset, at the size of `realnet_config(options)`. Held-out images set the
+    thresholds, one of all together and one of each category, and nothing else. `tell` is told where
+    AFS chooses nothing. Returns the calibration of all together, None on all processes but the
+    first. Raises UserError for unreadable images, an empty foreground, a folder that was made with
+    another configuration, and one that another command is training in.
     """
-    judges = None
+    judges: list[Images] = []
     if options.patience is not None:
-        normals, judges = without_judges(normals)
-    prepared = prepare(normals, source, options)
-    config, rule, backbone, facts = prepared
+        parted = [without_judges(product.normals) for product in products]
+        judges = [images for _, images in parted]
+        products = [
+            product._replace(normals=normals)
+            for product, (normals, _) in zip(products, parted, strict=True)
+        ]
+    prepared = prepare(products, options)
+    config, _, backbone, facts = prepared
     accelerator = make_accelerator(saved_precision(out, options.precision, ("precision",)))
     about = description(facts, config, accelerator)
     if options.patience is not None:
@@ -165,26 +223,23 @@ def train_realnet(
         if accelerator.is_main_process and not goes_on:
             (out / AFS_FILE).unlink(missing_ok=True)
         backbone = backbone.to(accelerator.device)
-        draw = source.load(normals.size, all_grey(normals.fit), bars)
+        draws = load_sources(products, bars)
         unchosen = whole_layers(config, backbone.channels)
         if unchosen:
             tell(unchosen)
-        blended = afs_samples(normals, draw, prepared)
-        data = {**facts, "files": source.digest()}
+        blended = afs_samples(products, draws, prepared)
+        files = [product.source.digest() for product in products]
+        data = {**facts, "files": files[0] if len(files) == 1 else files}
         afs = selected_channels(accelerator, out, data, backbone, config, blended, bars)
         detector = RealNet(config, backbone, afs.indices)
-        detector.cache = FeatureCache(len(normals.fit))
-        dataset = BlendedDataset(
-            normals.fit,
-            rule,
-            draw,
-            seed=derive_seed(config.seed, TRAINING_KEY),
-            official=config.official,
-        )
+        images = [product.normals.fit for product in products]
+        dataset = blended_samples(images, draws, prepared, derive_seed(config.seed, TRAINING_KEY))
+        detector.cache = FeatureCache(dataset.num_images)
         checks = None
-        if judges is not None and options.patience is not None:
-            test = synthetic_test(judges, rule, draw, derive_seed(config.seed, JUDGES_KEY))
-            checks = Checks(out, test, options.patience)
+        if options.patience is not None:
+            seed = derive_seed(config.seed, JUDGES_KEY)
+            judged = blended_samples(judges, draws, prepared, seed, 1.0)
+            checks = Checks(out, blended_once(judged), options.patience)
         has_gpu = accelerator.device.type == "cuda"
         with bars("training", "step", continues=True) as update:
             train_detector(
@@ -200,12 +255,17 @@ def train_realnet(
             )
         if not accelerator.is_main_process:
             return None
-        calibration = calibrated(
-            detector, normals, options.false_reject_rate, accelerator.device, bars
-        )
+        rate = options.false_reject_rate
+        own = {
+            product.normals.category.name: calibrated(
+                detector, product.normals, rate, accelerator.device, bars
+            )
+            for product in products
+        }
+        together = calibrate([score for each in own.values() for score in each.scores], rate)
         num_steps = config.num_steps if checks is None else checks.best.step
-        save_detector(out, detector, num_steps, calibration)
-        return calibration
+        save_detector(out, detector, num_steps, together, own if len(own) > 1 else None)
+        return together
 
 
 def description(

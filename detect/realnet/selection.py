@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from detect.detector import Batch
 from detect.realnet.afs import AFSResult, batch_losses, best_channels, mean_scores

@@ -3,7 +3,7 @@
 Sample n depends on (seed, n) alone: not on workers, batches, processes or a restart.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,11 +62,16 @@ class BlendedDataset(Dataset[Sample]):
                 "give --foreground everything"
             )
 
+    @property
+    def num_images(self) -> int:
+        """How many normal images there are."""
+        return len(self.normals)
+
     def __getitem__(self, number: int) -> Sample:
-        epoch, place = divmod(number, len(self.normals))
-        shuffle = np.random.default_rng(derive_seed(self.seed, 0, epoch))
-        n = int(shuffle.permutation(len(self.normals))[place])
-        rng = np.random.default_rng(derive_seed(self.seed, 1, number))
+        return self.sample(*drawn(self.seed, number, self.num_images))
+
+    def sample(self, n: int, rng: np.random.Generator) -> Sample:
+        """Make a sample of normal image n."""
         normal = self.normals[n]
         H, W = normal.shape[:2]
         if rng.random() >= self.anomalous_share:
@@ -77,6 +82,36 @@ class BlendedDataset(Dataset[Sample]):
             normal, self.foregrounds[n], source, rng, opacity=opacity, official=self.official
         )
         return Sample(to_chw(blended.image), to_chw(normal), torch.from_numpy(blended.mask), n)
+
+
+class JoinedDataset(Dataset[Sample]):
+    """Endless samples over the normal images of several datasets, in shuffled epochs over them all.
+
+    Each image keeps its own dataset's foreground and source. Images are numbered through.
+    """
+
+    def __init__(self, parts: Sequence[BlendedDataset], *, seed: int) -> None:
+        self.parts, self.seed = tuple(parts), seed
+        self.ends = np.cumsum([part.num_images for part in parts])
+
+    @property
+    def num_images(self) -> int:
+        """How many normal images there are in all parts."""
+        return int(self.ends[-1])
+
+    def __getitem__(self, number: int) -> Sample:
+        n, rng = drawn(self.seed, number, self.num_images)
+        k = int(np.searchsorted(self.ends, n, side="right"))
+        first = int(self.ends[k]) - self.parts[k].num_images
+        return self.parts[k].sample(n - first, rng)._replace(number=n)
+
+
+def drawn(seed: int, number: int, num_images: int) -> tuple[int, np.random.Generator]:
+    """Which image sample `number` is of, and what its anomaly is drawn with."""
+    epoch, place = divmod(number, num_images)
+    shuffle = np.random.default_rng(derive_seed(seed, 0, epoch))
+    n = int(shuffle.permutation(num_images)[place])
+    return n, np.random.default_rng(derive_seed(seed, 1, number))
 
 
 def to_chw(image: NDArray[np.uint8]) -> Tensor:

@@ -125,14 +125,17 @@ class OpenSource:
         shown = {part.category for part in self.parts} - {None, name}
         return sorted(category for category in shown if category is not None)
 
-    def load(self, size: Size, grey: bool, bars: Bars) -> AnomalySource:
-        """Decode what fits into CACHE_BYTES, before workers are forked: they share one copy.
+    def load(
+        self, size: Size, grey: bool, bars: Bars, cache_bytes: int | None = None
+    ) -> AnomalySource:
+        """Decode what fits into memory, before workers are forked: they share one copy.
 
-        grey: whether the product has no colour; noise and textures then have none either, since
-        colour alone would give them away. Raises UserError for unreadable images.
+        cache_bytes: how much that is; None is CACHE_BYTES. grey: whether the product has no colour;
+        noise and textures then have none either, since colour alone would give them away. Raises
+        UserError for unreadable images.
         """
         if (size, grey) not in self.loaded:
-            cache_bytes = CACHE_BYTES // len(self.parts)
+            cache_bytes = (cache_bytes or CACHE_BYTES) // len(self.parts)
             untils = [*np.cumsum(self.shares)[:-1].tolist(), 1.0]
             self.loaded[size, grey] = AnomalySource(
                 [
@@ -153,6 +156,21 @@ def open_source(parts: Sequence[Part], category: Category | None = None) -> Open
     total = sum(part.weight for part in parts)
     opened = [SOURCES[part.kind](folder_for(part, category)) for part in parts]
     return OpenSource(tuple(opened), tuple(part.weight / total for part in parts))
+
+
+def open_sources(parts: Sequence[Part], categories: Sequence[Category]) -> list[OpenSource]:
+    """A source for each category: its own anomaly images; whatever else is shared.
+
+    Raises UserError as `open_source`.
+    """
+    opened: dict[tuple[Path | None, ...], OpenSource] = {}
+    found: list[OpenSource] = []
+    for category in categories:
+        folders = tuple(folder_for(part, category) for part in parts)
+        if folders not in opened:
+            opened[folders] = open_source(parts, category)
+        found.append(opened[folders])
+    return found
 
 
 def folder_for(part: Part, category: Category | None) -> Path | None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from detect.evaluation.metrics import image_metrics, pixel_metrics
 from detect.scoring import Scorer
-from detect.training.data import BlendedDataset
+from detect.training.data import BlendedDataset, JoinedDataset
 from detect.training.sources import DrawAnomaly
 from synth.data.catalog import held_out
 from synth.data.foreground import ForegroundRule
@@ -47,8 +47,12 @@ def synthetic_test(
     normals: Images, rule: ForegroundRule, draw: DrawAnomaly, seed: int
 ) -> SyntheticTest:
     """Blend an anomaly into each of the normal images, uint8 [N, H, W, 3]."""
-    dataset = BlendedDataset(normals, rule, draw, seed=seed, anomalous_share=1.0)
-    samples = [dataset[number] for number in range(len(normals))]
+    return blended_once(BlendedDataset(normals, rule, draw, seed=seed, anomalous_share=1.0))
+
+
+def blended_once(dataset: BlendedDataset | JoinedDataset) -> SyntheticTest:
+    """Take the first epoch of a dataset all of whose samples are blended."""
+    samples = [dataset[number] for number in range(dataset.num_images)]
     pair = [
         np.stack([image.numpy().transpose(1, 2, 0) for image in images])
         for images in ([s.normal for s in samples], [s.image for s in samples])
