@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 def load(
     model: str | Path,
     *,
+    category: str | None = None,
     false_reject_rate: float | None = None,
     tile: bool | tuple[int, int] = False,
     overlap: float = 0.25,
@@ -29,6 +30,7 @@ def load(
 
     `.predict(images)` takes a path, an array uint8 [H, W, 3] RGB, a Pillow image, or a list of
     such, of any size; see `detect.prediction.predictor`. The options are those of `detect predict`:
+    category: whose threshold to take, of a detector of several.
     false_reject_rate: share of normal images that may be rejected, None for the stored one.
     tile: cut images into tiles of the detector's own size, or of (height, width) pixels; needs
     `normals`. normals: normal images that training has not seen, to set the threshold on.
@@ -43,6 +45,7 @@ def load(
     require_normals(tile, normals)
     predictor = load_predictor(
         Path(model),
+        category=category,
         false_reject_rate=false_reject_rate,
         tile=tile,
         overlap=overlap,

@@ -1,5 +1,7 @@
 """Prediction in memory: `detect.load(...).predict(...)`."""
 
+import json
+import shutil
 import subprocess
 import sys
 import time
@@ -142,6 +144,19 @@ def test_another_rate_moves_the_threshold_alone(model):
         detect.load(model, false_reject_rate=0.01)
     with pytest.raises(UserError, match="false_reject_rate: got 1"):
         detect.load(model, false_reject_rate=1)
+
+
+def test_a_category_has_a_threshold_of_its_own(model, tmp_path):
+    folder = Path(shutil.copytree(model, tmp_path / "several"))
+    saved = json.loads((folder / "calibration.json").read_text())
+    own = {"nut": calibrate([5.0, 6.0], 0.4).to_json(), "bolt": calibrate([7.0], 0.5).to_json()}
+    (folder / "calibration.json").write_text(json.dumps({**saved, "categories": own}))
+    assert detect.load(folder, category="nut").threshold == 6
+    assert detect.load(folder).threshold == saved["threshold"]
+    with pytest.raises(UserError, match=r"--category: got screw, but .* has nut, bolt"):
+        detect.load(folder, category="screw")
+    with pytest.raises(UserError, match="has one threshold only"):
+        detect.load(model, category="nut")
 
 
 def test_tiles_need_normal_images(model):

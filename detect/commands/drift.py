@@ -1,6 +1,6 @@
 """`detect drift`."""
 
-from detect.commands.shared import BatchSize, Paths, lines_for_dash, require_share
+from detect.commands.shared import BatchSize, CategoryName, Paths, lines_for_dash, require_share
 from synth.command import Folder, progress_bar, require_output, require_positive, say, warn
 from synth.errors import UserError
 
@@ -8,7 +8,13 @@ DRIFT_EXIT_CODE = 3
 
 
 def drift(
-    images: Paths, *, model: Folder, out: Folder, level: float = 0.01, batch_size: BatchSize = None
+    images: Paths,
+    *,
+    model: Folder,
+    out: Folder,
+    category: CategoryName = None,
+    level: float = 0.01,
+    batch_size: BatchSize = None,
 ) -> None:
     """Compare recent images with the held-out normal ones that the threshold was set on.
 
@@ -23,6 +29,7 @@ def drift(
             such names from stdin, one a line.
         model: What `detect train` made.
         out: drift.json and drift.png.
+        category: Whose held-out scores to compare with, of a detector of several categories.
         level: Chance of a false alarm in one run; a job that runs every day at 0.01 raises three or
             four a year.
         batch_size: Images scored at once; changes speed and memory only.
@@ -42,7 +49,7 @@ def drift(
     if any(map(is_video, paths)):
         raise UserError("images: got a video; its frames are too alike for a test: give images")
     require_output(out)
-    predictor = load_predictor(model, batch_size=batch_size)
+    predictor = load_predictor(model, category=category, batch_size=batch_size)
     with progress_bar("checking images", "image") as update:
         require_images(paths, update)
     scores: list[float] = []

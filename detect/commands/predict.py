@@ -8,6 +8,7 @@ import tyro
 
 from detect.commands.shared import (
     BatchSize,
+    CategoryName,
     Paths,
     Rate,
     lines_for_dash,
@@ -42,6 +43,7 @@ def predict(
     *,
     model: Folder,
     out: Folder,
+    category: CategoryName = None,
     false_reject_rate: Rate = None,
     watch: bool = False,
     every: int = 1,
@@ -66,6 +68,7 @@ def predict(
             reads such names from stdin, one a line.
         model: What `detect train` made.
         out: scores.csv, scores.jsonl, overlays/ and masks/.
+        category: Whose threshold to take, of a detector of several categories.
         false_reject_rate: Share of normal images that may be called anomalous; sets the threshold
             from the detector's held-out scores, nothing is trained.
         watch: Wait for images in the one folder named, score each once it is completely written,
@@ -104,6 +107,7 @@ def predict(
     require_output(out)
     predictor = load_predictor(
         model,
+        category=category,
         false_reject_rate=false_reject_rate,
         tile=tile and (tile_size or True),
         overlap=OVERLAP if overlap is None else overlap,

@@ -20,6 +20,10 @@ Rate = Annotated[
     float | None,
     tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: the detector's own)"),
 ]
+CategoryName = Annotated[
+    str | None,
+    tyro.conf.arg(metavar="STR", help_behavior_hint="(default: that of all together)"),
+]
 BatchSize = Annotated[
     int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: what the memory holds)")
 ]

@@ -140,6 +140,7 @@ class Predictor:
 def load_predictor(
     model: Path,
     *,
+    category: str | None = None,
     false_reject_rate: float | None = None,
     tile: bool | tuple[int, int] = False,
     overlap: float = OVERLAP,
@@ -147,13 +148,18 @@ def load_predictor(
 ) -> Predictor:
     """Load what `detect train` made. Raises UserError as `load_detector`.
 
+    category: whose threshold to take of a detector of several; None is that of all together.
     false_reject_rate: None is the rate that is stored with it. tile: True cuts images into tiles of
     the detector's own size, (height, width) into others, which are brought to that size; the
     threshold then holds only after `calibrated_on`. batch_size: None is measured.
     """
     device = default_device()
     trained = load_detector(model, device)
-    calibration = trained.calibration.at_rate(false_reject_rate)
+    if category is not None and category not in trained.by_category:
+        known = ", ".join(trained.by_category) or "one threshold only"
+        raise UserError(f"--category: got {category}, but {model} has {known}")
+    stored = trained.calibration if category is None else trained.by_category[category]
+    calibration = stored.at_rate(false_reject_rate)
     size = trained.image_size if tile is True else tile
     tiling = Tiling(size=size, overlap=overlap) if size else None
     score = detector_scorer(trained.detector, device)

@@ -80,6 +80,7 @@ def description(
     return {
         "model_digest": model_digest(model),
         "false_reject_rate": predictor.calibration.false_reject_rate,
+        "held_out": digest_of(repr(predictor.calibration.scores).encode()),
         "images": f"watched: {images}" if isinstance(images, Path) else listing(images),
         "normals": listing(normals) if normals else None,
         "tile": list(tiling.size) if tiling else None,
