@@ -48,7 +48,7 @@ def constant(level):
 
 
 def joined(**kwargs):
-    """Five dark images, whose lower half is foreground, with anomalies of 50; three of 200 of 90."""
+    """Five dark images, only their lower half foreground, get 50; three bright ones get 90."""
     dark = np.zeros((5, *SIZE, 3), np.uint8)
     dark[:, 16:] = 20
     dark[:, 0, 0] = np.arange(5)[:, None]
@@ -125,7 +125,7 @@ def test_one_detector_for_all_categories(run, products, tmp_path):
     assert ended.code == 0, ended
     assert "is of category" not in ended.err
     nut = json.loads((tmp_path / "nut/results.json").read_text())
-    assert nut["calibration"]["threshold"] == own["nut"].threshold
+    assert nut["threshold"] == own["nut"].threshold
     assert "bolt, nut; 2 more held out" in nut["protocol"]["Training"]
     assert nut["protocol"]["Anomaly source"].startswith("bolt: 3 SDAS images")
 
