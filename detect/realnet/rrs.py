@@ -58,7 +58,9 @@ class SegmentationHead(nn.Module):
     """Two residual blocks of width r, then narrowing convolutions to two classes per pixel.
 
     r = 512 and the widths (128, 32, 8, 4) give the authors' 5 872 662 parameters. separable: the
-    residual blocks' 3 x 3 convolutions see each channel alone.
+    residual blocks' 3 x 3 convolutions see each channel alone, and the narrow layers have SiLU. At
+    high learning rates most of their few ReLU units die; the map then stops below 1, and all clear
+    anomalies get the same score.
     """
 
     def __init__(
@@ -66,19 +68,20 @@ class SegmentationHead(nn.Module):
     ) -> None:
         super().__init__()
         a, b, c, d = widths
+        active = nn.SiLU if separable else nn.ReLU
         blocks = [_ResidualBlock(num_channels, separable) for _ in range(2)]
         self.residual = nn.Sequential(*blocks, nn.ReLU())
         self.narrow = nn.Sequential(
             nn.Conv2d(num_channels, a, 3, padding=1),
             GlobalBatchNorm2d(a),
-            nn.ReLU(),
+            active(),
             nn.Conv2d(a, b, 3, padding=1),
-            nn.ReLU(),
+            active(),
             nn.Conv2d(b, c, 3, padding=1),
-            nn.ReLU(),
+            active(),
         )
         self.classify = nn.Sequential(
-            nn.Conv2d(c, d, 3, padding=1), nn.ReLU(), nn.Conv2d(d, 2, 3, padding=1)
+            nn.Conv2d(c, d, 3, padding=1), active(), nn.Conv2d(d, 2, 3, padding=1)
         )
 
     def forward(self, residual: Tensor, size: tuple[int, int]) -> Tensor:
