@@ -30,8 +30,8 @@ def drift(
         model: What `detect train` made.
         out: drift.json and drift.png.
         category: Whose held-out scores to compare with, of a detector of several categories.
-        level: Chance of a false alarm in one run; a job that runs every day at 0.01 raises three or
-            four a year.
+        level: Chance of a false alarm in one run: a job that runs every day at 0.01 raises three or
+            four a year on average, in a row where the held-out images are an unlucky choice.
         batch_size: Images scored at once; changes speed and memory only.
 
     """
