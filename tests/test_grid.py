@@ -1,6 +1,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -24,7 +26,7 @@ from detect.grid.text import best, differences, duration, notes
 from detect.realnet.config import PRESETS
 from detect.report.data import COLUMNS
 from detect.training.source_words import parse_named
-from detect.training.sources import Part
+from detect.training.sources import ImagePool, Part
 from synth.errors import UserError
 from synth.progress import no_bars
 
@@ -223,6 +225,41 @@ def test_sources_are_compared_with_the_first(run, products, tmp_path):
     # Another setting in the same folder is refused before any training.
     line = run.refused(*words, "--learning-rate", 0.5, "--sources", f"sdas={sia}", "noise")
     assert "made with other settings (options.learning_rate: null there, 0.5 here)" in line
+
+
+def test_images_of_a_source_are_loaded_once_and_given_back(run, products, tmp_path, monkeypatch):
+    sources, loads = [], []
+    kept = grid_run.open_source
+    monkeypatch.setattr(grid_run, "open_source", lambda *a: sources.append(kept(*a)) or sources[-1])
+    pool = ImagePool.__init__
+    monkeypatch.setattr(ImagePool, "__init__", lambda *a, **k: loads.append(k) or pool(*a, **k))
+    some = ("--categories", "widget", "--methods", "realnet")
+    assert run(*words(products, tmp_path), *some).code == 0
+    assert len(loads) == 2  # anomaly images and test images, for two seeds
+    assert sources
+    assert all(not source.loaded for source in sources)
+
+
+@pytest.mark.slow
+def test_killed_hard_it_goes_on_to_the_same_figures(products, tmp_path):
+    some = ("--size", 32, 32, "--backbone", "resnet10t", "--backbone-weights", "random")
+    some += ("--categories", "widget", "--methods", "realnet", "--num-steps", 40)
+    results = {}
+    for name, seconds in (("killed", 12), ("whole", 600)):
+        command = [str(word) for word in (*words(products, tmp_path / name), *some)]
+        command = [sys.executable, "-m", *command]
+        while True:
+            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            try:
+                assert process.wait(timeout=seconds) == 0
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                seconds *= 2
+        rows = rows_of(tmp_path / name / "benchmark.csv")
+        results[name] = [{k: v for k, v in row.items() if k in COLUMNS} for row in rows]
+    assert results["killed"] == results["whole"]
 
 
 # Mistakes

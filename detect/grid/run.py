@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,19 +58,26 @@ class CategoryData:
 
     def __init__(self, category: Category, bars: Bars) -> None:
         self.category, self.bars = category, bars
-        self.normals = cache(self._normals)
-        self.test_images = cache(self._test_images)
+        self._normals: dict[tuple[int, int], Normals] = {}
+        self._test_images: dict[tuple[int, int], ImagePool] = {}
 
     @cached_property
     def test(self) -> TestSet:
         """The test images, checked."""
         return open_test_set(self.category, self.bars)
 
-    def _normals(self, size: tuple[int, int]) -> Normals:
-        return load_normals(self.category, size, self.bars)
+    def normals(self, size: tuple[int, int]) -> Normals:
+        """The training images at `size`."""
+        if size not in self._normals:
+            self._normals[size] = load_normals(self.category, size, self.bars)
+        return self._normals[size]
 
-    def _test_images(self, size: tuple[int, int]) -> ImagePool:
-        return ImagePool(self.test.paths, size, self.bars, title="loading test images")
+    def test_images(self, size: tuple[int, int]) -> ImagePool:
+        """The test images at `size`."""
+        if size not in self._test_images:
+            title = "loading test images"
+            self._test_images[size] = ImagePool(self.test.paths, size, self.bars, title=title)
+        return self._test_images[size]
 
 
 def run_grid(
@@ -98,11 +105,13 @@ def run_grid(
     with sole_user(out) if is_main else nullcontext():
         for (category, row), done in zip(grid.items(), found, strict=True):
             data = CategoryData(category, bars)
-            for cell, result in zip(row, done, strict=True):
+            for number, (cell, result) in enumerate(zip(row, done, strict=True), start=1):
                 where = f"{cell.folder.relative_to(out)} ({len(results) + 1} of {total})"
                 result = result or run_cell(cell, data, titled(bars, where))
                 if result is not None:
                     results.append(result)
+                if number == len(row) or row[number].source is not cell.source:
+                    cell.source.forget()
     return results
 
 

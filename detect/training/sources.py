@@ -145,6 +145,10 @@ class OpenSource:
             )
         return self.loaded[size, grey]
 
+    def forget(self) -> None:
+        """Give the memory back; what was drawn from stays with whoever still holds it."""
+        self.loaded.clear()
+
 
 def open_source(parts: Sequence[Part], category: Category | None = None) -> OpenSource:
     """Find the parts of a source; none make a source for what needs no anomalies.
