@@ -114,3 +114,21 @@ def test_the_head_gives_two_classes_at_any_resolution(size: tuple[int, int]) -> 
     logits = SegmentationHead(4, (8, 4, 4, 2))(torch.rand(2, 4, 16, 13), size)
     assert logits.shape == (2, 2, *size)
     assert logits.dtype == torch.float32
+
+
+def test_the_head_learns_to_tell_clear_from_clearest_at_a_high_learning_rate() -> None:
+    torch.manual_seed(0)
+    residual = torch.rand(4, 8, 8, 8) * torch.tensor([0.0, 1.0, 2.0, 4.0]).view(4, 1, 1, 1)
+    mask = torch.tensor([0, 0, 1, 1]).view(4, 1, 1).expand(4, 16, 16)
+    head = SegmentationHead(8, (16, 16, 8, 4), activation="silu")
+    optimizer = torch.optim.Adam(head.parameters(), lr=1e-2)
+    for _ in range(60):
+        loss = torch.nn.functional.cross_entropy(head(residual, (16, 16)), mask)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    head.eval()
+    margin = head(residual, (16, 16)).diff(dim=1).mean((1, 2, 3))
+    assert margin[2] > margin[1] > margin[0]
+    assert margin[3] > margin[2]
+    assert (margin[2:].sigmoid() > 0.8).all()

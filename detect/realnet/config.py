@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from synth.errors import UserError
 from synth.features import BackboneConfig
@@ -35,6 +35,8 @@ class RealNetConfig:
     """Residual channels RRS keeps by their mean; with num_max the width r of the head."""
     head_widths: tuple[int, int, int, int] = (128, 32, 8, 4)
     """Channels of the head's narrowing convolutions."""
+    head_activation: Literal["relu", "silu"] = "relu"
+    """Of the narrowing convolutions: the paper's ReLU, or SiLU, which learns fast and safely."""
     batch_size: int = 16
     """Images per step."""
     num_steps: int = 10_000
@@ -187,6 +189,7 @@ TINY = RealNetConfig(
     num_max=32,
     num_mean=32,
     head_widths=(32, 16, 8, 4),
+    head_activation="silu",
     num_steps=400,
     learning_rate=1e-3,
     num_afs_batches=8,
@@ -201,6 +204,7 @@ SMALL = RealNetConfig(
     num_max=64,
     num_mean=64,
     head_widths=(64, 32, 8, 4),
+    head_activation="silu",
     num_steps=5_000,
     learning_rate=4e-4,
     num_afs_batches=32,
@@ -216,6 +220,7 @@ COMPACT = RealNetConfig(
     num_max=64,
     num_mean=64,
     head_widths=(32, 16, 8, 4),
+    head_activation="silu",
     num_steps=2_000,
     learning_rate=3e-3,
     num_afs_batches=32,

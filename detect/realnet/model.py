@@ -53,7 +53,10 @@ class RealNet(Detector):
             )
             self.rrs = RRS(sum(config.num_selected), config.num_max, config.num_mean)
             self.head = SegmentationHead(
-                config.num_max + config.num_mean, config.head_widths, separable=config.separable
+                config.num_max + config.num_mean,
+                config.head_widths,
+                separable=config.separable,
+                activation=config.head_activation,
             )
 
     @classmethod

@@ -4,6 +4,8 @@ Source: RealNet, section on RRS; details as in the authors' code.
 Shapes: N images, C residual channels of all layers together, r of them selected, h x w pixels.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,17 +60,22 @@ class SegmentationHead(nn.Module):
     """Two residual blocks of width r, then narrowing convolutions to two classes per pixel.
 
     r = 512 and the widths (128, 32, 8, 4) give the authors' 5 872 662 parameters. separable: the
-    residual blocks' 3 x 3 convolutions see each channel alone, and the narrow layers have SiLU. At
-    high learning rates most of their few ReLU units die; the map then stops below 1, and all clear
-    anomalies get the same score.
+    residual blocks' 3 x 3 convolutions see each channel alone. activation: of the narrowing
+    convolutions. Most of their few ReLU units die at learning rates well above the paper's 1e-4;
+    the map then stops far below 1, and all clear anomalies get the same score.
     """
 
     def __init__(
-        self, num_channels: int, widths: tuple[int, int, int, int], *, separable: bool = False
+        self,
+        num_channels: int,
+        widths: tuple[int, int, int, int],
+        *,
+        separable: bool = False,
+        activation: Literal["relu", "silu"] = "relu",
     ) -> None:
         super().__init__()
         a, b, c, d = widths
-        active = nn.SiLU if separable else nn.ReLU
+        active = {"relu": nn.ReLU, "silu": nn.SiLU}[activation]
         blocks = [_ResidualBlock(num_channels, separable) for _ in range(2)]
         self.residual = nn.Sequential(*blocks, nn.ReLU())
         self.narrow = nn.Sequential(
