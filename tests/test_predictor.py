@@ -72,6 +72,14 @@ def test_three_lines(model):
     assert detector.predict([]) == []
 
 
+def test_bf16_is_another_arithmetic_near_fp32(model, detector):
+    image = normal_image(1, (50, 70))
+    exact = detector.predict(image)
+    rounded = detect.load(model, precision="bf16", batch_size=1).predict(image)
+    assert exact.score != rounded.score
+    assert rounded.score == pytest.approx(exact.score, abs=0.05)
+
+
 def test_import_loads_no_torch():
     code = "import sys, detect; print('torch' in sys.modules, 'cv2' in sys.modules, detect.load)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -26,6 +26,7 @@ from detect.pooling import image_scores, pooling_window, rejected_windows
 from detect.prediction.batches import BatchScorer, ScoreAndMap, chunks, measured_batch_size
 from detect.prediction.tiles import OVERLAP, Tiling, tiled_map
 from detect.scoring import detector_scorer
+from synth.config import Precision
 from synth.device import default_device
 from synth.errors import UserError
 from synth.images import MIN_SIDE_PX, from_pillow, read_image, resize
@@ -145,6 +146,7 @@ def load_predictor(
     tile: bool | tuple[int, int] = False,
     overlap: float = OVERLAP,
     batch_size: int | None = None,
+    precision: Precision = "fp32",
 ) -> Predictor:
     """Load what `detect train` made. Raises UserError as `load_detector`.
 
@@ -152,6 +154,7 @@ def load_predictor(
     false_reject_rate: None is the rate that is stored with it. tile: True cuts images into tiles of
     the detector's own size, (height, width) into others, which are brought to that size; the
     threshold then holds only after `calibrated_on`. batch_size: None is measured.
+    precision: of convolutions; the stored threshold was set in fp32 (see `packed`).
     """
     device = default_device()
     trained = load_detector(model, device)
@@ -162,7 +165,7 @@ def load_predictor(
     calibration = stored.at_rate(false_reject_rate)
     size = trained.image_size if tile is True else tile
     tiling = Tiling(size=size, overlap=overlap) if size else None
-    score = detector_scorer(trained.detector, device)
+    score = detector_scorer(trained.detector, device, precision)
     batch_size = batch_size or measured_batch_size(score, trained.image_size, device)
     return Predictor(BatchScorer(score, trained.image_size, batch_size), calibration, tiling)
 

@@ -24,6 +24,7 @@ from detect.prediction.overlays import (
 )
 from detect.prediction.predictor import Prediction, Predictor
 from detect.prediction.watch import POLL_SECONDS, Watch
+from synth.config import Precision
 from synth.files import read_json, write_json
 from synth.images import Progress
 from synth.progress import Update
@@ -71,6 +72,7 @@ def description(
     normals: Sequence[Path],
     every: int,
     pictures: PictureChoice,
+    precision: Precision = "fp32",
 ) -> dict[str, Any]:
     """What the rows of a folder depend on: `claim_folder` refuses to mix them with others.
 
@@ -87,6 +89,7 @@ def description(
         "overlap": tiling.overlap if tiling else None,
         "every": every,
         "pictures": pictures,
+        "precision": precision,
     }
 
 
