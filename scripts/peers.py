@@ -1,0 +1,163 @@
+"""Anomalib's PatchCore and DRAEM on our data, split, size and metrics: for scale beside RealNet.
+
+Needs the `bench` extra, in an environment of its own (CONTRIBUTING.md). Anomalib's networks and
+training objectives are used as they are; images are ours, squeezed to the size, and the metrics are
+those of `detect evaluate`. DRAEM learns from scratch: without a GPU it gets a number of steps, not
+its 700 epochs.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
+from anomalib.models.image.draem.loss import DraemLoss
+from anomalib.models.image.draem.torch_model import DraemModel
+from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from detect.evaluation.measure import evaluate
+from detect.evaluation.testset import open_test_set
+from detect.scoring import Scored, Scorer, score_batches
+from detect.training.data import to_chw, to_unit
+from synth.command import progress_bar
+from synth.data.catalog import open_category
+from synth.data.normals import load_normals
+from synth.files import write_json
+from synth.pictures import Images
+from synth.progress import Bars
+
+MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
+STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+
+
+def to_batch(images: Images) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [0, 1]."""
+    return to_unit(torch.stack([to_chw(image) for image in images]))
+
+
+def patchcore(images: Images, weights: Path, coreset: float, bars: Bars) -> nn.Module:
+    """PatchCore on ResNet-18, layers 2 and 3, with a greedy coreset of the share given."""
+    model = PatchcoreModel(layers=["layer2", "layer3"], backbone="resnet18", pre_trained=False)
+    network = model.feature_extractor.feature_extractor
+    state = load_file(weights)
+    wanted = network.state_dict()
+    missing = [key for key in wanted if key not in state]
+    if missing:
+        raise SystemExit(f"{weights}: lacks {missing[:3]}")
+    network.load_state_dict({key: state[key] for key in wanted})
+    model.train()
+    model.feature_extractor.eval()
+    with bars("embedding", "image") as update, torch.no_grad():
+        for start in range(0, len(images), 16):
+            model((to_batch(images[start : start + 16]) - MEAN) / STD)
+            update(min(start + 16, len(images)), len(images))
+    model.subsample_embedding(coreset)
+    return model.eval()
+
+
+def draem(images: Images, textures: Path, num_steps: int, seed: int, bars: Bars) -> nn.Module:
+    """DRAEM with its own corruption and loss, Adam 1e-4, 8 images per step."""
+    torch.manual_seed(seed)
+    model, loss_function = DraemModel(), DraemLoss()
+    augment = PerlinAnomalyGenerator(anomaly_source_path=textures, blend_factor=(0.1, 1.0))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    with bars("training draem", "step") as update:
+        for step, batch in enumerate(shuffled(images, 8, num_steps, seed), start=1):
+            corrupted, mask = augment(batch)
+            reconstruction, prediction = model(corrupted)
+            loss = loss_function(batch, reconstruction, mask, prediction)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            update(step, num_steps, {"loss": loss.item()})
+    return model.eval()
+
+
+def shuffled(images: Images, batch_size: int, num_steps: int, seed: int) -> Iterator[Tensor]:
+    """Batches in random order, epoch after epoch."""
+    rng, order = np.random.default_rng(seed), np.array([], dtype=int)
+    for _ in range(num_steps):
+        while len(order) < batch_size:
+            order = np.concatenate([order, rng.permutation(len(images))])
+        yield to_batch(images[order[:batch_size]])
+        order = order[batch_size:]
+
+
+def scorer(model: nn.Module, normalise: bool) -> Scorer:
+    """Anomalib's own image score and map."""
+
+    @torch.no_grad()
+    def score(images: Images) -> Scored:
+        batch = to_batch(images)
+        found = model((batch - MEAN) / STD if normalise else batch)
+        maps = found.anomaly_map.reshape(len(images), *images.shape[1:3])
+        return Scored(found.pred_score.flatten().numpy(), maps.numpy())
+
+    return score
+
+
+def main(
+    method: Literal["patchcore", "draem"],
+    out: Path,
+    dataset: str,
+    root: Path,
+    category: str | None = None,
+    weights: Path = Path("resnet18.safetensors"),
+    textures: Path = Path("dtd"),
+    size: int = 256,
+    coreset: float = 0.005,
+    num_steps: int = 100,
+    seed: int = 0,
+) -> None:
+    """Train a peer on a category's normal images, measure it on the test split, write a JSON file.
+
+    Args:
+        method: Which peer.
+        out: The JSON file.
+        dataset: Layout of the data, as for `detect train`.
+        root: Folder of the data.
+        category: Category below the root.
+        weights: Backbone weights of PatchCore, a safetensors file with timm's names.
+        textures: Folder of textures that DRAEM blends in.
+        size: Pixels that images are squeezed to.
+        coreset: Share of the patches that PatchCore keeps.
+        num_steps: Of DRAEM.
+        seed: Of DRAEM's weights and order, and of PatchCore's coreset.
+
+    """
+    torch.manual_seed(seed)
+    opened = open_category(dataset, root, category, progress_bar)
+    test = open_test_set(opened, progress_bar)
+    normals = load_normals(opened, (size, size), progress_bar)
+    images = np.concatenate([normals.fit, normals.held])  # neither needs a threshold here
+    start = time.perf_counter()
+    if method == "patchcore":
+        model = patchcore(images, weights, coreset, progress_bar)
+    else:
+        model = draem(images, textures, num_steps, seed, progress_bar)
+    seconds = time.perf_counter() - start
+    with progress_bar("scoring", "image") as update:
+        batches = score_batches(
+            scorer(model, method == "patchcore"), test.paths, (size, size), progress=update
+        )
+        found = evaluate(test, batches, whole=False)
+    figures: dict[str, Any] = {
+        "method": method,
+        "seed": seed,
+        "training_seconds": seconds,
+        "image": found.figures.image._asdict(),
+        "pixel": found.figures.pixel._asdict() if found.figures.pixel else None,
+    }
+    write_json(out, figures)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
