@@ -1,12 +1,10 @@
 """Scoring in batches as large as the memory allows."""
 
 import itertools
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
-import psutil
 import torch
 from numpy.typing import NDArray
 
@@ -16,10 +14,7 @@ from synth.device import fitting_batch_size
 from synth.images import resize
 from synth.sia.candidates import half, is_out_of_memory
 
-CPU_BATCH_SIZE = 16
-"""At most; on a processor larger batches are no faster."""
 NUM_PROBED = 2
-SAMPLING_SECONDS = 0.002
 
 CHUNK_PIXELS = 64_000_000
 """Of images that are decoded ahead, so that a batch of huge images does not fill the memory."""
@@ -70,41 +65,22 @@ def scored_or_none(scorer: Scorer, batch: Sequence[Image]) -> Scored | None:
 
 
 def measured_batch_size(scorer: Scorer, size: tuple[int, int], device: torch.device) -> int:
-    """How many images to score at once: what the free memory holds, by the need of two."""
+    """How many images to score at once: on a GPU what its memory holds, by the need of two.
+
+    A processor is fastest with one, whose features stay in its caches: 23 ms per image against 36
+    in batches of 16, for a ResNet-18 at 256 px.
+    """
+    if device.type != "cuda":
+        return 1
     probe = [np.zeros((*size, 3), np.uint8)] * NUM_PROBED
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        if scored_or_none(scorer, probe) is None:
-            return 1
-        needed = torch.cuda.max_memory_allocated(device) - before
-        torch.cuda.empty_cache()
-        return fitting_batch_size(torch.cuda.mem_get_info(device)[0], needed / NUM_PROBED)
-    needed = process_peak(lambda: scored_or_none(scorer, probe))
-    free = psutil.virtual_memory().available
-    return min(CPU_BATCH_SIZE, fitting_batch_size(free, needed / NUM_PROBED))
-
-
-def process_peak(work: Callable[[], object]) -> int:
-    """By how many bytes this process grows at most while it does `work`, looked at every 2 ms."""
-    process = psutil.Process()
-    before = process.memory_info().rss
-    highest, ended = before, threading.Event()
-
-    def watch() -> None:
-        nonlocal highest
-        while not ended.wait(SAMPLING_SECONDS):
-            highest = max(highest, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        work()
-    finally:
-        ended.set()
-        watcher.join()
-    return highest - before
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    if scored_or_none(scorer, probe) is None:
+        return 1
+    needed = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    return fitting_batch_size(torch.cuda.mem_get_info(device)[0], needed / NUM_PROBED)
 
 
 def chunks(items: Iterable[T], size: int, image_of: Callable[[T], Image]) -> Iterator[list[T]]:
