@@ -499,7 +499,7 @@ def test_tiles_on_the_command_line(run, model, photos, tmp_path):
     ended = run(*tile)
     assert ended.code == 0, ended
     assert "from 12 held-out normal images" in ended.out
-    stored = json.loads((out / "calibration.json").read_text())
+    stored = json.loads((out / "normals.json").read_text())
     assert log(out)[0]["threshold"] == stored["threshold"]
     predictor = load_predictor(model, tile=True)
     assert log(out)[0]["score"] == pytest.approx(predictor.predict(log(out)[0]["file"]).score)
@@ -512,6 +512,36 @@ def test_normals_set_the_threshold_of_whole_images_too(run, model, photos, tmp_p
     assert run(*words(model, out, photos), "--normals", photos / "0").code == 0
     scores = [row["score"] for row in log(out)[:5]]
     assert log(out)[0]["threshold"] == pytest.approx(max(scores), rel=1e-5)
+
+
+def test_a_run_killed_before_its_first_row_leaves_no_threshold_behind(
+    run, model, photos, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+    for n in range(5):
+        write_png(tmp_path / f"others/{n}.png", normal_image(200 + n, (50, 60)))
+
+    def killed(*_):
+        raise UserError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detect.prediction.run.predict_files", killed)
+        assert run(*words(model, out, photos), "--normals", tmp_path / "others").code == 2
+    assert (out / "normals.json").exists()
+    (out / "scores.jsonl").unlink()  # killed a moment earlier, it would not be there yet
+    assert run(*words(model, out, photos), "--normals", photos / "0").code == 0
+    scores = [row["score"] for row in log(out)[:5]]
+    assert log(out)[0]["threshold"] == pytest.approx(max(scores), rel=1e-5)
+
+
+def test_a_detectors_own_folder_as_out_keeps_its_threshold(run, model, photos, tmp_path):
+    own = tmp_path / "detector"
+    shutil.copytree(model, own)
+    before = (own / "calibration.json").read_bytes()
+    assert run(*words(own, own, photos), "--normals", photos / "0").code == 0
+    assert (own / "calibration.json").read_bytes() == before
+    scores = [row["score"] for row in log(own)[:5]]
+    assert log(own)[0]["threshold"] == pytest.approx(max(scores), rel=1e-5)
 
 
 def test_a_failure_while_writing_stops_with_one_line(run, model, photos, tmp_path, monkeypatch):

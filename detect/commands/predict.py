@@ -120,7 +120,8 @@ def predict(
     )
     config = run.description(model, predictor, folder or paths, held, every, pictures, precision)
     with sole_user(out):
-        claim_folder(out, config, run.CONFIG_FILE, out / LOG_FILE)
+        if not claim_folder(out, config, run.CONFIG_FILE, out / LOG_FILE):
+            (out / run.NORMALS_FILE).unlink(missing_ok=True)  # of other normal images
         log = ScoreLog(out, with_frames=any(map(is_video, paths)))
         with progress_bar("checking images", "image") as update:
             check_inputs([*held, *(path for path in paths if str(path) not in log.done)], update)

@@ -29,7 +29,7 @@ from synth.files import read_json, write_json
 from synth.images import Progress
 from synth.progress import Update
 
-CONFIG_FILE = "predict.json"
+CONFIG_FILE, NORMALS_FILE = "predict.json", "normals.json"
 NUM_WRITERS = min(4, os.cpu_count() or 1)
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ def calibrated(
     folder: Path, predictor: Predictor, normals: Sequence[Path], progress: Progress
 ) -> Predictor:
     """With a threshold set on normal images; it is kept in the folder for a run that goes on."""
-    path = folder / CALIBRATION_FILE
+    path = folder / NORMALS_FILE
     if path.exists():
         return predictor.with_calibration(Calibration.from_json(read_json(path)))
 
