@@ -399,8 +399,13 @@ def test_a_start_that_failed_does_not_lock_its_folder(run, product, tmp_path):
     out.mkdir()
     (out / "config.json").write_text('{"method": "realnet", "seed": 7}')
     (out / "afs.json").write_text("{}")
-    run(*train_words(product, out))
+    stale = {"step": 0, "image_auroc": 2.0, "pixel_average_precision": 2.0}
+    (out / "checks.json").write_text(json.dumps({"checks": [stale]}))
+    (out / "best.safetensors").write_bytes(b"of another detector")
+    run(*train_words(product, out), "--patience", 5)
     assert json.loads((out / "config.json").read_text())["detector"]["image_size"] == [32, 32]
+    assert stale not in json.loads((out / "checks.json").read_text())["checks"]
+    assert (out / "calibration.json").exists()
 
 
 def test_a_backbone_with_fewer_channels_than_the_preset_keeps(run, product, tmp_path):

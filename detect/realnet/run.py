@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 from detect.calibration import Calibration, calibrate
-from detect.checkpoint import save_detector
+from detect.checkpoint import CALIBRATION_FILE, save_detector
 from detect.detector import Detector
 from detect.options import TrainOptions
 from detect.realnet.afs import AFSResult, best_channels
@@ -21,7 +21,13 @@ from detect.scoring import detector_scorer, score_files
 from detect.training.data import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset
 from detect.training.loop import train_detector
 from detect.training.sources import CACHE_BYTES, DrawAnomaly, OpenSource
-from detect.training.stopping import Checks, blended_once, without_judges
+from detect.training.stopping import (
+    BEST_FILE,
+    CHECKS_FILE,
+    Checks,
+    blended_once,
+    without_judges,
+)
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
 from synth.device import make_accelerator
@@ -221,7 +227,8 @@ def train_realnet(
     work = out / "realnet"
     with run_folder(accelerator, out, about, work=work, num_steps=config.num_steps) as goes_on:
         if accelerator.is_main_process and not goes_on:
-            (out / AFS_FILE).unlink(missing_ok=True)
+            for name in (AFS_FILE, CHECKS_FILE, BEST_FILE, CALIBRATION_FILE):
+                (out / name).unlink(missing_ok=True)  # of another configuration
         backbone = backbone.to(accelerator.device)
         draws = load_sources(products, bars)
         unchosen = whole_layers(config, backbone.channels)
