@@ -19,6 +19,7 @@ from detect.training.stopping import Check, Checks, measure, synthetic_test, wit
 from synth.data.catalog import Category, Record
 from synth.data.foreground import EVERYTHING
 from synth.data.normals import Normals
+from synth.errors import UserError
 
 NORMALS = np.stack([normal_image(n) for n in range(4)])
 TEST = synthetic_test(NORMALS, EVERYTHING, draw_noise, seed=7)
@@ -174,3 +175,25 @@ def test_judges_are_trained_on_by_nobody(tmp_path):
     ]
     assert rest.held is held
     assert rest.category == category
+
+
+def test_judges_need_a_picture_besides_the_one_to_train_on(tmp_path):
+    images = np.stack([normal_image(n) for n in (0, 1, 1)])
+    records = [
+        Record(path=tmp_path / f"{n}.png", split="train", defect="good", mask_path=None)
+        for n in range(3)
+    ]
+    category = Category(dataset="folder", name="c", records=tuple(records))
+    with pytest.raises(UserError, match="--patience: c has one picture"):
+        without_judges(Normals(category, records[1:], images[1:], records[:1], images[:1]))
+
+
+def test_of_two_pictures_with_many_copies_one_is_left_to_train_on(tmp_path):
+    images = np.stack([normal_image(n % 2) for n in range(40)])
+    records = [
+        Record(path=tmp_path / f"{n}.png", split="train", defect="good", mask_path=None)
+        for n in range(40)
+    ]
+    category = Category(dataset="folder", name="c", records=tuple(records))
+    rest, judges = without_judges(Normals(category, records, images, [], images[:0]))
+    assert (len(rest.fit), len(judges)) == (20, 20)

@@ -16,6 +16,7 @@ from detect.training.stopping import BEST_FILE, Checks, measure
 from synth.errors import UserError
 from synth.files import atomic_path
 from synth.resume import OnStep, StepFunction, run_steps
+from synth.run_folder import agreed
 
 EMA_DECAY = 0.999
 """Upper limit of the averaging decay (1 + n) / (10 + n) at step n."""
@@ -105,13 +106,15 @@ def check(
 ) -> None:
     """Judge the averaged weights after a step and keep them if they are the best so far.
 
-    All processes measure the same; the weights in training are put back afterwards.
+    The first process measures for all: one that came to another figure would stop at another step,
+    and the others would wait for it. The weights in training are put back afterwards.
     """
     buffers = {name: buffer.clone() for name, buffer in detector.named_buffers()}
     ema.store(stage.parameters)
     ema.copy_to(stage.parameters)
     settle_batch_norms(accelerator, detector, dataset, batch_size)
-    row = measure(detector_scorer(detector, accelerator.device), checks.test, step, batch_size)
+    scorer = detector_scorer(detector, accelerator.device)
+    row = agreed(accelerator, lambda: measure(scorer, checks.test, step, batch_size))
     if not checks.rows or row.value > checks.best.value:
         save_trained(accelerator, detector, checks.folder / BEST_FILE)
     checks.add(row, write=accelerator.is_main_process)

@@ -16,9 +16,10 @@ from detect.evaluation.metrics import image_metrics, pixel_metrics
 from detect.scoring import Scorer
 from detect.training.data import BlendedDataset, JoinedDataset
 from detect.training.sources import DrawAnomaly
-from synth.data.catalog import held_out
+from synth.data.catalog import Record, held_out
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
+from synth.errors import UserError
 from synth.files import read_json, write_json
 from synth.pictures import Images, digest
 
@@ -62,11 +63,23 @@ def blended_once(dataset: BlendedDataset | JoinedDataset) -> SyntheticTest:
 
 
 def without_judges(normals: Normals) -> tuple[Normals, Images]:
-    """Set a tenth of the training images apart, copies together: the rest, and the judges."""
-    records = tuple(normals.fit_records)
-    _, apart = held_out(replace(normals.category, records=records), seed=JUDGES_SEED)
+    """Set a tenth of the training images apart, copies together: the rest, and the judges.
+
+    Raises UserError where nothing would be left to train on.
+    """
+    records = normals.fit_records
     pictures = [digest(image) for image in normals.fit]
-    chosen = {pictures[n] for n, record in enumerate(records) if record in apart}
+    firsts: dict[str, Record] = {}
+    for picture, record in zip(pictures, records, strict=True):
+        firsts.setdefault(picture, record)
+    if len(firsts) < 2:
+        raise UserError(
+            f"--patience: {normals.category.name} has one picture to train on and none to judge "
+            "by; add normal images or leave --patience out"
+        )
+    different = replace(normals.category, records=tuple(firsts.values()))
+    _, apart = held_out(different, seed=JUDGES_SEED)
+    chosen = {picture for picture, record in firsts.items() if record in apart}
     rest = [n for n, picture in enumerate(pictures) if picture not in chosen]
     judges = [n for n, picture in enumerate(pictures) if picture in chosen]
     kept = normals._replace(fit_records=[records[n] for n in rest], fit=normals.fit[rest])
