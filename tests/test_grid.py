@@ -427,6 +427,21 @@ def test_stopwatch_times_one_title_at_its_speed():
     assert watch.units == 5
 
 
+def test_stopwatch_counts_batches_as_the_images_in_them_and_stops_with_the_training():
+    watch = Stopwatch(no_bars, "training")
+    with watch("training", "image") as update:
+        for done in (16, 32, 40):
+            update(done, 40)
+        time.sleep(0.02)
+        update(40, 40)
+    assert watch.whole_seconds() == watch.seconds >= 0.02
+    with watch("training", "step", continues=True) as update:
+        update(1, 100)
+        time.sleep(0.02)
+        update(2, 100)  # no gain any more
+    assert watch.whole_seconds() == watch.seconds
+
+
 def test_peak_memory_sees_what_is_given_back():
     with PeakMemory(torch.device("cpu")) as quiet:
         pass

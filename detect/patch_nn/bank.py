@@ -49,6 +49,8 @@ def build_bank(
     bank = torch.cat(kept)
     if config.choice == "coreset" and len(bank) > config.bank_size:
         bank = bank[coreset(bank, config.bank_size, config.seed)]
+        if progress is not None:
+            progress(len(images), len(images))  # the choice takes time, too
     return bank
 
 
