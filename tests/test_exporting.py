@@ -167,6 +167,18 @@ def test_the_description_travels_inside(exported: exporting.Exported) -> None:
     assert about["siaforge"].count(".") >= 1
 
 
+def test_a_detector_of_several_categories_takes_all_its_thresholds_along(
+    trained: TrainedDetector,
+) -> None:
+    own = {"nut": calibrate([0.1, 0.2], 0.5), "bolt": calibrate([0.7, 0.8, 0.9], 0.5)}
+    about = exporting.about(trained._replace(by_category=own))
+    assert about["threshold"] == 0.25
+    assert {name: row["threshold"] for name, row in about["categories"].items()} == {
+        name: each.threshold for name, each in own.items()
+    }
+    assert "categories" not in exporting.about(trained)
+
+
 # Resizing inside the graph
 
 

@@ -99,6 +99,7 @@ def file_path(out: Path, form: Format) -> Path:
 
 def about(trained: TrainedDetector) -> dict[str, Any]:
     """The description that travels inside the file: all that a verdict and a p-value need."""
+    own = {name: each.to_json() for name, each in trained.by_category.items()}
     return {
         "siaforge": version("siaforge"),
         "method": trained.config["method"],
@@ -106,6 +107,7 @@ def about(trained: TrainedDetector) -> dict[str, Any]:
         "category": trained.config["category"],
         "image_size": list(trained.image_size),
         **trained.calibration.to_json(),
+        **({"categories": own} if own else {}),
         "verdict": "anomalous where the score is above the threshold",
         "p_value": "(1 + number of scores >= score) / (number of scores + 1)",
         "input": ABOUT_INPUT,
