@@ -36,7 +36,7 @@ class RealNetConfig:
     head_widths: tuple[int, int, int, int] = (128, 32, 8, 4)
     """Channels of the head's narrowing convolutions."""
     head_activation: Literal["relu", "silu"] = "relu"
-    """Of the narrowing convolutions: the paper's ReLU, or SiLU, which learns fast and safely."""
+    """Of the narrowing convolutions: the paper's ReLU, or SiLU, whose maps do not stop at 0.5."""
     batch_size: int = 16
     """Images per step."""
     num_steps: int = 10_000

@@ -61,8 +61,8 @@ class SegmentationHead(nn.Module):
 
     r = 512 and the widths (128, 32, 8, 4) give the authors' 5 872 662 parameters. separable: the
     residual blocks' 3 x 3 convolutions see each channel alone. activation: of the narrowing
-    convolutions. Most of their few ReLU units die at learning rates well above the paper's 1e-4;
-    the map then stops far below 1, and all clear anomalies get the same score.
+    convolutions. Short trainings with ReLU came to say "anomalous" by silent units: the logits are
+    then the last biases, the map stops near 0.5, and all clear anomalies get the same score.
     """
 
     def __init__(
