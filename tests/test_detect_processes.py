@@ -38,6 +38,7 @@ BATCH_NORM = """
 """
 
 
+@pytest.mark.slow
 def test_batch_statistics_and_gradients_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(0)
     x = 3 * torch.randn(2, 4, 3, 5, 6, generator=g) + 20

@@ -87,7 +87,10 @@ class Once:
         return self.result
 
 
-@pytest.fixture(scope="session", params=list(FORMATS))
+@pytest.fixture(
+    scope="session",
+    params=["onnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "pt2"))],
+)
 def exported(
     request: pytest.FixtureRequest,
     trained: TrainedDetector,
@@ -277,6 +280,7 @@ def test_large_weights_lie_in_a_second_file(
     assert score.shape == (2,)
 
 
+@pytest.mark.slow
 def test_openvino_tells_nobody() -> None:
     """In a fresh process: its reports go through a package that is never imported."""
     code = (
@@ -299,21 +303,22 @@ def onnx_file(exported: exporting.Exported) -> Path:
     return exported.path
 
 
-@pytest.mark.parametrize("format_name", ["pt2"])
+@pytest.mark.parametrize("format_name", ["onnx", pytest.param("pt2", marks=pytest.mark.slow)])
 def test_the_command_says_what_it_made(
     format_name: str, model: Path, tmp_path: Path, monkeypatch, capfd
 ) -> None:
     for number in range(3):
         size = (32, 40) if number else (90, 70)
         write_png(tmp_path / f"images/{number}.png", images(1, size, number)[0])
-    words = ("--model", model, "--out", tmp_path / "d.pt2", "--images", tmp_path / "images")
+    out = tmp_path / f"d.{format_name}"
+    words = ("--model", model, "--out", out, "--images", tmp_path / "images")
     ended = Command(monkeypatch, capfd)("detect", "export", *words, "--format", format_name)
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
     assert len(lines) == 5
-    assert lines[0].startswith("pt2, ")
+    assert lines[0].startswith(f"{format_name}, ")
     assert "over 3 images" in lines[1]
-    assert lines[-1] == f"model: {tmp_path / 'd.pt2'}"
+    assert lines[-1] == f"model: {out}"
 
 
 def test_the_consumer_needs_onnxruntime_and_numpy_only(onnx_file: Path, tmp_path: Path) -> None:
