@@ -24,7 +24,7 @@ def load(
     false_reject_rate: float | None = None,
     tile: bool | tuple[int, int] = False,
     overlap: float = 0.25,
-    normals: "Iterable[Given] | None" = None,
+    normals: "str | Path | Iterable[Given] | None" = None,
     batch_size: int | None = None,
     precision: "Precision" = "fp32",
 ) -> "Predictor":
@@ -35,13 +35,15 @@ def load(
     category: whose threshold to take, of a detector of several.
     false_reject_rate: share of normal images that may be rejected, None for the stored one.
     tile: cut images into tiles of the detector's own size, or of (height, width) pixels; needs
-    `normals`. normals: normal images that training has not seen, to set the threshold on.
+    `normals`. normals: normal images that training has not seen, or a folder of them, to set
+    the threshold on.
     batch_size: None is measured. precision: "bf16" is faster; scores move by some hundredths, so
     that the threshold is best set anew with `normals`. Raises UserError for a folder that is no
     detector; gives a DataWarning where there are too few held-out images for the rate.
     """
     import warnings
 
+    from detect.prediction.inputs import files_at
     from detect.prediction.predictor import load_predictor, require_normals
     from synth.errors import DataWarning
 
@@ -55,6 +57,8 @@ def load(
         batch_size=batch_size,
         precision=precision,
     )
+    if isinstance(normals, str | Path):
+        normals = files_at(Path(normals))
     if normals is not None:
         predictor = predictor.calibrated_on(normals)
     if predictor.calibration.note:

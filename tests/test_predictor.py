@@ -71,6 +71,17 @@ def test_three_lines(model):
     assert detector.predict([]) == []
 
 
+def test_normals_may_be_a_folder(model, tmp_path):
+    images = [normal_image(n, (64, 64)) for n in range(5)]
+    for n, image in enumerate(images):
+        write_png(tmp_path / f"{n}.png", image)
+    options = {"batch_size": 1, "false_reject_rate": 0.2}
+    scores = detect.load(model, normals=str(tmp_path), **options).calibration.scores
+    assert scores == detect.load(model, normals=images, **options).calibration.scores
+    with pytest.raises(UserError, match="no such file or folder"):
+        detect.load(model, normals=tmp_path / "absent")
+
+
 def test_bf16_is_another_arithmetic_near_fp32(model, detector):
     image = normal_image(1, (50, 70))
     exact = detector.predict(image)
