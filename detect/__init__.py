@@ -35,11 +35,11 @@ def load(
     category: whose threshold to take, of a detector of several.
     false_reject_rate: share of normal images that may be rejected, None for the stored one.
     tile: cut images into tiles of the detector's own size, or of (height, width) pixels; needs
-    `normals`. normals: normal images that training has not seen, or a folder of them, to set
-    the threshold on.
-    batch_size: None is measured. precision: "bf16" is faster; scores move (by 0.2 at most where it was measured), so
-    that the threshold is best set anew with `normals`. Raises UserError for a folder that is no
-    detector; gives a DataWarning where there are too few held-out images for the rate.
+    `normals`. normals: normal images that training has not seen, or a folder of them, to set the
+    threshold on. batch_size: None is measured. precision: "bf16" is faster; scores move (by 0.2 at
+    most where it was measured), so that the threshold is best set anew with `normals`. Raises
+    UserError for a folder that is no detector; gives a DataWarning where there are too few
+    held-out images for the rate.
     """
     import warnings
 
