@@ -434,12 +434,16 @@ def test_a_watched_folder_is_scored_as_it_fills_and_goes_on(model, tmp_path, mon
 
 
 def test_interrupt_stops_after_what_is_begun_and_the_second_at_once():
-    with stop_on_interrupt() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.is_set()
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    try:
+        with stop_on_interrupt() as stop:
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            assert stop.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def start(*words) -> subprocess.Popen:
