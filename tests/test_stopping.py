@@ -55,6 +55,7 @@ def train(folder, checks=None, detector=None):
 
 
 def checks_of(folder, values, patience=3):
+    (folder / "best.safetensors").touch()
     checks = Checks(folder, TEST, patience)
     for n, value in enumerate(values, start=1):
         checks.add(Check(10 * n, value, value))
@@ -197,3 +198,43 @@ def test_of_two_pictures_with_many_copies_one_is_left_to_train_on(tmp_path):
     category = Category(dataset="folder", name="c", records=tuple(records))
     rest, judges = without_judges(Normals(category, records, images, [], images[:0]))
     assert (len(rest.fit), len(judges)) == (20, 20)
+
+
+ROW = {"step": 2, "image_auroc": 0.5, "pixel_average_precision": 0.5}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {},
+        [],
+        {"checks": 3},
+        {"checks": [{}]},
+        {"checks": [{**ROW, "step": "2"}]},
+        {"checks": [{**ROW, "image_auroc": None}]},
+        {"checks": [{**ROW, "more": 1}]},
+        {"checks": [ROW, ROW]},
+    ],
+)
+def test_checks_that_are_not_ours_are_told_in_one_line(tmp_path, written):
+    checks_of(tmp_path, [0.5])
+    (tmp_path / "checks.json").write_text(json.dumps(written))
+    with pytest.raises(UserError, match=r"checks\.json: .*; delete .* and train again$"):
+        Checks(tmp_path, TEST, 3)
+
+
+def test_best_weights_that_are_missing_or_damaged_are_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "detect.training.loop.measure", lambda scorer, test, step, batch_size: Check(step, 0.5, 0.5)
+    )
+    train(tmp_path, Checks(tmp_path, TEST, 1))
+    best = tmp_path / "best.safetensors"
+    whole = best.read_bytes()
+    for damaged in (whole[:20], whole.replace(b'"factor"', b'"facing"')):
+        best.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"best\.safetensors: damaged .*; delete") as refused:
+            train(tmp_path, Checks(tmp_path, TEST, 1))
+        assert "\n" not in str(refused.value)
+    best.unlink()
+    with pytest.raises(UserError, match=r"best\.safetensors: missing"):
+        Checks(tmp_path, TEST, 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -134,8 +135,14 @@ def save_trained(accelerator: Accelerator, detector: Detector, path: Path) -> No
 
 
 def load_trained(detector: Detector, path: Path) -> None:
-    """Read what `save_trained` wrote."""
-    detector.load_state_dict({**detector.state_dict(), **load_file(path)}, strict=True)
+    """Read what `save_trained` wrote. Raises UserError when it is damaged or of another model."""
+    try:
+        detector.load_state_dict({**detector.state_dict(), **load_file(path)}, strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path}: damaged ({reason}); delete {path.parent} and train again") from (
+            error
+        )
 
 
 def stage_steps(

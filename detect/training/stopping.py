@@ -5,6 +5,7 @@ anomaly blended in. Test images have no part in it, and neither have the images 
 threshold: a choice made on those would break the threshold's promise.
 """
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -113,13 +114,13 @@ def measure(scorer: Scorer, test: SyntheticTest, step: int, batch_size: int = 16
 class Checks:
     """The checks of one training, kept in a file, and which of them was best.
 
-    patience: checks in a row without gain after which the training ends.
+    patience: checks in a row without gain after which the training ends. Raises UserError as
+    `read_checks`.
     """
 
     def __init__(self, folder: Path, test: SyntheticTest, patience: int) -> None:
         self.folder, self.test, self.patience = folder, test, patience
-        path = folder / CHECKS_FILE
-        self.rows = [Check(**row) for row in read_json(path)["checks"]] if path.exists() else []
+        self.rows = read_checks(folder)
 
     def goals(self, num_steps: int) -> list[int]:
         """The steps that are still to be trained to and checked at, the last one included."""
@@ -143,3 +144,37 @@ class Checks:
         self.rows.append(row)
         if write:
             write_json(self.folder / CHECKS_FILE, {"checks": [row._asdict() for row in self.rows]})
+
+
+def read_checks(folder: Path) -> list[Check]:
+    """The checks that the training in `folder` has made so far.
+
+    Raises UserError for a damaged file, and where the weights of the best check are missing.
+    """
+    path, cure = folder / CHECKS_FILE, f"delete {folder} and train again"
+    if not path.exists():
+        return []
+    match read_json(path, cure):
+        case {"checks": [*rows]} if all(map(is_check, rows)):
+            checks = [Check(**row) for row in rows]
+        case _:
+            raise UserError(f"{path}: damaged (no list of checks); {cure}")
+    if any(a.step >= b.step for a, b in itertools.pairwise(checks)):
+        raise UserError(f"{path}: damaged (steps must ascend); {cure}")
+    if checks and not (folder / BEST_FILE).exists():
+        raise UserError(f"{folder / BEST_FILE}: missing, the weights of the best check; {cure}")
+    return checks
+
+
+def is_check(row: object) -> bool:
+    """Whether a row of CHECKS_FILE is a `Check`."""
+    match row:
+        case {
+            "step": int(),
+            "image_auroc": float(),
+            "pixel_average_precision": float(),
+            **others,
+        }:
+            return not others
+        case _:
+            return False
