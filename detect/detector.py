@@ -4,12 +4,14 @@ Shapes: N images, H x W pixels. Images are RGB in [0, 1]; a detector normalises 
 weights file is all that prediction and export need.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+
+from synth.errors import UserError
 
 
 class Scores(NamedTuple):
@@ -65,6 +67,21 @@ class Detector(nn.Module):
     def stages(self) -> list[Stage]:
         """Return what to train, in order."""
         raise NotImplementedError
+
+    def with_state(self, state: Mapping[str, Tensor]) -> Self:
+        """Return itself with a saved state, all of it and nothing else.
+
+        Raises UserError when the state does not belong to the configuration.
+        """
+        try:
+            self.load_state_dict(state, strict=True)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{type(self).__name__} weights: they do not fit the configuration "
+                f"({reason[:300]}); use the config.json and weights of one folder"
+            ) from error
+        return self
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Scores:

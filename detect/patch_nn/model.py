@@ -16,7 +16,6 @@ from torch import Tensor
 
 from detect.detector import Detector, Scores, Stage
 from detect.pooling import image_scores
-from synth.errors import UserError
 from synth.features import Backbone, BackboneConfig, build_backbone
 
 Choice = Literal["random", "coreset"]
@@ -77,16 +76,7 @@ class PatchNN(Detector):
         Raises UserError when the state does not belong to the configuration.
         """
         backbone = build_backbone(replace(config.backbone, weights="random"))
-        model = cls(config, backbone, torch.zeros_like(state["bank"]))
-        try:
-            model.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"patch-nn weights: they do not fit the configuration ({reason[:300]}); use the "
-                "config.json and weights of one folder"
-            ) from error
-        return model
+        return cls(config, backbone, torch.zeros_like(state["bank"])).with_state(state)
 
     def stages(self) -> list[Stage]:
         """Return nothing: the bank is all there is to learn."""

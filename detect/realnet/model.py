@@ -23,7 +23,6 @@ from detect.realnet.config import RealNetConfig
 from detect.realnet.reconstruction import ReconstructionUNet
 from detect.realnet.rrs import RRS, SegmentationHead
 from detect.realnet.separable import SeparableUNet
-from synth.errors import UserError
 from synth.features import Backbone, build_backbone, seeded_init
 
 
@@ -67,16 +66,7 @@ class RealNet(Detector):
         """
         backbone = build_backbone(replace(config.backbone, weights="random"))
         blanks = [torch.zeros(m, dtype=torch.int64) for m in config.num_selected]
-        model = cls(config, backbone, blanks)
-        try:
-            model.load_state_dict(state, strict=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"RealNet weights: they do not fit the configuration ({reason[:300]}); "
-                "use the config.json and weights of one folder"
-            ) from error
-        return model
+        return cls(config, backbone, blanks).with_state(state)
 
     def stages(self) -> list[Stage]:
         """Return the one stage: reconstruction and head together, the backbone frozen."""
