@@ -19,7 +19,6 @@ from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
 from anomalib.models.image.draem.loss import DraemLoss
 from anomalib.models.image.draem.torch_model import DraemModel
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detect.evaluation.measure import evaluate
@@ -29,12 +28,10 @@ from detect.training.data import to_chw, to_unit
 from synth.command import progress_bar
 from synth.data.catalog import open_category
 from synth.data.normals import load_normals
+from synth.features import Backbone, BackboneConfig, build_backbone
 from synth.files import write_json
 from synth.pictures import Images
 from synth.progress import Bars
-
-MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
-STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
 
 
 def to_batch(images: Images) -> Tensor:
@@ -42,21 +39,27 @@ def to_batch(images: Images) -> Tensor:
     return to_unit(torch.stack([to_chw(image) for image in images]))
 
 
-def patchcore(images: Images, weights: Path, coreset: float, bars: Bars) -> nn.Module:
-    """PatchCore on ResNet-18, layers 2 and 3, with a greedy coreset of the share given."""
-    model = PatchcoreModel(layers=["layer2", "layer3"], backbone="resnet18", pre_trained=False)
-    network = model.feature_extractor.feature_extractor
-    state = load_file(weights)
-    wanted = network.state_dict()
-    missing = [key for key in wanted if key not in state]
-    if missing:
-        raise SystemExit(f"{weights}: lacks {missing[:3]}")
-    network.load_state_dict({key: state[key] for key in wanted})
+class NamedLayers(nn.Module):
+    """Our frozen backbone in the place of anomalib's: the same weights, layers by their names."""
+
+    def __init__(self, backbone: Backbone, names: list[str]) -> None:
+        super().__init__()
+        self.backbone, self.names = backbone, names
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the layers' maps by name."""
+        return dict(zip(self.names, self.backbone(images), strict=True))
+
+
+def patchcore(images: Images, backbone: Backbone, coreset: float, bars: Bars) -> nn.Module:
+    """PatchCore on two layers of the backbone, with a greedy coreset of the share given."""
+    names = ["layer2", "layer3"]
+    model = PatchcoreModel(layers=names, backbone="resnet18", pre_trained=False)
+    model.feature_extractor = NamedLayers(backbone, names)
     model.train()
-    model.feature_extractor.eval()
     with bars("embedding", "image") as update, torch.no_grad():
         for start in range(0, len(images), 16):
-            model((to_batch(images[start : start + 16]) - MEAN) / STD)
+            model(to_batch(images[start : start + 16]))
             update(min(start + 16, len(images)), len(images))
     model.subsample_embedding(coreset)
     return model.eval()
@@ -90,13 +93,12 @@ def shuffled(images: Images, batch_size: int, num_steps: int, seed: int) -> Iter
         order = order[batch_size:]
 
 
-def scorer(model: nn.Module, normalise: bool) -> Scorer:
+def scorer(model: nn.Module) -> Scorer:
     """Anomalib's own image score and map."""
 
     @torch.no_grad()
     def score(images: Images) -> Scored:
-        batch = to_batch(images)
-        found = model((batch - MEAN) / STD if normalise else batch)
+        found = model(to_batch(images))
         maps = found.anomaly_map.reshape(len(images), *images.shape[1:3])
         return Scored(found.pred_score.flatten().numpy(), maps.numpy())
 
@@ -109,7 +111,10 @@ def main(
     dataset: str,
     root: Path,
     category: str | None = None,
-    weights: Path = Path("resnet18.safetensors"),
+    backbone: str = "resnet18",
+    backbone_weights: str = "hub",
+    backbone_mean: tuple[float, float, float] | None = None,
+    backbone_std: tuple[float, float, float] | None = None,
     textures: Path = Path("dtd"),
     size: int = 256,
     coreset: float = 0.005,
@@ -124,7 +129,10 @@ def main(
         dataset: Layout of the data, as for `detect train`.
         root: Folder of the data.
         category: Category below the root.
-        weights: Backbone weights of PatchCore, a safetensors file with timm's names.
+        backbone: Of PatchCore: a timm network, whose layers 2 and 3 are used.
+        backbone_weights: As for `detect train`: "hub", or a file.
+        backbone_mean: As for `detect train`.
+        backbone_std: As for `detect train`.
         textures: Folder of textures that DRAEM blends in.
         size: Pixels that images are squeezed to.
         coreset: Share of the patches that PatchCore keeps.
@@ -139,14 +147,19 @@ def main(
     images = np.concatenate([normals.fit, normals.held])  # neither needs a threshold here
     start = time.perf_counter()
     if method == "patchcore":
-        model = patchcore(images, weights, coreset, progress_bar)
+        chosen = BackboneConfig(
+            name=backbone,
+            layers=(2, 3),
+            weights=backbone_weights,
+            mean=backbone_mean,
+            std=backbone_std,
+        )
+        model = patchcore(images, build_backbone(chosen), coreset, progress_bar)
     else:
         model = draem(images, textures, num_steps, seed, progress_bar)
     seconds = time.perf_counter() - start
     with progress_bar("scoring", "image") as update:
-        batches = score_batches(
-            scorer(model, method == "patchcore"), test.paths, (size, size), progress=update
-        )
+        batches = score_batches(scorer(model), test.paths, (size, size), progress=update)
         found = evaluate(test, batches, whole=False)
     figures: dict[str, Any] = {
         "method": method,
