@@ -17,6 +17,7 @@ from products import write_product, write_sources
 from scipy.stats import ttest_rel
 
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
+from detect.grid import plan as grid_plan
 from detect.grid import run as grid_run
 from detect.grid.cells import Cost, Result, cell_folder, read_result, safe_name, write_result
 from detect.grid.costs import PeakMemory, Stopwatch
@@ -229,8 +230,10 @@ def test_sources_are_compared_with_the_first(run, products, tmp_path):
 
 def test_images_of_a_source_are_loaded_once_and_given_back(run, products, tmp_path, monkeypatch):
     sources, loads = [], []
-    kept = grid_run.open_source
-    monkeypatch.setattr(grid_run, "open_source", lambda *a: sources.append(kept(*a)) or sources[-1])
+    kept = grid_plan.open_source
+    monkeypatch.setattr(
+        grid_plan, "open_source", lambda *a: sources.append(kept(*a)) or sources[-1]
+    )
     pool = ImagePool.__init__
     monkeypatch.setattr(ImagePool, "__init__", lambda *a, **k: loads.append(k) or pool(*a, **k))
     some = ("--categories", "widget", "--methods", "realnet")
@@ -271,6 +274,7 @@ def test_mistakes_are_told_before_any_training(run, products, tmp_path, monkeypa
     for extra, message in [
         (("--methods", "realnot"), "--methods: no 'realnot'; allowed: realnet, patch-nn"),
         (("--methods", "realnet:huge"), "--methods: no preset 'huge'"),
+        (("--backbone-layers", 2, 1), "backbone layers: got 2 1"),
         (("--methods", "realnet", "realnet"), "one or more different ones"),
         (("--seeds", 1, 1), "--seeds: got (1, 1)"),
         (("--seeds", -1), "--seeds: got (-1,)"),
@@ -281,10 +285,11 @@ def test_mistakes_are_told_before_any_training(run, products, tmp_path, monkeypa
     ]:
         assert message in run.refused(*benchmark, *extra)
     sources = ("detect", "compare-sources", "--root", products, "--category", "widget")
-    sources += ("--out", tmp_path / "out", "--sources")
+    sources += (*QUICK, "--out", tmp_path / "out", "--sources")
     assert "--sources: got 1" in run.refused(*sources, "noise")
     assert "'noise' twice" in run.refused(*sources, "noise", "noise")
     assert "found none" in run.refused(*sources, "noise", tmp_path)
+    assert not (tmp_path / "out").exists()
 
 
 def test_category_with_one_label_is_refused_before_any_training(run, tmp_path, monkeypatch):
@@ -296,6 +301,56 @@ def test_category_with_one_label_is_refused_before_any_training(run, tmp_path, m
     plain = ("detect", "benchmark", "--root", tmp_path / "data", "--methods", "patch-nn", *QUICK)
     line = run.refused(*plain, "--out", tmp_path / "out")
     assert "plain: the test images are 2 normal and 0 anomalous" in line
+    assert not (tmp_path / "out").exists()
+
+
+def copied(out, tmp_path):
+    """A finished benchmark to write to, of one cell."""
+    cell = "realnet/widget/seed-0"
+    shutil.copytree(out / cell, tmp_path / cell)
+    shutil.copy(out / "grid.json", tmp_path)
+    return ("--methods", "realnet", "--categories", "widget", "--seeds", 0, "--out", tmp_path)
+
+
+def test_a_preset_that_changed_with_the_package_is_noticed(run, products, out, tmp_path, patch):
+    """The options are the same, and all cells are finished: grid.json alone can tell."""
+    some = copied(out, tmp_path)
+    about = json.loads((tmp_path / "grid.json").read_text())
+    assert about["entries"]["realnet"]["num_max"] == 3
+    assert set(about["entries"]) == {"realnet", "patch-nn"}
+    before = (tmp_path / "grid.json").read_bytes()
+    with pytest.MonkeyPatch.context() as newer:
+        newer.setitem(PRESETS, "tiny", replace(PRESETS["tiny"], num_max=2))
+        line = run.refused(*words(products, tmp_path), *some)
+    assert "begun as another detector (num_max: 3 there, 2 here), by siaforge " in line
+    assert (tmp_path / "grid.json").read_bytes() == before
+    assert run(*words(products, tmp_path), *some).code == 0
+    assert json.loads((tmp_path / "grid.json").read_text())["entries"] == about["entries"]
+
+
+def test_an_entry_that_was_not_begun_may_change_and_older_grids_go_on(
+    run, products, out, tmp_path, monkeypatch
+):
+    some = copied(out, tmp_path)
+    about = json.loads((tmp_path / "grid.json").read_text())
+    about["entries"]["realnet"]["num_max"] = 2
+    for trained in tmp_path.rglob("*.safetensors"):
+        trained.unlink()
+    for written in (about, {"precision": "fp32"}):
+        (tmp_path / "grid.json").write_text(json.dumps(written))
+        assert run(*words(products, tmp_path), *some).code == 0
+        now = json.loads((tmp_path / "grid.json").read_text())["entries"]
+        assert now["realnet"]["num_max"] == 3
+
+
+@pytest.mark.parametrize(
+    "written",
+    [{}, {"precision": 3}, {"precision": "fp32", "entries": []},
+     {"precision": "fp32", "entries": {"realnet": 1}}],
+)  # fmt: skip
+def test_damaged_grid_is_told(run, products, tmp_path, written):
+    (tmp_path / "grid.json").write_text(json.dumps(written))
+    assert "grid.json: damaged" in run.refused(*words(products, tmp_path))
 
 
 def test_damaged_result_is_told(tmp_path):

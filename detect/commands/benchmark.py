@@ -52,17 +52,19 @@ def benchmark(
         seeds: A training for each.
 
     """
-    from detect.grid.commands import benchmarked, check_grid
+    from detect.grid import commands as grid
     from detect.training.source_words import parse_parts
     from synth.data.catalog import categories as names_below
     from synth.data.catalog import open_category
 
-    check_grid(training, seeds)
+    grid.check_grid(training, seeds)
+    parts = parse_parts(source, {"sia": sia, "textures": textures})
+    entries = grid.method_entries(methods, training, parts)
     names = names_below(dataset, root) if categories == ("all",) else dict.fromkeys(categories)
     opened = [open_category(dataset, root, name, progress_bar) for name in names]
-    parts = parse_parts(source, {"sia": sia, "textures": textures})
+    plan = grid.benchmark(opened, entries, seeds, out)
     require_output(out)
-    page = benchmarked(opened, methods, training, parts, seeds, out, progress_bar)
+    page = grid.carry_out(plan, progress_bar)
     if page is None:
         return
     for note in page.notes:

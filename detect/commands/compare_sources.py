@@ -41,12 +41,13 @@ def compare_sources(
         seeds: A training for each.
 
     """
-    from detect.grid.commands import check_grid, compared
+    from detect.grid.commands import carry_out, check_grid, comparison, source_entries
 
     check_grid(training, seeds)
-    category = data.open()
+    entries = source_entries(sources, training)
+    plan = comparison(data.open(), entries, seeds, out)
     require_output(out)
-    page = compared(category, training, sources, seeds, out, progress_bar)
+    page = carry_out(plan, progress_bar)
     if page is None:
         return
     if len(seeds) == 1:

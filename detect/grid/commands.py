@@ -9,9 +9,10 @@ from pathlib import Path
 from detect.evaluation.protocol import source_facts, weights_facts
 from detect.grid.methods import METHODS
 from detect.grid.page import Page, write_page
-from detect.grid.run import Entry, run_grid, shared_options
+from detect.grid.plan import Entry, Plan, Study, make_plan
+from detect.grid.run import run_grid
 from detect.grid.tables import Table
-from detect.grid.text import ONE_SEED, best, differences, notes
+from detect.grid.text import best, differences, notes, one_seed
 from detect.options import TrainOptions
 from detect.realnet.config import PRESETS
 from detect.training.source_words import parse_named
@@ -30,72 +31,27 @@ def check_grid(options: TrainOptions, seeds: Sequence[int]) -> None:
         raise UserError(f"--seed: got {options.seed}, not used here; give --seeds")
 
 
-def compared(
-    category: Category,
-    options: TrainOptions,
-    words: Sequence[str],
-    seeds: Sequence[int],
-    out: Path,
-    bars: Bars,
-) -> Page | None:
-    """Train on every source, write comparison.html and its like into `out`.
+def source_entries(words: Sequence[str], options: TrainOptions) -> list[Entry]:
+    """A row for every source, from words as `parse_named` reads them.
 
-    words: sources as `parse_named` reads them. None in the further processes of a launch. Raises
-    UserError as `run_grid`.
+    Raises UserError as that, and for less than two.
     """
     sources = parse_named(words)
     if len(sources) < 2:
         raise UserError(f"--sources: got {len(sources)}; give two or more to compare")
-    options, is_main = shared_options(options, out)
-    entries = [Entry(name, options.method, options, parts) for name, parts in sources.items()]
-    results = run_grid([category], entries, seeds, out, bars, is_main=is_main)
-    if not is_main:
-        return None
-    table = Table(tuple(results))
-    page = Page(
-        title=f"Anomaly sources on {category.name}",
-        table=table,
-        findings=differences(table),
-        notes=notes(table),
-        protocol=protocol([category], entries, table),
-        differences=True,
-    )
-    write_page(out, "comparison", page)
-    return page
+    return [Entry(name, options.method, options, parts) for name, parts in sources.items()]
 
 
-def benchmarked(
-    categories: Sequence[Category],
-    methods: Sequence[str],
-    options: TrainOptions,
-    parts: Sequence[Part],
-    seeds: Sequence[int],
-    out: Path,
-    bars: Bars,
-) -> Page | None:
-    """Train every method on every category, write benchmark.html and its like into `out`.
+def method_entries(
+    words: Sequence[str], options: TrainOptions, parts: Sequence[Part]
+) -> list[Entry]:
+    """A row for every method, from words METHOD or METHOD:PRESET.
 
-    methods: METHOD or METHOD:PRESET each. None in the further processes of a launch. Raises
-    UserError for an unknown or repeated one, and as `run_grid`.
+    Raises UserError for an unknown or repeated one.
     """
-    options, is_main = shared_options(options, out)
-    entries = [method_entry(word, options, parts) for word in methods]
-    if len(set(methods)) < len(methods) or not methods:
-        raise UserError(f"--methods: got {' '.join(methods)}; give one or more different ones")
-    results = run_grid(categories, entries, seeds, out, bars, is_main=is_main)
-    if not is_main:
-        return None
-    table = Table(tuple(results))
-    page = Page(
-        title=f"Benchmark on {categories[0].dataset}",
-        table=table,
-        findings=best(table),
-        notes=[ONE_SEED] if len(seeds) == 1 else [],
-        protocol=protocol(categories, entries, table),
-        differences=False,
-    )
-    write_page(out, "benchmark", page)
-    return page
+    if len(set(words)) < len(words) or not words:
+        raise UserError(f"--methods: got {' '.join(words)}; give one or more different ones")
+    return [method_entry(word, options, parts) for word in words]
 
 
 def method_entry(word: str, options: TrainOptions, parts: Sequence[Part]) -> Entry:
@@ -107,6 +63,48 @@ def method_entry(word: str, options: TrainOptions, parts: Sequence[Part]) -> Ent
         raise UserError(f"--methods: no preset {preset!r}; allowed: {', '.join(PRESETS)}")
     chosen = replace(options, preset=preset) if preset else options
     return Entry(word, method, chosen, tuple(parts) if METHODS[method].takes_source else ())
+
+
+def comparison(
+    category: Category, entries: Sequence[Entry], seeds: Sequence[int], out: Path
+) -> Plan:
+    """Plan to train on every source, into comparison.html and its like. Raises as `make_plan`."""
+    title = f"Anomaly sources on {category.name}"
+    study = Study("comparison", title, differences, notes, differences=True)
+    return make_plan(study, [category], entries, seeds, out)
+
+
+def benchmark(
+    categories: Sequence[Category], entries: Sequence[Entry], seeds: Sequence[int], out: Path
+) -> Plan:
+    """Plan to train every method on every category, into benchmark.html and its like.
+
+    Raises as `make_plan`.
+    """
+    title = f"Benchmark on {categories[0].dataset}"
+    study = Study("benchmark", title, best, one_seed, differences=False)
+    return make_plan(study, categories, entries, seeds, out)
+
+
+def carry_out(plan: Plan, bars: Bars) -> Page | None:
+    """Train what is left and write the page and its like; None in further processes of a launch.
+
+    Raises UserError as `run_grid`.
+    """
+    results = run_grid(plan, bars)
+    if not plan.is_main:
+        return None
+    table, study = Table(tuple(results)), plan.study
+    page = Page(
+        title=study.title,
+        table=table,
+        findings=study.findings(table),
+        notes=study.notes(table),
+        protocol=protocol(plan.categories, plan.entries, table),
+        differences=study.differences,
+    )
+    write_page(plan.out, study.name, page)
+    return page
 
 
 def protocol(

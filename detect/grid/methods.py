@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from detect.calibration import Calibration
 from detect.options import TrainOptions
-from detect.patch_nn.model import Choice
+from detect.patch_nn.model import Choice, PatchNNConfig
 from detect.patch_nn.run import patch_nn_config, train_patch_nn
+from detect.realnet.config import RealNetConfig
 from detect.realnet.run import Product, realnet_config, train_realnet
 from detect.training.sources import OpenSource
 from synth.data.normals import Normals
@@ -17,12 +18,12 @@ from synth.progress import Bars
 
 
 class Method(NamedTuple):
-    """How a method is trained into a folder; image_size: what its options ask for.
+    """How a method is trained into a folder; config: what its options make.
 
     timed: title of the bar whose units are its training. facts: the options, in words.
     """
 
-    image_size: Callable[[TrainOptions], tuple[int, int]]
+    config: Callable[[TrainOptions], RealNetConfig | PatchNNConfig]
     train: Callable[[Normals, OpenSource, TrainOptions, Path, Bars], Calibration | None]
     timed: str
     facts: Callable[[TrainOptions], str]
@@ -59,11 +60,13 @@ def patch_nn(choice: Choice) -> Method:
             f"{config.bank_size:,} patches, {backbone_facts(config.backbone)}"
         )
 
-    def image_size(options: TrainOptions) -> tuple[int, int]:
-        return patch_nn_config(options, choice).image_size
-
-    train = partial(train_patch_nn, choice=choice)
-    return Method(image_size, train, "filling the bank", facts, takes_source=False)
+    return Method(
+        partial(patch_nn_config, choice=choice),
+        partial(train_patch_nn, choice=choice),
+        "filling the bank",
+        facts,
+        takes_source=False,
+    )
 
 
 def backbone_facts(config: BackboneConfig) -> str:
@@ -73,12 +76,7 @@ def backbone_facts(config: BackboneConfig) -> str:
 
 
 METHODS: Mapping[str, Method] = {
-    "realnet": Method(
-        lambda options: realnet_config(options).image_size,
-        train_one_realnet,
-        "training",
-        realnet_facts,
-    ),
+    "realnet": Method(realnet_config, train_one_realnet, "training", realnet_facts),
     "patch-nn": patch_nn("random"),
     "patch-nn-coreset": patch_nn("coreset"),
 }

@@ -1,56 +1,32 @@
 """Train and measure the cells of a grid, one after the other; finished ones are not repeated."""
 
 import platform
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from detect.checkpoint import TrainedDetector, load_detector
 from detect.evaluation.measure import evaluate
-from detect.evaluation.testset import TestSet, open_test_set, require_both_labels
-from detect.grid.cells import Cost, Result, cell_folder, data_facts, read_result, write_result
+from detect.evaluation.testset import TestSet, open_test_set
+from detect.grid.cells import Cost, Result, write_result
 from detect.grid.costs import PeakMemory, Stopwatch, count_parameters, latency_ms
 from detect.grid.methods import METHODS
-from detect.options import TrainOptions
+from detect.grid.plan import Cell, Plan
 from detect.scoring import Scored, detector_scorer
-from detect.training.sources import ImagePool, OpenSource, Part, open_source
-from synth.config import Precision
+from detect.training.sources import ImagePool
 from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
-from synth.device import default_device, make_accelerator
-from synth.errors import DataWarning
+from synth.device import default_device
 from synth.files import read_json, write_json
 from synth.locks import sole_user
 from synth.progress import Bars, Update
 
-GRID_FILE, TIMING_FILE = "grid.json", "timing.json"
+TIMING_FILE = "timing.json"
 BATCH_SIZE = 16
-
-
-class Entry(NamedTuple):
-    """A row of the table: a method with its options and, where it takes one, its source."""
-
-    name: str
-    method: str
-    options: TrainOptions
-    parts: tuple[Part, ...] = ()
-
-
-class Cell(NamedTuple):
-    """One training to do. asked: all that its result depends on."""
-
-    entry: Entry
-    source: OpenSource
-    options: TrainOptions
-    folder: Path
-    asked: dict[str, Any]
 
 
 class CategoryData:
@@ -80,33 +56,23 @@ class CategoryData:
         return self._test_images[size]
 
 
-def run_grid(
-    categories: Sequence[Category],
-    entries: Sequence[Entry],
-    seeds: Sequence[int],
-    out: Path,
-    bars: Bars,
-    *,
-    is_main: bool = True,
-) -> list[Result]:
-    """Train and measure every entry on every category with every seed, each in its own folder.
+def run_grid(plan: Plan, bars: Bars) -> list[Result]:
+    """Train and measure what is left of a grid, each cell in its own folder; all its results.
 
-    The detectors are those of the last step; the test images choose nothing. is_main: False in the
-    further processes of a launch, which train along and return nothing.
-    Raises UserError, before any training, for a category without both labels, a source that cannot
-    be opened, and a finished cell of other settings.
+    The detectors are those of the last step; the test images choose nothing. The further processes
+    of a launch train along and return nothing. Raises UserError for unreadable images, an empty
+    foreground, and a folder that another command is training in.
     """
-    for category in categories:
-        require_both_labels(category)
-    grid = {category: cells(category, entries, seeds, out) for category in categories}
-    total = sum(map(len, grid.values()))
-    found = [[read_result(cell.folder, cell.asked) for cell in row] for row in grid.values()]
+    total = sum(map(len, plan.cells.values()))
     results: list[Result] = []
-    with sole_user(out) if is_main else nullcontext():
-        for (category, row), done in zip(grid.items(), found, strict=True):
+    with sole_user(plan.out) if plan.is_main else nullcontext():
+        if plan.is_main:
+            plan.write()
+        for category, row in plan.cells.items():
             data = CategoryData(category, bars)
-            for number, (cell, result) in enumerate(zip(row, done, strict=True), start=1):
-                where = f"{cell.folder.relative_to(out)} ({len(results) + 1} of {total})"
+            pairs = zip(row, plan.found[category], strict=True)
+            for number, (cell, result) in enumerate(pairs, start=1):
+                where = f"{cell.folder.relative_to(plan.out)} ({len(results) + 1} of {total})"
                 result = result or run_cell(cell, data, titled(bars, where))
                 if result is not None:
                     results.append(result)
@@ -115,48 +81,10 @@ def run_grid(
     return results
 
 
-def cells(
-    category: Category, entries: Sequence[Entry], seeds: Sequence[int], out: Path
-) -> list[Cell]:
-    """The cells of a category; a source's are together, so that it is loaded once."""
-    facts = data_facts(category)
-    found: list[Cell] = []
-    for entry in entries:
-        source = open_source(entry.parts, category)
-        for other in source.other_categories(category.name):
-            warnings.warn(
-                f"{entry.name}: anomaly images of category {other}, the normal images are of "
-                f"{category.name}",
-                DataWarning,
-                stacklevel=2,
-            )
-        for seed in seeds:
-            options = replace(entry.options, seed=seed)
-            asked = {
-                "method": entry.method,
-                "options": chosen(options),
-                "source": source.config,
-                "data": facts,
-            }
-            folder = cell_folder(out, entry.name, category.name, seed)
-            found.append(Cell(entry, source, options, folder, asked))
-    return found
-
-
-def chosen(options: TrainOptions) -> dict[str, Any]:
-    """The options that are not as they are by default; the detector's config.json has them all."""
-    default = asdict(TrainOptions())
-    return {
-        name: value
-        for name, value in asdict(options).items()
-        if name != "workers" and value != default[name]
-    }
-
-
 def run_cell(cell: Cell, data: CategoryData, bars: Bars) -> Result | None:
     """Train, measure and write results.json; None on all processes but the first."""
     method, device = METHODS[cell.entry.method], default_device()
-    normals = data.normals(method.image_size(cell.options))
+    normals = data.normals(method.config(cell.options).image_size)
     watch = Stopwatch(bars, method.timed)
     with PeakMemory(device) as peak:
         if method.train(normals, cell.source, cell.options, cell.folder, watch) is None:
@@ -202,22 +130,6 @@ def scored(
             numbers = range(start, min(start + BATCH_SIZE, total))
             yield scorer(np.stack([pool.image(number) for number in numbers]))
             update(numbers.stop, total)
-
-
-def shared_options(options: TrainOptions, out: Path) -> tuple[TrainOptions, bool]:
-    """Settle the arithmetic once for the whole grid; and whether this process is the first.
-
-    "auto" is measured, and two measurements could differ between cells.
-    """
-    path = out / GRID_FILE
-    asked = options.precision
-    if asked == "auto" and path.exists():
-        asked = read_json(path).get("precision", asked)
-    accelerator = make_accelerator(asked)
-    precision: Precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
-    if accelerator.is_main_process:
-        write_json(path, {"precision": precision})
-    return replace(options, precision=precision), accelerator.is_main_process
 
 
 def titled(bars: Bars, where: str) -> Bars:

@@ -46,7 +46,7 @@ def differences(table: Table) -> list[str]:
 def notes(table: Table) -> list[str]:
     """What a reader must know of the differences."""
     if len(table.seeds) == 1:
-        return [ONE_SEED]
+        return one_seed(table)
     num = sum(name in table.columns for name in HEADLINES) * (len(table.entries) - 1)
     found = [
         f"Spreads are over {len(table.seeds)} seeds (weights, batches, blending); the test images "
@@ -59,6 +59,11 @@ def notes(table: Table) -> list[str]:
             f"{num} differences were looked at: one in twenty is beyond such an interval by chance."
         )
     return found
+
+
+def one_seed(table: Table) -> list[str]:
+    """What to say of a single training each; nothing of several."""
+    return [ONE_SEED] if len(table.seeds) == 1 else []
 
 
 def best(table: Table) -> list[str]:
