@@ -78,10 +78,15 @@ def saved_precision(out: Path, asked: Precision, fields: Sequence[str]) -> Preci
     return value or "auto"
 
 
+def num_steps_done(folder: Path) -> int:
+    """How many steps the training with its state in `folder` has done; 0 where there is none."""
+    trace = folder / TRACE_FILE
+    return len(trace.read_text(encoding="utf-8").splitlines()) if trace.exists() else 0
+
+
 def require_no_fewer_steps(folder: Path, num_steps: int) -> None:
     """Raise UserError where `folder` has trained for more steps than are asked for now."""
-    trace = folder / TRACE_FILE
-    done = len(trace.read_text(encoding="utf-8").splitlines()) if trace.exists() else 0
+    done = num_steps_done(folder)
     if done > num_steps:
         raise UserError(
             f"--num-steps: got {num_steps}, but {folder} has already trained for {done}; "

@@ -21,13 +21,18 @@ from detect.grid import plan as grid_plan
 from detect.grid import run as grid_run
 from detect.grid.cells import Cost, Result, cell_folder, read_result, safe_name, write_result
 from detect.grid.costs import PeakMemory, Stopwatch
+from detect.grid.methods import METHODS
 from detect.grid.page import Section
 from detect.grid.tables import Spread, Table, spread
 from detect.grid.text import best, differences, duration, notes
+from detect.options import TrainOptions
 from detect.realnet.config import PRESETS
 from detect.report.data import COLUMNS
 from detect.training.source_words import parse_named
 from detect.training.sources import ImagePool, Part
+from detect.training.stopping import without_judges
+from synth.data.catalog import open_category
+from synth.data.normals import load_normals
 from synth.errors import UserError
 from synth.progress import no_bars
 
@@ -263,6 +268,87 @@ def test_killed_hard_it_goes_on_to_the_same_figures(products, tmp_path):
         rows = rows_of(tmp_path / name / "benchmark.csv")
         results[name] = [{k: v for k, v in row.items() if k in COLUMNS} for row in rows]
     assert results["killed"] == results["whole"]
+
+
+# Dry runs
+
+
+def tree(folder):
+    """Every file below a folder, its bytes and its time."""
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+def test_dry_run_of_a_fresh_grid_writes_nothing(run, products, tmp_path):
+    ended = run(*words(products, tmp_path / "out"), "--dry-run")
+    assert ended.code == 0, ended
+    first, _, *rows, time_line = ended.out.splitlines()
+    assert first == "Benchmark on folder: 8 trainings, 0 done, 8 left"
+    # 6 normal images of which 2 are held out, 2 + 2 test images
+    assert [row.split() for row in rows] == [
+        ["realnet", "gadget", "4", "4", "1", "left", "left"],
+        ["patch-nn", "gadget", "4", "4", "–", "left", "left"],
+        ["realnet", "widget", "4", "4", "1", "left", "left"],
+        ["patch-nn", "widget", "4", "4", "–", "left", "left"],
+    ]
+    assert "unknown" in time_line
+    assert not (tmp_path / "out").exists()
+    sources = ("detect", "compare-sources", "--root", products, "--category", "widget", *QUICK)
+    ended = run(*sources, "--sources", "noise", "cutpaste", "--out", tmp_path / "out", "--dry-run")
+    assert ended.code == 0, ended
+    assert ended.out.startswith("Anomaly sources on widget: 6 trainings, 0 done, 6 left\n")
+    assert not (tmp_path / "out").exists()
+    assert "no 'x'" in run.refused(*words(products, tmp_path), "--dry-run", "--methods", "x")
+
+
+def test_dry_run_tells_of_what_is_done_and_how_long_the_rest_takes(run, products, out, tmp_path):
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    for name, seconds in (("gadget/seed-0", 30.0), ("gadget/seed-1", 50.0)):
+        path = tmp_path / "realnet" / name / "results.json"
+        result = json.loads(path.read_text())
+        result["cost"]["training_seconds"] = seconds
+        path.write_text(json.dumps(result))
+    shutil.rmtree(tmp_path / "realnet/widget/seed-0")
+    (tmp_path / "realnet/widget/seed-1/results.json").unlink()  # trained, not yet measured
+    before = tree(tmp_path)
+    ended = run(*words(products, tmp_path), "--dry-run", "--methods", "realnet")
+    assert ended.code == 0, ended
+    assert tree(tmp_path) == before
+    first, _, gadget, widget, time_line = ended.out.splitlines()
+    assert first.endswith("4 trainings, 2 done, 2 left")
+    assert gadget.split()[-2:] == ["done", "done"]
+    assert widget.split()[-4:] == ["left", "at", "step", "1"]
+    # the mean of 30 and 50 s for one step, and no step is left of the other
+    assert time_line.startswith("time: about 40.0 s of training for 2 of the 2 left, ")
+    more = ("--methods", "realnet", "patch-nn-coreset", "--categories", "gadget")
+    ended = run(*words(products, tmp_path), "--dry-run", *more, "--seeds", 0, 1, 2)
+    assert "40.0 s of training for 1 of the 4 left" in ended.out
+    ended = run(*words(products, tmp_path), "--dry-run", *more[:2], *more[3:])
+    assert ended.out.splitlines()[-1] == "nothing is left to train"
+
+
+def test_dry_run_takes_no_times_of_another_device(run, products, out, tmp_path):
+    shutil.copytree(out, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.rglob("results.json"):
+        path.write_text(path.read_text().replace('"device": "cpu', '"device": "abacus'))
+    shutil.rmtree(tmp_path / "realnet/widget/seed-0")
+    ended = run(*words(products, tmp_path), "--dry-run")
+    assert ended.out.splitlines()[-1].startswith("time: unknown")
+
+
+def test_steps_of_a_dry_run_are_those_of_the_training(tmp_path):
+    write_product(tmp_path, num_train=40)
+    category = open_category("folder", tmp_path, "widget")
+    normals = load_normals(category, (32, 32), no_bars)
+    kept, judges = without_judges(normals)
+    assert len(judges) > 0
+    method = METHODS["realnet"]
+    for options, num in [
+        (TrainOptions(preset="paper"), len(normals.fit)),
+        (TrainOptions(preset="paper", patience=3), len(kept.fit)),
+    ]:
+        assert method.num_images(options, category) == num
+        # 1000 epochs of 16 images
+        assert method.num_steps(options, num) == -(-1000 * num // 16)
 
 
 # Mistakes

@@ -31,6 +31,7 @@ def benchmark(
     sia: OptionalFolder = None,
     textures: OptionalFolder = None,
     seeds: Seeds = (0, 1, 2),
+    dry_run: bool = False,
 ) -> None:
     """Train methods on the categories of a dataset and tabulate what they reach and cost.
 
@@ -50,9 +51,12 @@ def benchmark(
         sia: What `synth generate` made; or a folder with <dataset>/<category> for each.
         textures: Photographs of textures.
         seeds: A training for each.
+        dry_run: Say what is done, what is left and, where some of it has been measured on this
+            device, how long the rest may take; train nothing, write nothing.
 
     """
     from detect.grid import commands as grid
+    from detect.grid.preview import preview
     from detect.training.source_words import parse_parts
     from synth.data.catalog import categories as names_below
     from synth.data.catalog import open_category
@@ -63,6 +67,9 @@ def benchmark(
     names = names_below(dataset, root) if categories == ("all",) else dict.fromkeys(categories)
     opened = [open_category(dataset, root, name, progress_bar) for name in names]
     plan = grid.benchmark(opened, entries, seeds, out)
+    if dry_run:
+        say(preview(plan))
+        return
     require_output(out)
     page = grid.carry_out(plan, progress_bar)
     if page is None:

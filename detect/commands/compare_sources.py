@@ -24,6 +24,7 @@ def compare_sources(
     sources: NamedSources,
     out: Folder,
     seeds: Seeds = (0, 1, 2),
+    dry_run: bool = False,
 ) -> None:
     """Train the same detector on several anomaly sources and tell what they are worth.
 
@@ -39,13 +40,19 @@ def compare_sources(
             textures:FOLDER, noise, cutpaste, or a mixture such as 0.5*FOLDER+0.5*textures:FOLDER.
         out: The comparison.
         seeds: A training for each.
+        dry_run: Say what is done, what is left and, where some of it has been measured on this
+            device, how long the rest may take; train nothing, write nothing.
 
     """
     from detect.grid.commands import carry_out, check_grid, comparison, source_entries
+    from detect.grid.preview import preview
 
     check_grid(training, seeds)
     entries = source_entries(sources, training)
     plan = comparison(data.open(), entries, seeds, out)
+    if dry_run:
+        say(preview(plan))
+        return
     require_output(out)
     page = carry_out(plan, progress_bar)
     if page is None:

@@ -1,6 +1,7 @@
 """The methods that a grid can train, by the names they have on the command line."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,8 @@ from detect.patch_nn.run import patch_nn_config, train_patch_nn
 from detect.realnet.config import RealNetConfig
 from detect.realnet.run import Product, realnet_config, train_realnet
 from detect.training.sources import OpenSource
+from detect.training.stopping import JUDGES_SEED
+from synth.data.catalog import Category, held_out
 from synth.data.normals import Normals
 from synth.features import BackboneConfig
 from synth.progress import Bars
@@ -20,13 +23,16 @@ from synth.progress import Bars
 class Method(NamedTuple):
     """How a method is trained into a folder; config: what its options make.
 
-    timed: title of the bar whose units are its training. facts: the options, in words.
+    timed: title of the bar whose units are its training. facts: the options, in words. num_images:
+    how many of a category's it trains on, by their names. num_steps: None for a method without.
     """
 
     config: Callable[[TrainOptions], RealNetConfig | PatchNNConfig]
     train: Callable[[Normals, OpenSource, TrainOptions, Path, Bars], Calibration | None]
     timed: str
     facts: Callable[[TrainOptions], str]
+    num_images: Callable[[TrainOptions, Category], int]
+    num_steps: Callable[[TrainOptions, int], int | None]
     takes_source: bool = True
 
 
@@ -49,6 +55,19 @@ def realnet_facts(options: TrainOptions) -> str:
     )
 
 
+def realnet_images(options: TrainOptions, category: Category) -> int:
+    """Those that neither set the threshold nor judge when to stop."""
+    fit, _ = held_out(category)
+    if options.patience is not None:
+        fit, _ = held_out(replace(category, records=tuple(fit)), seed=JUDGES_SEED)
+    return len(fit)
+
+
+def realnet_steps(options: TrainOptions, num_images: int) -> int:
+    """At most, with --patience."""
+    return realnet_config(options).for_images(num_images).num_steps
+
+
 def patch_nn(choice: Choice) -> Method:
     """The baseline with one of its ways to choose patches."""
 
@@ -65,6 +84,8 @@ def patch_nn(choice: Choice) -> Method:
         partial(train_patch_nn, choice=choice),
         "filling the bank",
         facts,
+        lambda options, category: len(held_out(category)[0]),
+        lambda options, num_images: None,
         takes_source=False,
     )
 
@@ -76,7 +97,14 @@ def backbone_facts(config: BackboneConfig) -> str:
 
 
 METHODS: Mapping[str, Method] = {
-    "realnet": Method(realnet_config, train_one_realnet, "training", realnet_facts),
+    "realnet": Method(
+        realnet_config,
+        train_one_realnet,
+        "training",
+        realnet_facts,
+        realnet_images,
+        realnet_steps,
+    ),
     "patch-nn": patch_nn("random"),
     "patch-nn-coreset": patch_nn("coreset"),
 }
