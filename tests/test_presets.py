@@ -127,9 +127,10 @@ def test_blocks_survive_json_and_older_files_do_without() -> None:
     text = json.dumps(PAPER_C.to_json())
     assert RealNetConfig.from_json(json.loads(text)) == PAPER_C
     old = TINY.to_json()
-    for name in ("blocks", "num_epochs", "official"):
+    for name in ("blocks", "num_epochs", "official", "score_window"):
         del old[name]
-    assert RealNetConfig.from_json(old) == TINY
+    expected = replace(TINY, score_window=16)  # what they were trained and calibrated with
+    assert RealNetConfig.from_json(old) == expected
 
 
 @pytest.mark.parametrize("blocks", [((1,), (2,)), ((1, 2), (2, 3)), ((2,), (1, 3))])

@@ -22,7 +22,7 @@ from detect.calibration import Calibration, calibrate
 from detect.checkpoint import load_detector
 from detect.evaluation.measure import native_map
 from detect.heatmap import Image
-from detect.pooling import image_scores, pooling_window, rejected_windows
+from detect.pooling import PAPER_WINDOW, image_scores, pooling_window, rejected_windows
 from detect.prediction.batches import BatchScorer, ScoreAndMap, chunks, measured_batch_size
 from detect.prediction.tiles import OVERLAP, Tiling, tiled_map
 from detect.scoring import detector_scorer
@@ -63,9 +63,14 @@ class Predictor:
     """
 
     def __init__(
-        self, scorer: BatchScorer, calibration: Calibration, tiling: Tiling | None = None
+        self,
+        scorer: BatchScorer,
+        calibration: Calibration,
+        tiling: Tiling | None = None,
+        score_window: int = PAPER_WINDOW,
     ) -> None:
         self.scorer, self.calibration, self.tiling = scorer, calibration, tiling
+        self.score_window = score_window
 
     @property
     def threshold(self) -> float:
@@ -126,7 +131,8 @@ class Predictor:
     def window(self, anomaly_map: NDArray[np.float32]) -> int:
         """Side of the window that scores are pooled over: as large in an image as in a tile."""
         h, w = anomaly_map.shape
-        return min(pooling_window(*(self.tiling.size if self.tiling else (h, w))), h, w)
+        judged = self.tiling.size if self.tiling else (h, w)
+        return min(pooling_window(*judged, self.score_window), h, w)
 
     def calibrated_on(self, normals: Iterable[Given]) -> "Predictor":
         """The same with its threshold set on normal images that training has not seen."""
@@ -135,7 +141,7 @@ class Predictor:
 
     def with_calibration(self, calibration: Calibration) -> "Predictor":
         """The same with another threshold."""
-        return Predictor(self.scorer, calibration, self.tiling)
+        return Predictor(self.scorer, calibration, self.tiling, self.score_window)
 
 
 def load_predictor(
@@ -167,7 +173,8 @@ def load_predictor(
     tiling = Tiling(size=size, overlap=overlap) if size else None
     score = detector_scorer(trained.detector, device, precision)
     batch_size = batch_size or measured_batch_size(score, trained.image_size, device)
-    return Predictor(BatchScorer(score, trained.image_size, batch_size), calibration, tiling)
+    scorer = BatchScorer(score, trained.image_size, batch_size)
+    return Predictor(scorer, calibration, tiling, trained.detector.score_window)
 
 
 def require_normals(tile: object, normals: object) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from detect.pooling import PAPER_WINDOW
 from synth.errors import UserError
 from synth.features import BackboneConfig
 
@@ -37,6 +38,8 @@ class RealNetConfig:
     """Channels of the head's narrowing convolutions."""
     head_activation: Literal["relu", "silu"] = "relu"
     """Of the narrowing convolutions: the paper's ReLU, or SiLU, whose maps do not stop at 0.5."""
+    score_window: int = PAPER_WINDOW
+    """Side of the window whose largest mean is an image's score, in pixels at a size of 256."""
     batch_size: int = 16
     """Images per step."""
     num_steps: int = 10_000
@@ -79,6 +82,7 @@ class RealNetConfig:
             {
                 "image_size": min(self.image_size),
                 "num_max + num_mean": self.num_max + self.num_mean,
+                "score_window": self.score_window,
                 "batch_size": self.batch_size,
                 "num_steps": self.num_steps,
                 "num_epochs": 1 if self.num_epochs is None else self.num_epochs,
@@ -190,6 +194,7 @@ TINY = RealNetConfig(
     num_mean=32,
     head_widths=(32, 16, 8, 4),
     head_activation="silu",
+    score_window=4,
     num_steps=400,
     learning_rate=1e-3,
     num_afs_batches=8,
@@ -205,6 +210,7 @@ SMALL = RealNetConfig(
     num_mean=64,
     head_widths=(64, 32, 8, 4),
     head_activation="silu",
+    score_window=4,
     num_steps=5_000,
     learning_rate=4e-4,
     num_afs_batches=32,
@@ -221,6 +227,7 @@ COMPACT = RealNetConfig(
     num_mean=64,
     head_widths=(32, 16, 8, 4),
     head_activation="silu",
+    score_window=4,
     num_steps=2_000,
     learning_rate=3e-3,
     num_afs_batches=32,

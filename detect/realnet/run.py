@@ -12,6 +12,7 @@ from detect.calibration import Calibration, calibrate
 from detect.checkpoint import CALIBRATION_FILE, save_detector
 from detect.detector import Detector
 from detect.options import TrainOptions
+from detect.pooling import PAPER_WINDOW
 from detect.realnet.afs import AFSResult, best_channels
 from detect.realnet.cache import FeatureCache
 from detect.realnet.config import PRESETS, RealNetConfig
@@ -57,6 +58,7 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
         batch_size=options.batch_size or preset.batch_size,
         learning_rate=options.learning_rate or preset.learning_rate,
         seed=options.seed,
+        score_window=PAPER_WINDOW if options.official else preset.score_window,
         official=options.official,
         backbone=replace(
             preset.backbone,
