@@ -72,6 +72,22 @@ def to_numpy(scores: Scores) -> Scored:
     return Scored(scores.image.float().cpu().numpy(), scores.maps.float().cpu().numpy())
 
 
+def image_batches(
+    scorer: Scorer,
+    image: Callable[[int], NDArray[np.uint8]],
+    num_images: int,
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> Iterator[Scored]:
+    """Score images 0 to `num_images` - 1 batch by batch, each uint8 [H, W, 3] at one size."""
+    for start in range(0, num_images, batch_size):
+        numbers = range(start, min(start + batch_size, num_images))
+        yield scorer(np.stack([image(number) for number in numbers]))
+        if progress is not None:
+            progress(numbers.stop, num_images)
+
+
 def score_batches(
     scorer: Scorer,
     paths: Sequence[Path],
@@ -81,11 +97,11 @@ def score_batches(
     progress: Progress | None = None,
 ) -> Iterator[Scored]:
     """Decode, resize to `size` and score files batch by batch; UserError for an unreadable one."""
-    for start in range(0, len(paths), batch_size):
-        batch = paths[start : start + batch_size]
-        yield scorer(np.stack([resize(read_image(path), size) for path in batch]))
-        if progress is not None:
-            progress(start + len(batch), len(paths))
+
+    def image(number: int) -> NDArray[np.uint8]:
+        return resize(read_image(paths[number]), size)
+
+    return image_batches(scorer, image, len(paths), batch_size=batch_size, progress=progress)
 
 
 def score_files(

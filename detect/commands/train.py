@@ -21,6 +21,7 @@ def train(
     sia: OptionalFolder = None,
     textures: OptionalFolder = None,
     multi_class: bool = False,
+    watch_test: bool = False,
 ) -> None:
     """Train a detector on normal images and anomalies blended into them.
 
@@ -38,10 +39,16 @@ def train(
         multi_class: One detector for all categories below the root. Each has its own foreground
             and anomaly images (--sia holds <dataset>/<category>), and a threshold beside that of
             all together.
+        watch_test: Also measure the test images twenty times on the way, for comparison with papers
+            that report the best of these. Chooses nothing; takes a while with large images.
 
     """
     training.check()
     categories = data.open_all() if multi_class else [data.open()]
+    from detect.evaluation.testset import open_test_set, require_both_labels
+
+    for category in categories if watch_test else ():
+        require_both_labels(category)
     require_output(out)
     from detect.realnet.run import Product, realnet_config, train_realnet
     from detect.training.source_words import parse_parts
@@ -55,8 +62,9 @@ def train(
             warn(f"{sia} is of category {other}, the normal images of {category.name}")
     size = realnet_config(training).image_size
     normals = [load_normals(category, size, progress_bar) for category in categories]
+    tests = [open_test_set(category, progress_bar) for category in categories] if watch_test else ()
     products = [Product(*pair) for pair in zip(normals, sources, strict=True)]
-    calibration = train_realnet(products, training, out, progress_bar, say)
+    calibration = train_realnet(products, training, out, progress_bar, say, tests)
     if calibration is None:
         return
     if calibration.note:

@@ -105,6 +105,21 @@ def evaluate(
     )
 
 
+def measure_points(
+    test: TestSet, batches: Iterable[Scored], folder: Path | None = None
+) -> tuple[ImageMetrics, PixelMetrics | None]:
+    """The figures of all defect types together, as `evaluate`, without their intervals."""
+    with Scratch(folder) as scratch:
+        pixels = PixelRuns(scratch)
+        image = image_metrics(test.labels, collect(test, batches, pixels))
+        if not any(run.num_anomalous for run in pixels.runs):
+            return image, None
+        groups = {ALL_DEFECTS: (test.normal, *test.defects)}
+        binned = BinnedPixels(pixels, scratch)
+        exact = exact_sums(pixels, binned, groups, (FPR_LIMIT, STRICT_FPR_LIMIT))
+        return image, PixelMetrics.of(exact[ALL_DEFECTS])
+
+
 def collect(test: TestSet, batches: Iterable[Scored], pixels: PixelRuns) -> NDArray[np.float32]:
     """Put the pixels of every batch into `pixels`; returns the image scores, float32 [N]."""
     scores: list[NDArray[np.float32]] = []

@@ -28,8 +28,11 @@ def detector_name(trained: TrainedDetector) -> str:
     return name if source == "none" else f"{name} on {SOURCE_NAMES[source]}"
 
 
-def protocol(trained: TrainedDetector, category: Category) -> dict[str, str]:
-    """The facts that a figure needs beside it."""
+def protocol(
+    trained: TrainedDetector, category: Category, *, watched: bool = False
+) -> dict[str, str]:
+    """The facts that a figure needs beside it. watched: test images were measured in training."""
+    readers = "this evaluation and while training" if watched else "this evaluation only"
     config, detector = trained.config, trained.config["detector"]
     backbone = detector["backbone"]
     height, width = trained.image_size
@@ -38,7 +41,7 @@ def protocol(trained: TrainedDetector, category: Category) -> dict[str, str]:
     return {
         "Training": f"{config['data']['num_images'] - num_held_out} normal images of "
         f"{', '.join(trained.categories)}; {own} more held out for the threshold",
-        "Test": f"{len(category.test)} images, read for this evaluation only; they chose nothing",
+        "Test": f"{len(category.test)} images, read for {readers}; they chose nothing",
         "Anomaly source": source_facts(config["source"]),
         "Image size": f"{height} x {width} px; maps compared at the masks' own size",
         "Backbone": f"{backbone['name']}, {Path(backbone['weights']).name} weights, layers "

@@ -9,6 +9,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import numpy as np
 
 from detect.calibration import Calibration
+from detect.evaluation.best import LABEL, Best
 from detect.evaluation.bootstrap import COVERAGE, NUM_RESAMPLES
 from detect.evaluation.measure import Evaluation, native_map
 from detect.evaluation.metrics import FPR_LIMIT, Figures, PixelMetrics
@@ -33,6 +34,7 @@ def make_report(
     comparisons: Sequence[Comparison],
     protocol: Mapping[str, str],
     seeds: Seeds | None = None,
+    best_on_test: Best | None = None,
 ) -> ReportData:
     """What the report shows: figures, curves, and the test images worth looking at.
 
@@ -59,6 +61,7 @@ def make_report(
         rounding=evaluation.rounding,
         per_type=evaluation.per_type,
         seeds=seeds,
+        best_on_test=best_on_test,
         heat=heat_range(maps[number] for number in range(0, len(maps), step)),
         comparisons=tuple(comparisons),
         misses=examples(picks.misses),
@@ -147,10 +150,16 @@ def results_json(data: ReportData) -> dict[str, Any]:
         },
         "defects_caught": data.caught_defects.share,
         "comparisons": [comparison_json(row) for row in data.comparisons],
+        "best_on_test": best_json(data.best_on_test),
         "seeds": seeds_json(data.seeds) if data.seeds else None,
         "notes": list(data.notes),
         "protocol": dict(data.protocol),
     }
+
+
+def best_json(best: Best | None) -> dict[str, Any] | None:
+    """What is for comparison with papers alone, and says so."""
+    return None if best is None else {"label": LABEL, **best._asdict()}
 
 
 def figures_json(figures: Figures) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from detect.evaluation.results import make_report, write_results
 from detect.evaluation.scratch import Scratch
 from detect.evaluation.seeds import Seeds, Training, summarise
 from detect.evaluation.testset import TestSet
+from detect.evaluation.watch import best_on_test
 from detect.report.data import Comparison, ReportData
 from detect.report.page import write_report
 from detect.scoring import ParkedMaps
@@ -71,6 +72,7 @@ def report_on(
         trained = load_detector(models[0], device)
         baseline = evaluate_baseline(test, trained.image_size, out, bars)
         rows.append(comparison("distance to the mean training image", baseline, first.evaluation))
+        best = best_on_test(models[0], test.category)
         report = make_report(
             test,
             first.name,
@@ -78,8 +80,9 @@ def report_on(
             maps,
             trained.calibration_for(test.category.name).at_rate(false_reject_rate),
             rows,
-            protocol(trained, test.category),
+            protocol(trained, test.category, watched=best is not None),
             averaged([first, *repeats]) if repeats else None,
+            best,
         )
         write_results(out, report, test, maps)
     write_report(out / "report.html", report)

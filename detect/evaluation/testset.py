@@ -1,5 +1,7 @@
 """The test images of a category and their masks, checked once, read again when needed."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,6 +82,15 @@ class TestSet(NamedTuple):
                 f"{self.empty[0]}; the images count as anomalous, all their pixels as normal"
             )
         return notes
+
+
+def listing_digest(records: Sequence[Record]) -> str:
+    """A fingerprint of which images these are, by name and size; none is opened."""
+    listing = [
+        f"{record.split} {record.defect} {record.path.name} {record.path.stat().st_size}"
+        for record in records
+    ]
+    return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
 
 
 def require_both_labels(category: Category) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
+from detect.evaluation.testset import listing_digest
 from synth.data.catalog import Category
 from synth.errors import UserError
 from synth.files import config_differences, read_json, write_json
@@ -63,16 +64,12 @@ def safe_name(name: str) -> str:
 
 def data_facts(category: Category) -> dict[str, Any]:
     """Which images a category has, by name and size, so that finished cells notice other data."""
-    listing = [
-        f"{record.split} {record.defect} {record.path.name} {record.path.stat().st_size}"
-        for record in category.records
-    ]
     return {
         "dataset": category.dataset,
         "category": category.name,
         "num_train": len(category.train),
         "num_test": len(category.test),
-        "files": hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16],
+        "files": listing_digest(category.records),
     }
 
 

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from detect.checkpoint import TrainedDetector, load_detector
@@ -16,7 +15,7 @@ from detect.grid.cells import Cost, Result, write_result
 from detect.grid.costs import PeakMemory, Stopwatch, count_parameters, latency_ms
 from detect.grid.methods import METHODS
 from detect.grid.plan import Cell, Plan
-from detect.scoring import Scored, detector_scorer
+from detect.scoring import Scored, detector_scorer, image_batches
 from detect.training.sources import ImagePool
 from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
@@ -26,7 +25,6 @@ from synth.locks import sole_user
 from synth.progress import Bars, Update
 
 TIMING_FILE = "timing.json"
-BATCH_SIZE = 16
 
 
 class CategoryData:
@@ -124,12 +122,8 @@ def scored(
 ) -> Iterator[Scored]:
     """Score the test images batch by batch."""
     scorer, pool = detector_scorer(trained.detector, device), data.test_images(trained.image_size)
-    total = len(pool.paths)
     with bars("scoring test images", "image") as update:
-        for start in range(0, total, BATCH_SIZE):
-            numbers = range(start, min(start + BATCH_SIZE, total))
-            yield scorer(np.stack([pool.image(number) for number in numbers]))
-            update(numbers.stop, total)
+        yield from image_batches(scorer, pool.image, len(pool.paths), progress=update)
 
 
 def titled(bars: Bars, where: str) -> Bars:

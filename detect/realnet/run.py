@@ -11,8 +11,9 @@ from accelerate import Accelerator
 from detect.calibration import Calibration, calibrate
 from detect.checkpoint import CALIBRATION_FILE, save_detector
 from detect.detector import Detector
+from detect.evaluation.testset import TestSet
+from detect.evaluation.watch import WATCH_FILE, Watch
 from detect.options import TrainOptions
-from detect.pooling import PAPER_WINDOW
 from detect.realnet.afs import AFSResult, best_channels
 from detect.realnet.cache import FeatureCache
 from detect.realnet.config import PRESETS, RealNetConfig
@@ -58,7 +59,6 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
         batch_size=options.batch_size or preset.batch_size,
         learning_rate=options.learning_rate or preset.learning_rate,
         seed=options.seed,
-        score_window=PAPER_WINDOW if options.official else preset.score_window,
         official=options.official,
         backbone=replace(
             preset.backbone,
@@ -203,12 +203,14 @@ def train_realnet(
     out: Path,
     bars: Bars,
     tell: Callable[[str], None] = lambda line: None,
+    tests: Sequence[TestSet] = (),
 ) -> Calibration | None:
     """Train one detector on one category or several into the folder `out`, or go on with it.
 
     products: of one dataset, at the size of `realnet_config(options)`. Held-out images set the
     thresholds, one of all together and one of each category, and nothing else. `tell` is told where
-    AFS chooses nothing. Returns the calibration of all together, None on all processes but the
+    AFS chooses nothing, and what was best on `tests`, which are measured on every now and then and
+    change nothing. Returns the calibration of all together, None on all processes but the
     first. Raises UserError for unreadable images, an empty foreground, a folder that was made with
     another configuration, and one that another command is training in.
     """
@@ -229,7 +231,7 @@ def train_realnet(
     work = out / "realnet"
     with run_folder(accelerator, out, about, work=work, num_steps=config.num_steps) as goes_on:
         if accelerator.is_main_process and not goes_on:
-            for name in (AFS_FILE, CHECKS_FILE, BEST_FILE, CALIBRATION_FILE):
+            for name in (AFS_FILE, CHECKS_FILE, BEST_FILE, WATCH_FILE, CALIBRATION_FILE):
                 (out / name).unlink(missing_ok=True)  # of another configuration
         backbone = backbone.to(accelerator.device)
         draws = load_sources(products, bars)
@@ -249,6 +251,7 @@ def train_realnet(
             seed = derive_seed(config.seed, JUDGES_KEY)
             judged = blended_samples(judges, draws, prepared, seed, 1.0)
             checks = Checks(out, blended_once(judged), options.patience)
+        watch = Watch(out, tests, config.image_size, bars) if tests else None
         has_gpu = accelerator.device.type == "cuda"
         with bars("training", "step", continues=True) as update:
             train_detector(
@@ -260,6 +263,7 @@ def train_realnet(
                 num_workers=4 * has_gpu if options.workers is None else options.workers,
                 on_step=update,
                 checks=checks,
+                watch=watch,
                 average=not config.official,
             )
         if not accelerator.is_main_process:
@@ -274,6 +278,8 @@ def train_realnet(
         together = calibrate([score for each in own.values() for score in each.scores], rate)
         num_steps = config.num_steps if checks is None else checks.best.step
         save_detector(out, detector, num_steps, together, own if len(own) > 1 else None)
+        if watch is not None:
+            tell(watch.sentence(num_steps, config.num_steps))
         return together
 
 

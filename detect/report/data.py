@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detect.calibration import Calibration
+from detect.evaluation.best import Best
 from detect.evaluation.metrics import (
     Curves,
     Figures,
@@ -91,7 +92,7 @@ class ReportData:
     rounding: see `Evaluation`. heat: the one colour scale of all maps, see `heatmap.heat_range`.
     protocol: facts in the order to show them, such as seed, image size, backbone, counts, date.
     notes: what is odd about the test images. seeds: the trainings that are averaged, if several;
-    everything else is of the first.
+    everything else is of the first. best_on_test: what `--watch-test` found, if it was given.
     """
 
     title: str
@@ -107,6 +108,7 @@ class ReportData:
     rounding: float = 0.0
     per_type: tuple[TypeMetrics, ...] = ()
     seeds: Seeds | None = None
+    best_on_test: Best | None = None
     comparisons: tuple[Comparison, ...] = ()
     misses: tuple[Example, ...] = ()
     false_alarms: tuple[Example, ...] = ()

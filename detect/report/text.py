@@ -2,6 +2,7 @@
 
 import math
 
+from detect.evaluation.best import LABEL, Best
 from detect.evaluation.metrics import FPR_LIMIT, STRICT_FPR_LIMIT, Interval, TypeMetrics
 from detect.evaluation.seeds import Seeds, Spread
 from detect.report.data import Caught, Comparison, ReportData
@@ -15,6 +16,21 @@ def number(value: float | None) -> str:
     if value is None:
         return "–"
     return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
+
+
+def auroc_words(image: float, pixel: float | None) -> str:
+    """Format two AUROCs; that of pixels only where there is one."""
+    return f"image AUROC {number(image)}" + (
+        "" if pixel is None else f", pixel AUROC {number(pixel)}"
+    )
+
+
+def best_words(best: Best) -> str:
+    """Format the best figures of a training with their steps."""
+    words = f"image AUROC {number(best.image_auroc)} at step {best.image_step}"
+    if best.pixel_auroc is not None:
+        words += f", pixel AUROC {number(best.pixel_auroc)} at step {best.pixel_step}"
+    return words
 
 
 def between(interval: Interval | None) -> str:
@@ -50,6 +66,13 @@ def findings(data: ReportData) -> list[str]:
         )
     if len(data.per_type) > 1:
         sentences.append(_hardest(data))
+    if data.best_on_test is not None:
+        pixel = data.pixel and data.pixel.auroc
+        sentences.append(
+            f"{LABEL[:1].upper()}{LABEL[1:]}: {best_words(data.best_on_test)}, the highest of "
+            f"{data.best_on_test.num_moments} moments of the training; the detector itself: "
+            f"{auroc_words(data.image.auroc, pixel)}."
+        )
     sentences += [_compared(data, other) for other in data.comparisons]
     return sentences
 

@@ -1,5 +1,7 @@
 """One loop for every detector: its stages in order, resumable, on one or several processes."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -11,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from detect.detector import Detector, Stage
+from detect.evaluation.watch import Watch
 from detect.scoring import detector_scorer
 from detect.training.data import Sample, batches
-from detect.training.stopping import BEST_FILE, Checks, measure
+from detect.training.stopping import BEST_FILE, Checks, measure, moments
 from synth.errors import UserError
 from synth.files import atomic_path
 from synth.resume import OnStep, StepFunction, run_steps
-from synth.run_folder import agreed
+from synth.run_folder import agreed, num_steps_done
 
 EMA_DECAY = 0.999
 """Upper limit of the averaging decay (1 + n) / (10 + n) at step n."""
@@ -35,6 +38,7 @@ def train_detector(
     on_step: OnStep | None = None,
     checkpoint_steps: int | None = None,
     checks: Checks | None = None,
+    watch: Watch | None = None,
     average: bool = True,
 ) -> None:
     """Train all stages in place, each gone on with from its state in `folder`/<stage>.
@@ -42,9 +46,9 @@ def train_detector(
     The averaged weights are kept, and batch normalisation gets statistics of its own for them: a
     single last step, and RRS's statistics that are nearly those of one batch, make results of short
     trainings a matter of luck. Without `average` both stay as the last step left them. With checks
-    the last stage ends where they say, and the best of the checked weights are kept. batch_size:
-    images per step over all processes. Raises UserError when the batch cannot be shared evenly, and
-    when a loss is not finite.
+    the last stage ends where they say, and the best of the checked weights are kept. A watch
+    measures and changes nothing. batch_size: images per step over all processes. Raises UserError
+    when the batch cannot be shared evenly, and when a loss is not finite.
     """
     if batch_size % accelerator.num_processes:
         raise UserError(
@@ -61,12 +65,13 @@ def train_detector(
         step_function = stage_steps(
             accelerator, stage, optimizer, ema, dataset, batch_size, num_workers
         )
-        checked = checks if stage is stages[-1] else None
-        for goal in [stage.num_steps] if checked is None else checked.goals(stage.num_steps):
+        work = folder / stage.name
+        checked, watched = (checks, watch) if stage is stages[-1] else (None, None)
+        for goal in goals(stage.num_steps, checked, watched, num_steps_done(work)):
             run_steps(
                 accelerator,
                 step_function,
-                folder=folder / stage.name,
+                folder=work,
                 num_steps=goal,
                 model=detector,
                 optimizer=optimizer,
@@ -74,10 +79,13 @@ def train_detector(
                 checkpoint_steps=checkpoint_steps,
                 on_step=of_all(on_step, stage.num_steps),
             )
-            if checked is not None:
-                check(accelerator, detector, stage, ema, dataset, batch_size, checked, goal)
-                if checked.finished:
-                    break
+            if checked is not None or (watched is not None and watched.lacks(goal)):
+                kept = as_averaged(accelerator, detector, stage, ema, dataset, batch_size)
+                with kept if average else nullcontext():
+                    look(accelerator, detector, checked, watched, goal, batch_size)
+                detector.train()
+            if checked is not None and checked.finished:
+                break
         if average:
             ema.copy_to(stage.parameters)
     if checks is None and average:
@@ -95,33 +103,61 @@ def of_all(on_step: OnStep | None, num_steps: int) -> OnStep | None:
     return lambda done, _, terms: on_step(done, num_steps, terms)
 
 
-def check(
+def goals(num_steps: int, checks: Checks | None, watch: Watch | None, num_done: int) -> list[int]:
+    """The steps to train to, one after the other; the detector is looked at after each.
+
+    A watch that begins late takes no part in the steps that are already done.
+    """
+    if checks is not None:
+        return checks.goals(num_steps)
+    if watch is None:
+        return [num_steps]
+    last = [num_steps]  # whatever was measured: its state has to be read
+    return [n for n in moments(num_steps)[:-1] if n >= num_done and watch.lacks(n)] + last
+
+
+@contextmanager
+def as_averaged(
     accelerator: Accelerator,
     detector: Detector,
     stage: Stage,
     ema: EMAModel,
     dataset: Dataset[Sample],
     batch_size: int,
-    checks: Checks,
-    step: int,
-) -> None:
-    """Judge the averaged weights after a step and keep them if they are the best so far.
-
-    The first process measures for all: one that came to another figure would stop at another step,
-    and the others would wait for it. The weights in training are put back afterwards.
-    """
+) -> Iterator[None]:
+    """Put the weights in place that would be kept if training ended now; put them back after."""
     buffers = {name: buffer.clone() for name, buffer in detector.named_buffers()}
     ema.store(stage.parameters)
     ema.copy_to(stage.parameters)
     settle_batch_norms(accelerator, detector, dataset, batch_size)
-    scorer = detector_scorer(detector, accelerator.device)
-    row = agreed(accelerator, lambda: measure(scorer, checks.test, step, batch_size))
-    if not checks.rows or row.value > checks.best.value:
-        save_trained(accelerator, detector, checks.folder / BEST_FILE)
-    checks.add(row, write=accelerator.is_main_process)
+    yield
     ema.restore(stage.parameters)
     for name, buffer in detector.named_buffers():
         buffer.copy_(buffers[name])
+
+
+def look(
+    accelerator: Accelerator,
+    detector: Detector,
+    checks: Checks | None,
+    watch: Watch | None,
+    step: int,
+    batch_size: int,
+) -> None:
+    """Measure the detector as it is, on the test images and by the judges, and keep its best.
+
+    The first process measures for all: one that came to another figure would stop at another step,
+    and the others would wait for it. The watch comes first: where a check is known, its row is too.
+    """
+    scorer = detector_scorer(detector, accelerator.device)
+    if watch is not None and watch.lacks(step):
+        seen = agreed(accelerator, lambda: watch.measure(scorer, step))
+        watch.add(seen, write=accelerator.is_main_process)
+    if checks is not None:
+        row = agreed(accelerator, lambda: measure(scorer, checks.test, step, batch_size))
+        if not checks.rows or row.value > checks.best.value:
+            save_trained(accelerator, detector, checks.folder / BEST_FILE)
+        checks.add(row, write=accelerator.is_main_process)
 
 
 def save_trained(accelerator: Accelerator, detector: Detector, path: Path) -> None:

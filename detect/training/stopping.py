@@ -111,6 +111,12 @@ def measure(scorer: Scorer, test: SyntheticTest, step: int, batch_size: int = 16
     return Check(step, image.auroc, pixel.average_precision)
 
 
+def moments(num_steps: int) -> list[int]:
+    """The steps of a training at which it is looked at, the last one included."""
+    interval = max(1, num_steps // NUM_CHECKS)
+    return sorted({*range(interval, num_steps, interval), num_steps})
+
+
 class Checks:
     """The checks of one training, kept in a file, and which of them was best.
 
@@ -125,9 +131,7 @@ class Checks:
     def goals(self, num_steps: int) -> list[int]:
         """The steps that are still to be trained to and checked at, the last one included."""
         last = self.rows[-1].step if self.rows else 0
-        interval = max(1, num_steps // NUM_CHECKS)
-        steps = {*range(interval, num_steps, interval), num_steps}
-        return [] if self.finished else sorted(step for step in steps if step > last)
+        return [] if self.finished else [step for step in moments(num_steps) if step > last]
 
     @property
     def best(self) -> Check:
