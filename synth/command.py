@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -159,10 +160,29 @@ def warn(line: str) -> None:
 
 def is_first_process() -> bool:
     """Whether this process speaks; `accelerate launch` and `torchrun` number them."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return process_number() == 0
+
+
+def process_number() -> int:
+    """Which process of a launch this is, known before anything is set up."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def refuse(line: str) -> None:
+    """Print on stderr why nothing more is done: once, although all processes come to it.
+
+    The launcher ends the others when the first has given up. One that gives up alone is heard, too.
+    """
+    if not is_first_process():
+        time.sleep(LAUNCHER_SECONDS)
+        line = f"{line} (process {process_number()})"
+    print(line, file=sys.stderr)
 
 
 # Running
+
+LAUNCHER_SECONDS = 5.0
+"""After these a launcher has noticed that the first process ended, if it did."""
 
 NO_MEMORY = ("out of memory", "can't allocate memory")
 """What torch says on a device and on a processor; it must not be imported for its error's type."""
@@ -191,15 +211,17 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
             prog=name,
             description=description,
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
+            console_outputs=is_first_process(),
         )
     except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        refuse(f"{name}: {error}")
         return 2
     except KeyboardInterrupt:
-        print(
-            f"{name}: interrupted; run the same command again to go on from what is saved",
-            file=sys.stderr,
-        )
+        if is_first_process():
+            print(
+                f"{name}: interrupted; run the same command again to go on from what is saved",
+                file=sys.stderr,
+            )
         return 130
     except BrokenPipeError:  # of `| head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -208,7 +230,7 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
         if isinstance(error, RuntimeError) and not any(w in str(error) for w in NO_MEMORY):
             raise
         advice = OUT_OF_MEMORY.get((name, sys.argv[1]), "lower --batch-size or --size")
-        print(f"{name}: out of memory; {advice}", file=sys.stderr)
+        refuse(f"{name}: out of memory; {advice}")
         return 2
     return 0
 

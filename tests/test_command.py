@@ -40,6 +40,34 @@ def raising(error):
     return command
 
 
+def test_a_refusal_is_printed_by_the_first_process_at_once_and_by_others_late(monkeypatch, capsys):
+    """The launcher has ended the others by then, unless they gave up alone."""
+    waits = []
+    monkeypatch.setattr("synth.command.time.sleep", waits.append)
+    refusal = raising(UserError("--num: got 0"))
+    for rank, line, waited in (("0", "tool: --num: got 0\n", []),
+                               ("1", "tool: --num: got 0 (process 1)\n", [5.0])):  # fmt: skip
+        monkeypatch.setenv("RANK", rank)
+        assert run(monkeypatch, refusal) == 2
+        assert capsys.readouterr().err == line
+        assert waits == waited
+    assert run(monkeypatch, raising(KeyboardInterrupt())) == 130
+    with pytest.raises(SystemExit):
+        run(monkeypatch, print, "--nonsense")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.slow
+def test_under_a_launcher_a_refusal_is_one_line():
+    launch = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "detect")
+    command = [sys.executable, *launch, "train", "--root", "nowhere", "--out", "nowhere/out"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    refusals = [
+        line for line in ended.stderr.splitlines() if "nowhere" in line and "--" not in line
+    ]
+    assert len([line for line in refusals if line.startswith("detect: ")]) == 1, ended.stderr
+
+
 def test_result_of_a_command(monkeypatch):
     got = []
     assert run(monkeypatch, got.append, "--num", "3") == 0
