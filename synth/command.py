@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from synth.data.catalog import Category, open_category
 from synth.data.catalog import categories as category_names
-from synth.errors import DataWarning, UserError
+from synth.errors import DataWarning, SharedError, UserError
 from synth.progress import Update
 
 OF_PRESET = "(default: the preset's)"
@@ -213,6 +213,8 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
             console_outputs=is_first_process(),
         )
+    except SharedError:
+        return 2
     except UserError as error:
         refuse(f"{name}: {error}")
         return 2

@@ -8,6 +8,10 @@ class UserError(ValueError):
     """
 
 
+class SharedError(UserError):
+    """A mistake that the first process of a launch tells of for all of them."""
+
+
 class DataWarning(UserWarning):
     """What the user should know of their data, in one line; work goes on.
 

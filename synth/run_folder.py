@@ -10,7 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from synth.claims import claim_folder
 from synth.config import Precision
-from synth.errors import UserError
+from synth.errors import SharedError, UserError
 from synth.files import read_json
 from synth.locks import sole_user
 from synth.resume import STATE_FILE, TRACE_FILE
@@ -61,7 +61,7 @@ def agreed(accelerator: Accelerator, decide: Callable[[], T]) -> T:
             outcome[1] = str(error)
     broadcast_object_list(outcome)
     if outcome[1] is not None:
-        raise UserError(outcome[1])
+        raise (UserError if accelerator.is_main_process else SharedError)(outcome[1])
     return outcome[0]
 
 
