@@ -59,10 +59,19 @@ class DataOptions:
     """Category below the root."""
 
     def open_all(self) -> list[Category]:
-        """List the images of every category. Raises UserError where one is named."""
+        """List the images of every category.
+
+        Raises UserError where one is named, and for less than two.
+        """
         if self.category is not None:
             raise UserError("--category: not used with --multi-class, which takes all categories")
         names = category_names(self.dataset, self.root)
+        if len(names) < 2:
+            raise UserError(
+                f"--multi-class: categories in {self.root}: {', '.join(names) or 'none'}; give a "
+                "folder of two or more, each with its normal images in train/good, train or good, "
+                "or leave --multi-class out"
+            )
         return [open_category(self.dataset, self.root, name, progress_bar) for name in names]
 
     def open(self) -> Category:

@@ -147,6 +147,31 @@ def test_one_detector_for_all_categories(run, products, tmp_path):
     assert "not used with --multi-class" in run.refused(*words, "--category", "nut")
 
 
+def test_refusals_come_before_anything_is_fetched_or_made(run, tmp_path, monkeypatch):
+    def fetched(config):
+        raise AssertionError("a backbone is asked for")
+
+    monkeypatch.setattr("detect.realnet.run.build_backbone", fetched)
+    for name in ("a", "b"):
+        for number in range(4):
+            write_png(tmp_path / "loose" / name / f"{number}.png", normal_image(number))
+    words = ("detect", "train", "--root", tmp_path / "loose", *QUICK, "--source", "noise")
+    words += ("--out", tmp_path / "out")
+    line = run.refused(*words, "--multi-class")
+    assert "--multi-class: categories in " in line
+    assert "loose: loose; give a folder of two or more" in line
+    line = run.refused("detect", "evaluate", "--root", tmp_path / "loose", "--multi-class",
+                       "--model", tmp_path, "--out", tmp_path / "out")  # fmt: skip
+    assert "loose: loose; give a folder of two or more" in line
+    assert not (tmp_path / "out").exists()
+
+    lower = ForegroundRule(method="otsu")
+    monkeypatch.setattr("synth.data.normals.foreground_for", lambda *args: lower)
+    for number in range(4):
+        write_png(tmp_path / "loose/b" / f"{number}.png", np.full((*SIZE, 3), number, np.uint8))
+    assert "foreground: none found in 1 of 6 normal images" in run.refused(*words)
+
+
 def test_anomaly_images_of_one_category_for_all_are_told(run, products, tmp_path):
     words = ("detect", "train", "--root", products, "--multi-class", *QUICK, "--patience", 1)
     ended = run(*words, "--out", tmp_path / "out", "--sia", tmp_path / "sia/folder/nut")

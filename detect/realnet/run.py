@@ -20,8 +20,8 @@ from detect.realnet.config import PRESETS, RealNetConfig
 from detect.realnet.model import RealNet
 from detect.realnet.selection import AFS_FILE, known_scores, selected_channels, whole_layers
 from detect.scoring import detector_scorer, score_files
-from detect.training.data import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset
-from detect.training.loop import train_detector
+from detect.training.data import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset, find_foregrounds
+from detect.training.loop import require_equal_shares, train_detector
 from detect.training.sources import CACHE_BYTES, DrawAnomaly, OpenSource
 from detect.training.stopping import (
     BEST_FILE,
@@ -94,10 +94,14 @@ class Prepared(NamedTuple):
 def prepare(products: Sequence[Product], options: TrainOptions) -> Prepared:
     """Fit the rules to the images and the configuration to the backbone and the images.
 
-    Raises UserError for a backbone that cannot be had, and one that cannot take such images.
+    Raises UserError for an empty foreground, a backbone that cannot be had (it may be downloaded
+    here, so that whatever can be refused without it comes first), and one that cannot take such
+    images.
     """
     config = realnet_config(options)
     rules = tuple(product.normals.foreground_rule(options.foreground) for product in products)
+    for product, rule in zip(products, rules, strict=True):
+        find_foregrounds(product.normals.fit, rule)
     backbone = build_backbone(config.backbone)
     backbone.require_image_size(config.image_size)
     facts = {**product_facts(products, rules), "backbone_digest": backbone.digest}
@@ -222,9 +226,10 @@ def train_realnet(
             product._replace(normals=normals)
             for product, (normals, _) in zip(products, parted, strict=True)
         ]
+    accelerator = make_accelerator(saved_precision(out, options.precision, ("precision",)))
+    require_equal_shares(accelerator, realnet_config(options).batch_size)
     prepared = prepare(products, options)
     config, _, backbone, facts = prepared
-    accelerator = make_accelerator(saved_precision(out, options.precision, ("precision",)))
     about = description(facts, config, accelerator)
     if options.patience is not None:
         about["patience"] = options.patience

@@ -53,14 +53,7 @@ class BlendedDataset(Dataset[Sample]):
     ) -> None:
         self.normals, self.source, self.seed = normals, source, seed
         self.anomalous_share, self.official = anomalous_share, official
-        self.foregrounds = [rule.apply(image) for image in normals]
-        bare = sum(not mask.any() for mask in self.foregrounds)
-        if bare:
-            raise UserError(
-                f"foreground: none found in {bare} of {len(normals)} normal images (rule "
-                f"{rule.method}); look at them with `synth inspect --foreground`, remove them, or "
-                "give --foreground everything"
-            )
+        self.foregrounds = find_foregrounds(normals, rule)
 
     @property
     def num_images(self) -> int:
@@ -82,6 +75,19 @@ class BlendedDataset(Dataset[Sample]):
             normal, self.foregrounds[n], source, rng, opacity=opacity, official=self.official
         )
         return Sample(to_chw(blended.image), to_chw(normal), torch.from_numpy(blended.mask), n)
+
+
+def find_foregrounds(normals: Images, rule: ForegroundRule) -> list[NDArray[np.bool_]]:
+    """Apply a rule to images uint8 [N, H, W, 3]; UserError where it finds nothing in one."""
+    found = [rule.apply(image) for image in normals]
+    bare = sum(not mask.any() for mask in found)
+    if bare:
+        raise UserError(
+            f"foreground: none found in {bare} of {len(normals)} normal images (rule "
+            f"{rule.method}); look at them with `synth inspect --foreground`, remove them, or "
+            "give --foreground everything"
+        )
+    return found
 
 
 class JoinedDataset(Dataset[Sample]):

@@ -50,11 +50,7 @@ def train_detector(
     measures and changes nothing. batch_size: images per step over all processes. Raises UserError
     when the batch cannot be shared evenly, and when a loss is not finite.
     """
-    if batch_size % accelerator.num_processes:
-        raise UserError(
-            f"--batch-size: got {batch_size}, must be a multiple of the "
-            f"{accelerator.num_processes} processes"
-        )
+    require_equal_shares(accelerator, batch_size)
     detector.to(accelerator.device)
     detector.train()
     stages = detector.stages()
@@ -94,6 +90,15 @@ def train_detector(
         accelerator.wait_for_everyone()
         load_trained(detector, checks.folder / BEST_FILE)
     detector.eval()
+
+
+def require_equal_shares(accelerator: Accelerator, batch_size: int) -> None:
+    """Raise UserError where the processes cannot share a batch evenly."""
+    if batch_size % accelerator.num_processes:
+        raise UserError(
+            f"--batch-size: got {batch_size}, must be a multiple of the "
+            f"{accelerator.num_processes} processes"
+        )
 
 
 def of_all(on_step: OnStep | None, num_steps: int) -> OnStep | None:
