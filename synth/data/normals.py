@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 from synth.config import Foreground
 from synth.data.catalog import Category, Record, held_out
 from synth.data.foreground import EVERYTHING, MAX_FIT_IMAGES, ForegroundRule, foreground_for
 from synth.errors import DataWarning, UserError
 from synth.images import require_images
+from synth.memory import free_memory
 from synth.pictures import Images, digest, load_images
 from synth.progress import Bars
 
@@ -118,7 +117,7 @@ def require_memory(num_images: int, size: tuple[int, int]) -> None:
     They would be allocated all the same, and the system would end the process half-way.
     """
     height, width = size
-    needed, free = num_images * height * width * 3, psutil.virtual_memory().available
+    needed, free = num_images * height * width * 3, free_memory()
     if needed > free:
         raise UserError(
             f"--size: {num_images} images of {height} x {width} px take {needed / 2**30:.1f} GiB, "

@@ -1,0 +1,91 @@
+"""How much memory this process may still take: of the machine, and of the container it runs in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+
+class Controller(NamedTuple):
+    """Where a version of Linux control groups has its memory figures.
+
+    label: what its line in /proc/self/cgroup is called. cache: pages that are given back on demand.
+    """
+
+    label: str
+    mount: str
+    limit: str
+    usage: str
+    cache: str
+
+
+CONTROLLERS = (
+    Controller("", "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"),
+    Controller(
+        "memory",
+        "sys/fs/cgroup/memory",
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "total_inactive_file",
+    ),
+)
+"""Versions 2 and 1."""
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that are free in the machine and in every control group that this process is in.
+
+    A process that takes more than its group may is ended by the system, however much the machine
+    has left. root: where /proc and /sys are.
+    """
+    return min([psutil.virtual_memory().available, *free_in_groups(root)])
+
+
+def free_in_groups(root: Path) -> Iterator[int]:
+    """Yield what is free in each group with a limit; nothing on systems without groups."""
+    for controller in CONTROLLERS:
+        for folder in group_folders(root, controller):
+            limit = read_number(folder / controller.limit)
+            used = read_number(folder / controller.usage)
+            if limit is None or used is None:
+                continue
+            yield max(0, limit - used + read_cache(folder / "memory.stat", controller.cache))
+
+
+def group_folders(root: Path, controller: Controller) -> Iterator[Path]:
+    """Yield the process's group and those above it, whose limits hold for it too.
+
+    In a container the path may be the host's; then only the mounted top is there.
+    """
+    mount = root / controller.mount
+    for line in read_lines(root / "proc/self/cgroup"):
+        parts = line.split(":", 2)
+        if len(parts) < 3 or controller.label not in parts[1].split(","):
+            continue
+        inside = mount / parts[2].lstrip("/")
+        yield inside
+        yield from (above for above in inside.parents if above.is_relative_to(mount))
+
+
+def read_cache(path: Path, name: str) -> int:
+    """One figure of a memory.stat; 0 where it is not there."""
+    for line in read_lines(path):
+        key, _, value = line.partition(" ")
+        if key == name and value.isdigit():
+            return int(value)
+    return 0
+
+
+def read_number(path: Path) -> int | None:
+    """The number that a file holds; None for "max" and where there is no such file."""
+    lines = read_lines(path)
+    return int(lines[0]) if lines and lines[0].isdigit() else None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a file of the system; none where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
