@@ -200,7 +200,7 @@ class PackedSelection(nn.Module):
         """Map [N, C, h, w] to [N, m, h, w]."""
         index = self.selection.index
         if len(index) == features.shape[1]:  # ascending and each once: all of them
-            return features
+            return self.selection.scaled(features)
         return self.selection(features).contiguous(memory_format=torch.channels_last)
 
 

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from commands import Command
 from products import normal_image, write_product
 
+from detect.checkpoint import load_detector
 from detect.detector import Batch
 from detect.options import TrainOptions
+from detect.patch_nn.run import patch_nn_config
 from detect.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
 from detect.realnet.blocks import aligned, joined
 from detect.realnet.config import HIAD, PAPER_C
@@ -127,9 +129,9 @@ def test_blocks_survive_json_and_older_files_do_without() -> None:
     text = json.dumps(PAPER_C.to_json())
     assert RealNetConfig.from_json(json.loads(text)) == PAPER_C
     old = TINY.to_json()
-    for name in ("blocks", "num_epochs", "official", "score_window"):
+    for name in ("blocks", "num_epochs", "official", "score_window", "scale_features"):
         del old[name]
-    expected = replace(TINY, score_window=16)  # what they were trained and calibrated with
+    expected = replace(TINY, score_window=16, scale_features=False)  # as they were trained
     assert RealNetConfig.from_json(old) == expected
 
 
@@ -205,6 +207,50 @@ def test_a_vit_is_trained_where_its_patches_fit(monkeypatch, capsys, tmp_path) -
     detector = json.loads((tmp_path / "out/config.json").read_text())["detector"]
     assert detector["backbone"]["layers"] == [2]
     assert detector["num_selected"] == [64]
+
+
+@pytest.mark.parametrize(
+    ("name", "preset", "layers"),
+    [
+        ("vit_tiny_patch16_224", "tiny", (3, 6, 9)),
+        ("vit_tiny_patch16_224", "hiad", (4, 8)),
+        ("vit_tiny_patch16_224", "paper", (3, 5, 8, 10)),
+        ("test_vit", "tiny", (2, 3, 5)),  # of six blocks
+        ("mobilenetv2_050", "tiny", (1, 2, 3)),
+        ("convnext_atto", "hiad", (2, 3)),
+    ],
+)
+def test_blocks_of_a_vit_are_spread_over_its_depth(name: str, preset: Any, layers: tuple) -> None:
+    options = TrainOptions(backbone=name, preset=preset)
+    config = realnet_config(options)
+    assert config.backbone.layers == layers
+    assert len(config.num_selected) == len(layers)
+    chosen = TrainOptions(backbone=name, preset=preset, backbone_layers=(1, 2))
+    assert realnet_config(chosen).backbone.layers == (1, 2)
+    if name == "vit_tiny_patch16_224":
+        assert patch_nn_config(options, "random").backbone.layers == (4, 8)
+        assert config == realnet_config(replace(options, backbone_layers=layers))
+
+
+def test_layers_of_an_unknown_network_are_refused_at_once() -> None:
+    with pytest.raises(UserError, match=r"backbone name: got 'resnet81'.*did you mean resnet"):
+        realnet_config(TrainOptions(backbone="resnet81"))
+
+
+def test_a_vit_is_trained_on_its_spread_blocks(monkeypatch, capsys, tmp_path) -> None:
+    run = Command(monkeypatch, capsys)
+    product = write_product(tmp_path / "widget", num_train=4)
+    words = (
+        *("detect", "train", "--root", product, "--out", tmp_path / "out", "--source", "noise"),
+        *("--backbone", "test_vit", "--backbone-weights", "random", "--size", 32, 32),
+        *("--batch-size", 2, "--num-steps", 1, "--precision", "fp32"),
+    )
+    assert run(*words).code == 0
+    trained = load_detector(tmp_path / "out", torch.device("cpu")).detector
+    assert isinstance(trained, RealNet)
+    assert trained.config.backbone.layers == (2, 3, 5)
+    scores = trained.predict(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert scores.image[0] != scores.image[1]
 
 
 # The authors' way

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from detect.detector import Batch, Stage
+from detect.packing import packed
 from detect.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
 from detect.realnet.cache import FeatureCache
 from detect.realnet.separable import SeparableUNet
@@ -45,6 +46,24 @@ def make_model(config: RealNetConfig = CONFIG) -> RealNet:
     backbone = build_backbone(config.backbone)
     selected = select_channels(backbone, [make_batch(9)], config.num_selected)
     return RealNet(config, backbone, selected.indices)
+
+
+def test_features_of_any_size_are_brought_to_a_resnets_by_exact_powers_of_two() -> None:
+    scaled = replace(CONFIG, scale_features=True).scaled((5.15, 0.02))
+    assert scaled.feature_exponents == (4, -4)
+    assert replace(CONFIG, scale_features=True).scaled((0.29, 0.45)).feature_exponents == (0, 0)
+    assert replace(CONFIG, scale_features=True).scaled((0.29, 0.0)).feature_exponents[0] == 0
+    assert CONFIG.scaled((5.15, 0.02)) is CONFIG, "the paper's are as they are"
+    assert RealNetConfig.from_json(json.loads(json.dumps(scaled.to_json()))) == scaled
+    images = make_batch().image
+    raw, other = make_model().features(images), make_model(scaled).features(images)
+    assert torch.equal(other[0] * 16, raw[0])
+    assert torch.equal(other[1] / 16, raw[1])
+    whole = replace(scaled, num_selected=(64, 128))
+    expected, found = make_model(whole).predict(images), packed(make_model(whole)).predict(images)
+    torch.testing.assert_close(found.maps, expected.maps, rtol=1e-4, atol=1e-5)
+    with pytest.raises(UserError, match="feature_exponents: got 1 for 2 backbone layers"):
+        replace(CONFIG, feature_exponents=(1,))
 
 
 def test_an_image_is_judged_by_the_window_of_the_configuration() -> None:

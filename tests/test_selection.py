@@ -279,3 +279,18 @@ def test_options_that_choose_nothing_are_not_offered(run, product, tmp_path):
     assert ended.code == 2
     line = run.refused(*words("select", product, tmp_path / "out"), "--batch-size", 0)
     assert line.startswith("detect: --batch-size: got 0")
+
+
+def test_the_size_of_features_is_measured_on_the_normal_images(product, kept, tmp_path):
+    """A network without biases is homogeneous: inputs 64 times as large make features so."""
+    source = open_source([Part("sia", write_sources(tmp_path / "sia"))])
+    normals = load_normals(open_category("folder", product), (32, 32), no_bars)
+
+    def exponents(std: float, **more) -> tuple[int, ...]:
+        options = {**OPTIONS, "backbone_weights": "random", "backbone_mean": (0, 0, 0), **more}
+        chosen = TrainOptions(**options, backbone_std=(std, std, std))
+        return choose_channels(normals, source, chosen, no_bars).config.feature_exponents
+
+    near, far = exponents(1.0), exponents(1 / 64)
+    assert [b - a for a, b in zip(near, far, strict=True)] == [6, 6, 6]
+    assert exponents(1.0, official=True) == ()

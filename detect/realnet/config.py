@@ -1,13 +1,16 @@
 """RealNet's configuration and its presets."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal
 
 from detect.pooling import PAPER_WINDOW
 from synth.errors import UserError
 from synth.features import BackboneConfig
+
+RESNET_RMS = 1 / 3
+"""Root mean square of an ImageNet ResNet-18's features: 0.33, 0.29, 0.39 in layers 1 to 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +25,14 @@ class RealNetConfig:
     """Channels AFS keeps, per backbone layer (m_k)."""
     blocks: tuple[tuple[int, ...], ...] | None = None
     """Backbone layers that share one G_k, at the size of the first; None is one layer each."""
+    scale_features: bool = False
+    """Bring the features of any backbone to about the size of a ResNet's: not the paper's way.
+
+    With features fifteen times as large (MobileNetV2) the reconstruction loss would outweigh the
+    segmentation loss 200 times, which are meant to count alike.
+    """
+    feature_exponents: tuple[int, ...] = ()
+    """Layer k is divided by 2 to this power, which is exact; set by `scaled`, else none is."""
     separable: bool = False
     """Depthwise convolutions, in smaller networks G_k and in the head: not the paper's."""
     width_factor: float = 0.5
@@ -66,6 +77,11 @@ class RealNetConfig:
             raise UserError(
                 f"blocks: got {self.blocks} for backbone layers {self.backbone.layers}; every "
                 "layer belongs to one block, in ascending order"
+            )
+        if len(self.feature_exponents) not in (0, len(self.backbone.layers)):
+            raise UserError(
+                f"feature_exponents: got {len(self.feature_exponents)} for "
+                f"{len(self.backbone.layers)} backbone layers; give one per layer or none"
             )
         if any(width < 1 for width in self.reconstruction_widths):
             raise UserError(
@@ -126,6 +142,18 @@ class RealNetConfig:
         """The same for layers with so many channels, where these are fewer than m_k."""
         return self._keeping(
             tuple(min(m, C) for m, C in zip(self.num_selected, channels, strict=True))
+        )
+
+    def scaled(self, feature_rms: Sequence[float]) -> "RealNetConfig":
+        """The same for layers whose features have these root mean squares, if they are scaled.
+
+        The exponents are 0 where these lie within a factor of sqrt(2) of RESNET_RMS.
+        """
+        if not self.scale_features:
+            return self
+        sizes = [max(size, 1e-6) for size in feature_rms]  # a layer may be silent
+        return replace(
+            self, feature_exponents=tuple(round(math.log2(s / RESNET_RMS)) for s in sizes)
         )
 
     def _keeping(self, num_selected: tuple[int, ...], **changes: Any) -> "RealNetConfig":
@@ -193,6 +221,7 @@ TINY = RealNetConfig(
     num_max=32,
     num_mean=32,
     head_widths=(32, 16, 8, 4),
+    scale_features=True,
     head_activation="silu",
     score_window=4,
     num_steps=400,
@@ -209,6 +238,7 @@ SMALL = RealNetConfig(
     num_max=64,
     num_mean=64,
     head_widths=(64, 32, 8, 4),
+    scale_features=True,
     head_activation="silu",
     score_window=4,
     num_steps=5_000,
@@ -226,6 +256,7 @@ COMPACT = RealNetConfig(
     num_max=64,
     num_mean=64,
     head_widths=(32, 16, 8, 4),
+    scale_features=True,
     head_activation="silu",
     score_window=4,
     num_steps=2_000,

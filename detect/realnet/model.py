@@ -41,7 +41,10 @@ class RealNet(Detector):
         self.backbone = backbone
         self.cache: FeatureCache | None = None
         """Set it to train on a fixed set of normal images faster, with the same results."""
-        self.afs = nn.ModuleList(ChannelSelection(index) for index in afs_indices)
+        exponents = config.feature_exponents or (0,) * len(config.backbone.layers)
+        self.afs = nn.ModuleList(
+            ChannelSelection(index, 0.5**e) for index, e in zip(afs_indices, exponents, strict=True)
+        )
         with seeded_init(config.seed):
             network = SeparableUNet if config.separable else ReconstructionUNet
             self.reconstruction = nn.ModuleList(
@@ -151,13 +154,18 @@ class RealNet(Detector):
 
 
 class ChannelSelection(nn.Module):
-    """Pick the channels that AFS kept; the indices are part of the state."""
+    """Pick the channels that AFS kept, times a factor; the indices are part of the state."""
 
-    def __init__(self, index: Tensor) -> None:
+    def __init__(self, index: Tensor, factor: float = 1.0) -> None:
         super().__init__()
+        self.factor = factor
         self.index: Tensor
         self.register_buffer("index", index.clone())
 
     def forward(self, features: Tensor) -> Tensor:
         """Map [N, C, h, w] to [N, m, h, w]."""
-        return features.index_select(1, self.index)
+        return self.scaled(features.index_select(1, self.index))
+
+    def scaled(self, features: Tensor) -> Tensor:
+        """Multiply by the factor, unless it is 1."""
+        return features if self.factor == 1 else features * self.factor

@@ -1,5 +1,6 @@
 """A training run of RealNet: channels, reconstruction and head, threshold, all in one folder."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,14 @@ from detect.realnet.config import PRESETS, RealNetConfig
 from detect.realnet.model import RealNet
 from detect.realnet.selection import AFS_FILE, known_scores, selected_channels, whole_layers
 from detect.scoring import detector_scorer, score_files
-from detect.training.data import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset, find_foregrounds
+from detect.training.data import (
+    ANOMALOUS_SHARE,
+    BlendedDataset,
+    JoinedDataset,
+    find_foregrounds,
+    to_chw,
+    to_unit,
+)
 from detect.training.loop import require_equal_shares, train_detector
 from detect.training.sources import CACHE_BYTES, DrawAnomaly, OpenSource
 from detect.training.stopping import (
@@ -42,6 +50,8 @@ from synth.seeding import derive_seed
 
 AFS_SEED = 0
 """Of the samples that channels are chosen on: trainings of other seeds share the choice."""
+SCALE_IMAGES = 16
+"""That the size of features is measured on."""
 AFS_KEY, TRAINING_KEY, JUDGES_KEY = 2, 3, 4
 """Keys of the samples' seeds: channels, weights and the moment to stop each have their own."""
 
@@ -50,8 +60,9 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
     """The preset with what was chosen besides. Raises UserError for values out of range."""
     options.check()
     preset = PRESETS[options.preset]
-    if options.backbone_layers is not None:
-        preset = preset.with_layers(options.backbone_layers)
+    layers = options.layers(len(preset.backbone.layers))
+    if layers is not None:
+        preset = preset.with_layers(layers)
     return replace(
         preset,
         image_size=options.size or preset.image_size,
@@ -61,6 +72,7 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
         learning_rate=options.learning_rate or preset.learning_rate,
         seed=options.seed,
         score_window=PAPER_WINDOW if options.official else preset.score_window,
+        scale_features=preset.scale_features and not options.official,
         official=options.official,
         backbone=replace(
             preset.backbone,
@@ -109,7 +121,18 @@ def prepare(products: Sequence[Product], options: TrainOptions) -> Prepared:
     facts = {**product_facts(products, rules), "backbone_digest": backbone.digest}
     num_images = sum(len(product.normals.fit) for product in products)
     config = config.fitted(backbone.channels).for_images(num_images)
+    if config.scale_features:
+        config = config.scaled(feature_rms(backbone, products))
     return Prepared(config, rules, backbone, facts)
+
+
+@torch.no_grad()
+def feature_rms(backbone: Backbone, products: Sequence[Product]) -> list[float]:
+    """Root mean square of each layer's features, on a few normal images of every product."""
+    each = math.ceil(SCALE_IMAGES / len(products))
+    chosen = [image for product in products for image in product.normals.fit[:each]]
+    layers = backbone(to_unit(torch.stack([to_chw(image) for image in chosen])))
+    return [x.square().mean().sqrt().item() for x in layers]
 
 
 def product_facts(products: Sequence[Product], rules: Sequence[ForegroundRule]) -> dict[str, Any]:
