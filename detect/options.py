@@ -51,8 +51,9 @@ class ChannelOptions:
     backbone_weights: PresetStr = None
     """hub (downloaded once), random, bundled (resnet10t only), or a safetensors file."""
     backbone_layers: PresetLayers = None
-    """1 to 4 have strides 4 to 32; of a ViT these are blocks, such as 3 6 9. AFS keeps as many
-    channels of each as of the preset's layer of that number, or of the nearest that it has."""
+    """1 to 4 have strides 4 to 32; of a ViT these are blocks, by default as many as the preset's
+    layers, evenly over its depth, such as 3 6 9 of twelve. AFS keeps as many channels of each as of
+    the preset's layer of that number, or of the nearest that it has."""
     backbone_mean: BackboneColour = None
     """Red, green and blue from 0 to 1 that a weights file was trained with."""
     backbone_std: BackboneColour = None
@@ -69,6 +70,17 @@ class ChannelOptions:
     running normalisations that are nearly those of one batch."""
     seed: int = 0
     """Of weights, batches and blending."""
+
+    def layers(self, count: int) -> tuple[int, ...] | None:
+        """Return the backbone's layers, or `count` blocks of a ViT; None leaves it to the preset.
+
+        Raises UserError for a backbone that timm does not know.
+        """
+        if self.backbone_layers is not None or self.backbone is None:
+            return self.backbone_layers
+        from synth.features import spread_blocks  # torch would hold up `--help`
+
+        return spread_blocks(self.backbone, count)
 
     def check(self) -> None:
         """Raise UserError for the first value out of range."""

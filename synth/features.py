@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Self, cast
 
@@ -176,12 +177,32 @@ def build_backbone(config: BackboneConfig) -> Backbone:
 # --- the network ---------------------------------------------------------------------------
 
 
-def _full_network(config: BackboneConfig) -> nn.Module:
+@cache
+def spread_blocks(name: str, count: int) -> tuple[int, ...] | None:
+    """Return `count` blocks of a ViT evenly over its depth: of twelve, three are 3, 6 and 9.
+
+    None for networks whose layers differ in stride. Nothing is downloaded. Raises UserError as
+    `build_backbone` for a name.
+    """
+    _require_known(name)
+    with torch.device("meta"):
+        strides = _strides(_create(name, False, 0), name)
+    if len(set(strides)) > 1:
+        return None
+    places = (-(-k * len(strides) // (count + 1)) for k in range(1, count + 1))  # rounded up
+    return tuple(dict.fromkeys(places))
+
+
+def _require_known(name: str) -> None:
     names = timm.list_models() + timm.list_models(pretrained=True)  # without and with a tag
-    if config.name not in names:
-        close = difflib.get_close_matches(config.name, names, n=3)
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
-        raise UserError(f"backbone name: got {config.name!r}, which timm does not know; {hint}")
+        raise UserError(f"backbone name: got {name!r}, which timm does not know; {hint}")
+
+
+def _full_network(config: BackboneConfig) -> nn.Module:
+    _require_known(config.name)
     from_hub = config.weights == "hub"
     try:
         return _create(config.name, from_hub, config.seed)
@@ -217,18 +238,23 @@ def _where_to_find(name: str) -> str:
     return f" with model.safetensors of https://huggingface.co/{repository}"
 
 
-def _feature_indices(full: nn.Module, config: BackboneConfig) -> tuple[int, ...]:
-    """Return where in timm's list of feature maps the layers are."""
+def _strides(full: nn.Module, name: str) -> list[int]:
+    """Return the strides of all feature maps, the first one first."""
     if not hasattr(full, "forward_intermediates"):
         raise UserError(
-            f"backbone name: {config.name!r} gives no feature maps; use a network such as "
+            f"backbone name: {name!r} gives no feature maps; use a network such as "
             "resnet18, wide_resnet50_2, mobilenetv2_100, efficientnet_b4 or vit_tiny_patch16_224"
         )
     info = FeatureGetterNet(full, out_indices=(0,), prune=False).feature_info.info
-    strides = [entry["reduction"] for entry in info]
+    return [entry["reduction"] for entry in info]
+
+
+def _feature_indices(full: nn.Module, config: BackboneConfig) -> tuple[int, ...]:
+    """Return where in timm's list of feature maps the layers are."""
+    strides = _strides(full, config.name)
     if len(set(strides)) == 1:
-        layers = {number: number - 1 for number in range(1, len(info) + 1)}
-        described = f"it has blocks 1 to {len(info)}, all of stride {strides[0]}"
+        layers = {number: number - 1 for number in range(1, len(strides) + 1)}
+        described = f"it has blocks 1 to {len(strides)}, all of stride {strides[0]}"
     else:
         last_of_stride = {stride: index for index, stride in enumerate(strides)}
         layers = {k: last_of_stride[2 ** (k + 1)] for k in range(1, 8) if 2 ** (k + 1) in strides}

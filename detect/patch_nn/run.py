@@ -20,7 +20,7 @@ from synth.run_folder import run_folder
 
 
 def patch_nn_config(options: TrainOptions, choice: Choice) -> PatchNNConfig:
-    """Size and backbone as of RealNet's preset, layers 2 and 3 unless others are chosen."""
+    """Size and backbone as of RealNet's preset, layers 2 and 3, or blocks of a ViT."""
     options.check()
     preset = PRESETS[options.preset]
     return PatchNNConfig(
@@ -31,7 +31,7 @@ def patch_nn_config(options: TrainOptions, choice: Choice) -> PatchNNConfig:
             preset.backbone,
             name=options.backbone or preset.backbone.name,
             weights=options.backbone_weights or preset.backbone.weights,
-            layers=options.backbone_layers or LAYERS,
+            layers=options.layers(len(LAYERS)) or LAYERS,
             mean=options.backbone_mean or preset.backbone.mean,
             std=options.backbone_std or preset.backbone.std,
             seed=options.seed,
