@@ -11,7 +11,6 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from detect.pooling import PAPER_WINDOW
 from synth.errors import UserError
 
 
@@ -64,9 +63,6 @@ class Detector(nn.Module):
 
     A subclass defines `stages` and `forward(images) -> Scores`, the graph that is exported.
     """
-
-    score_window: int = PAPER_WINDOW
-    """Side of the window that images are judged by, in pixels at 256 (`detect.pooling`)."""
 
     def stages(self) -> list[Stage]:
         """Return what to train, in order."""

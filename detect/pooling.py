@@ -3,22 +3,16 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-PAPER_WINDOW = 16
-"""Side of the window at 256 px, in RealNet's code."""
 
-
-def pooling_window(H: int, W: int, at_256: int = PAPER_WINDOW) -> int:
-    """Side of the square window that an image of H x W pixels is judged by.
-
-    It scales with the shorter side. at_256: its side where that is 256 px.
-    """
-    return max(1, round(at_256 * min(H, W) / 256))
+def pooling_window(H: int, W: int) -> int:
+    """Side of the square window that an image of H x W pixels is judged by: 16 at 256 px."""
+    return max(1, round(16 * min(H, W) / 256))
 
 
 def image_scores(maps: Tensor, window: int | None = None) -> Tensor:
     """Return the largest mean over any square window of a map: [N, H, W] to [N].
 
-    window: its side in pixels; None is the authors', `pooling_window(H, W)`.
+    The window has 16 pixels at the authors' 256 and scales with the shorter side, unless given.
     """
     H, W = maps.shape[-2:]
     return _window_means(maps, window or pooling_window(H, W)).amax((1, 2, 3))

@@ -23,7 +23,6 @@ from detect.prediction.batches import BatchScorer, chunks, measured_batch_size
 from detect.prediction.predictor import Prediction, Predictor, anomaly_mask
 from detect.scoring import detector_scorer
 from synth.errors import DataWarning, UserError
-from synth.files import read_json, write_json
 from synth.images import write_png
 
 CPU = torch.device("cpu")
@@ -58,17 +57,6 @@ def model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def detector(model) -> Predictor:
     return detect.load(model, batch_size=3)
-
-
-def test_the_window_of_the_detector_draws_the_mask(tmp_path):
-    model = write_detector(tmp_path)
-    path = tmp_path / "config.json"
-    config = read_json(path)
-    config["detector"]["score_window"] = 64
-    write_json(path, config)
-    wide = detect.load(model)
-    assert wide.window(np.zeros((32, 40), np.float32)) == 8
-    assert wide.with_calibration(wide.calibration).score_window == 64
 
 
 def test_three_lines(model):

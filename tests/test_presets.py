@@ -129,9 +129,9 @@ def test_blocks_survive_json_and_older_files_do_without() -> None:
     text = json.dumps(PAPER_C.to_json())
     assert RealNetConfig.from_json(json.loads(text)) == PAPER_C
     old = TINY.to_json()
-    for name in ("blocks", "num_epochs", "official", "score_window", "scale_features"):
+    for name in ("blocks", "num_epochs", "official", "scale_features"):
         del old[name]
-    expected = replace(TINY, score_window=16, scale_features=False)  # as they were trained
+    expected = replace(TINY, scale_features=False)  # as they were trained
     assert RealNetConfig.from_json(old) == expected
 
 

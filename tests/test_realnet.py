@@ -66,18 +66,6 @@ def test_features_of_any_size_are_brought_to_a_resnets_by_exact_powers_of_two() 
         replace(CONFIG, feature_exponents=(1,))
 
 
-def test_an_image_is_judged_by_the_window_of_the_configuration() -> None:
-    images = make_batch().image
-    for config, side in [
-        (CONFIG, 2),  # the authors' 16 of 256 px, here of 32
-        (replace(CONFIG, score_window=64), 8),
-        (replace(CONFIG, score_window=4), 1),
-    ]:
-        scores = make_model(config).predict(images)
-        windows = scores.maps.unfold(1, side, 1).unfold(2, side, 1).mean((3, 4))
-        torch.testing.assert_close(scores.image, windows.amax((1, 2)))
-
-
 def train(model: RealNet, stage: Stage, batches: list[Batch], num_steps: int) -> list[float]:
     model.train()
     optimizer = stage.make_optimizer()

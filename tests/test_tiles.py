@@ -42,7 +42,7 @@ def colourful(size: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 def predictor(detector: Detector, size=(32, 32), tiling: Tiling | None = None) -> Predictor:
     scorer = BatchScorer(detector_scorer(detector, CPU), size, batch_size=5)
-    return Predictor(scorer, calibrate([0.1, 0.2], 0.4), tiling, detector.score_window)
+    return Predictor(scorer, calibrate([0.1, 0.2], 0.4), tiling)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -111,10 +111,6 @@ def test_image_score_pools_the_joined_map_over_a_tiles_window():
     small = predictor(detector, (256, 256), Tiling(size=(256, 256))).predict(colourful((9, 12)))
     assert small.map.shape == (9, 12), "smaller than the window of 16 px"
     assert np.isfinite(small.score)
-    detector.score_window = 32
-    wide = predictor(detector, (64, 64), Tiling(size=(64, 64))).predict(colourful((200, 150)))
-    expected = image_scores(torch.from_numpy(wide.map)[None], 8)
-    assert wide.score == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_threshold_of_tiles_comes_from_normal_images_in_tiles():

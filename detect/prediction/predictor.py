@@ -22,7 +22,7 @@ from detect.calibration import Calibration, calibrate
 from detect.checkpoint import load_detector
 from detect.evaluation.measure import native_map
 from detect.heatmap import Image
-from detect.pooling import PAPER_WINDOW, image_scores, pooling_window, rejected_windows
+from detect.pooling import image_scores, pooling_window, rejected_windows
 from detect.prediction.batches import BatchScorer, ScoreAndMap, chunks, measured_batch_size
 from detect.prediction.tiles import OVERLAP, Tiling, tiled_map
 from detect.scoring import detector_scorer
@@ -63,14 +63,9 @@ class Predictor:
     """
 
     def __init__(
-        self,
-        scorer: BatchScorer,
-        calibration: Calibration,
-        tiling: Tiling | None = None,
-        score_window: int = PAPER_WINDOW,
+        self, scorer: BatchScorer, calibration: Calibration, tiling: Tiling | None = None
     ) -> None:
         self.scorer, self.calibration, self.tiling = scorer, calibration, tiling
-        self.score_window = score_window
 
     @property
     def threshold(self) -> float:
@@ -131,8 +126,7 @@ class Predictor:
     def window(self, anomaly_map: NDArray[np.float32]) -> int:
         """Side of the window that scores are pooled over: as large in an image as in a tile."""
         h, w = anomaly_map.shape
-        judged = self.tiling.size if self.tiling else (h, w)
-        return min(pooling_window(*judged, self.score_window), h, w)
+        return min(pooling_window(*(self.tiling.size if self.tiling else (h, w))), h, w)
 
     def calibrated_on(self, normals: Iterable[Given]) -> "Predictor":
         """The same with its threshold set on normal images that training has not seen."""
@@ -141,7 +135,7 @@ class Predictor:
 
     def with_calibration(self, calibration: Calibration) -> "Predictor":
         """The same with another threshold."""
-        return Predictor(self.scorer, calibration, self.tiling, self.score_window)
+        return Predictor(self.scorer, calibration, self.tiling)
 
 
 def load_predictor(
@@ -173,8 +167,7 @@ def load_predictor(
     tiling = Tiling(size=size, overlap=overlap) if size else None
     score = detector_scorer(trained.detector, device, precision)
     batch_size = batch_size or measured_batch_size(score, trained.image_size, device)
-    scorer = BatchScorer(score, trained.image_size, batch_size)
-    return Predictor(scorer, calibration, tiling, trained.detector.score_window)
+    return Predictor(BatchScorer(score, trained.image_size, batch_size), calibration, tiling)
 
 
 def require_normals(tile: object, normals: object) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from detect.pooling import PAPER_WINDOW
 from synth.errors import UserError
 from synth.features import BackboneConfig
 
@@ -49,8 +48,6 @@ class RealNetConfig:
     """Channels of the head's narrowing convolutions."""
     head_activation: Literal["relu", "silu"] = "relu"
     """Of the narrowing convolutions: the paper's ReLU, or SiLU, whose maps do not stop at 0.5."""
-    score_window: int = PAPER_WINDOW
-    """Side of the window whose largest mean is an image's score, in pixels at a size of 256."""
     batch_size: int = 16
     """Images per step."""
     num_steps: int = 10_000
@@ -98,7 +95,6 @@ class RealNetConfig:
             {
                 "image_size": min(self.image_size),
                 "num_max + num_mean": self.num_max + self.num_mean,
-                "score_window": self.score_window,
                 "batch_size": self.batch_size,
                 "num_steps": self.num_steps,
                 "num_epochs": 1 if self.num_epochs is None else self.num_epochs,
@@ -223,7 +219,6 @@ TINY = RealNetConfig(
     head_widths=(32, 16, 8, 4),
     scale_features=True,
     head_activation="silu",
-    score_window=4,
     num_steps=400,
     learning_rate=1e-3,
     num_afs_batches=8,
@@ -240,7 +235,6 @@ SMALL = RealNetConfig(
     head_widths=(64, 32, 8, 4),
     scale_features=True,
     head_activation="silu",
-    score_window=4,
     num_steps=5_000,
     learning_rate=4e-4,
     num_afs_batches=32,
@@ -258,7 +252,6 @@ COMPACT = RealNetConfig(
     head_widths=(32, 16, 8, 4),
     scale_features=True,
     head_activation="silu",
-    score_window=4,
     num_steps=2_000,
     learning_rate=3e-3,
     num_afs_batches=32,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detect.detector import Batch, Detector, Scores, Stage
-from detect.pooling import image_scores, pooling_window
+from detect.pooling import image_scores
 from detect.realnet.blocks import joined
 from detect.realnet.cache import FeatureCache
 from detect.realnet.config import RealNetConfig
@@ -37,7 +37,7 @@ class RealNet(Detector):
     ) -> None:
         """Build with fresh weights. afs_indices: int64 [m_k] per layer, as `select_channels`."""
         super().__init__()
-        self.config, self.score_window = config, config.score_window
+        self.config = config
         self.backbone = backbone
         self.cache: FeatureCache | None = None
         """Set it to train on a fixed set of normal images faster, with the same results."""
@@ -105,8 +105,7 @@ class RealNet(Detector):
         H, W = images.shape[-2:]
         logits = self.segment(phi_A, self.reconstruct(phi_A), (H, W))
         maps = logits.softmax(dim=1)[:, 1]  # [N, H, W]
-        window = pooling_window(H, W, self.score_window)
-        return Scores(image_scores(maps, window), maps)
+        return Scores(image_scores(maps), maps)
 
     # --- the steps -------------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from detect.detector import Detector
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import WATCH_FILE, Watch
 from detect.options import TrainOptions
-from detect.pooling import PAPER_WINDOW
 from detect.realnet.afs import AFSResult, best_channels
 from detect.realnet.cache import FeatureCache
 from detect.realnet.config import PRESETS, RealNetConfig
@@ -71,7 +70,6 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
         batch_size=options.batch_size or preset.batch_size,
         learning_rate=options.learning_rate or preset.learning_rate,
         seed=options.seed,
-        score_window=PAPER_WINDOW if options.official else preset.score_window,
         scale_features=preset.scale_features and not options.official,
         official=options.official,
         backbone=replace(
