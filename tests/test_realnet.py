@@ -51,7 +51,7 @@ def make_model(config: RealNetConfig = CONFIG) -> RealNet:
 def test_features_of_any_size_are_brought_to_a_resnets_by_exact_powers_of_two() -> None:
     scaled = replace(CONFIG, scale_features=True).scaled((5.15, 0.02))
     assert scaled.feature_exponents == (4, -4)
-    assert replace(CONFIG, scale_features=True).scaled((0.29, 0.45)).feature_exponents == (0, 0)
+    assert replace(CONFIG, scale_features=True).scaled((0.09, 1.3)).feature_exponents == (0, 0)
     assert replace(CONFIG, scale_features=True).scaled((0.29, 0.0)).feature_exponents[0] == 0
     assert CONFIG.scaled((5.15, 0.02)) is CONFIG, "the paper's are as they are"
     assert RealNetConfig.from_json(json.loads(json.dumps(scaled.to_json()))) == scaled

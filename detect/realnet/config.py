@@ -25,10 +25,10 @@ class RealNetConfig:
     blocks: tuple[tuple[int, ...], ...] | None = None
     """Backbone layers that share one G_k, at the size of the first; None is one layer each."""
     scale_features: bool = False
-    """Bring the features of any backbone to about the size of a ResNet's: not the paper's way.
+    """Bring features of quite another size to about that of a ResNet's: not the paper's way.
 
     With features fifteen times as large (MobileNetV2) the reconstruction loss would outweigh the
-    segmentation loss 200 times, which are meant to count alike.
+    segmentation loss 200 times.
     """
     feature_exponents: tuple[int, ...] = ()
     """Layer k is divided by 2 to this power, which is exact; set by `scaled`, else none is."""
@@ -143,14 +143,13 @@ class RealNetConfig:
     def scaled(self, feature_rms: Sequence[float]) -> "RealNetConfig":
         """The same for layers whose features have these root mean squares, if they are scaled.
 
-        The exponents are 0 where these lie within a factor of sqrt(2) of RESNET_RMS.
+        The exponents are 0 where these lie within a factor of four of RESNET_RMS.
         """
         if not self.scale_features:
             return self
-        sizes = [max(size, 1e-6) for size in feature_rms]  # a layer may be silent
-        return replace(
-            self, feature_exponents=tuple(round(math.log2(s / RESNET_RMS)) for s in sizes)
-        )
+        powers = [math.log2(max(size, 1e-6) / RESNET_RMS) for size in feature_rms]
+        exponents = tuple(round(power) if abs(power) > 2 else 0 for power in powers)
+        return replace(self, feature_exponents=exponents)
 
     def _keeping(self, num_selected: tuple[int, ...], **changes: Any) -> "RealNetConfig":
         """Change the m_k; RRS keeps no more residual channels than there are."""
