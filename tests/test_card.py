@@ -276,9 +276,7 @@ def test_a_named_licence_of_its_own_keeps_its_clause():
 
 
 def test_every_data_card_has_what_publishing_reads():
-    cards = [
-        path for path in DATA_CARDS.glob("*.md") if path.stem not in ("SIA_FORMAT", "TEMPLATE")
-    ]
+    cards = [path for path in DATA_CARDS.glob("*.md") if path.stem.islower()]  # documents are not
     assert cards
     for path in cards:
         card = load_source_card(path.stem)

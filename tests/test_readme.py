@@ -77,6 +77,12 @@ def test_the_commands_of_the_readme_work_in_their_order(
     assert len((photos / "runs/predictions/scores.csv").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!https?:|#)([^)]+)\)", README))
-def test_what_the_readme_links_to_exists(path: str) -> None:
-    assert (Path(__file__).parent.parent / path).exists()
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:|#)([^)]+)\)", README))
+def test_what_the_readme_links_to_exists(link: str) -> None:
+    path, _, anchor = link.partition("#")
+    target = Path(__file__).parent.parent / path
+    assert target.exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+        names = [re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings]
+        assert anchor in names
