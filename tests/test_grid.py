@@ -23,6 +23,7 @@ from detect.grid.cells import Cost, Result, cell_folder, read_result, safe_name,
 from detect.grid.costs import PeakMemory, Stopwatch
 from detect.grid.methods import METHODS
 from detect.grid.page import Section
+from detect.grid.plot import draw
 from detect.grid.tables import Spread, Table, spread
 from detect.grid.text import best, differences, duration, notes
 from detect.options import TrainOptions
@@ -519,6 +520,16 @@ def test_findings_name_what_is_more_than_the_spread():
     assert "sdas has 0.910 ± 0.010; noise -0.400 ± 0.001 against it" in sentence
     assert "differences within the spread of seeds: dtd +0.003" in sentence
     assert notes(Table(tuple(rows)))[1].startswith("4 differences were looked at")
+
+
+def test_the_plot_does_not_blow_up_differences_of_a_thousandth():
+    near = Table(tuple(make_result("a", seed, 0.9 + seed / 1000) for seed in range(3)))
+    far = Table(tuple(make_result("a", seed, 0.5 + seed / 5) for seed in range(3)))
+    for table, least, most in [(near, 0.02, 0.0201), (far, 0.4, 0.5)]:
+        low, high = draw(table, mark_first=False).axes[0].get_xlim()
+        assert least <= high - low <= most
+        values = table.by_seed("a", "image AUROC")
+        assert low < min(values) <= max(values) < high
 
 
 def test_markdown_cells_cannot_break_the_table():

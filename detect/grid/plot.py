@@ -6,10 +6,14 @@ import numpy as np
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from detect.grid.tables import Table
 from detect.grid.text import HEADLINES
 from detect.report.plots import ANOMALOUS, INK, LOOK, NORMAL, to_svg
+
+LEAST_SPAN = 0.02
+"""Of an axis: a difference of a thousandth shall not look like one."""
 
 
 def plot_svg(table: Table, *, mark_first: bool) -> str:
@@ -47,5 +51,9 @@ def draw_panel(axes: Axes, table: Table, column: str, mark_first: bool) -> None:
         axes.vlines(values.mean(), row - 0.32, row + 0.32, color=colour, linewidth=2)
     axes.set_yticks(range(len(table.entries)), labels=list(table.entries))
     axes.set_ylim(len(table.entries) - 0.5, -0.5)
+    low, high = axes.get_xlim()
+    middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) / 2
+    axes.set_xlim(middle - half, middle + half)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.set_xlabel(column)
     axes.tick_params(axis="y", length=0)
