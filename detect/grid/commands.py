@@ -119,8 +119,9 @@ def protocol(
         "Data": f"{categories[0].dataset}: {names}",
         "Images": f"{num_train} normal ones to train on and to set thresholds with; {num_test} to "
         "test, read for the figures only: they chose nothing",
-        "RealNet": weights_facts(options.official, options.patience),
     }
+    if any(entry.method == "realnet" for entry in entries):
+        facts["RealNet"] = weights_facts(options.official, options.patience)
     for entry in entries:
         source = open_source(entry.parts, categories[0]).config  # of the first category
         facts[entry.name] = METHODS[entry.method].facts(entry.options)
