@@ -9,6 +9,7 @@ from torch import Tensor
 from synth.config import UNetConfig
 from synth.diffusion.ddpm import NoiseSchedule, build_unet, noise_schedule
 from synth.diffusion.sdas import Denoiser, Start, sample_sdas, sdas_step
+from synth.features import seeded_init
 from synth.seeding import generator
 
 SHAPE = (3, 16, 16)
@@ -32,7 +33,8 @@ def unet() -> UNet2DModel:
         head_channels=8,
         norm_groups=4,
     )
-    network = build_unet(config).eval().requires_grad_(False)
+    with seeded_init(0):
+        network = build_unet(config).eval().requires_grad_(False)
     g = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=g))
@@ -130,7 +132,7 @@ def test_a_start_that_noises_to_the_chain_s_first_noise_gives_the_whole_chain(
         )
 
     torch.testing.assert_close(draw(Start(x_0, last)), draw(None), rtol=0, atol=1e-5)
-    assert (draw(Start(-x_0, last)) - draw(None)).abs().max() > 1e-2
+    assert (draw(Start(-x_0, last)) - draw(None)).abs().max() > 1e-3
 
 
 def test_a_start_at_0_takes_one_step_and_no_noise_but_the_first() -> None:
