@@ -61,12 +61,13 @@ class Stage:
 class Detector(nn.Module):
     """A network that is trained by stages and scores images.
 
-    A subclass defines `stages` and `forward(images) -> Scores`, the graph that is exported.
+    A subclass defines `forward(images) -> Scores`, the graph that is exported, and `stages` if
+    there is anything to train.
     """
 
     def stages(self) -> list[Stage]:
-        """Return what to train, in order."""
-        raise NotImplementedError
+        """Return what to train, in order: nothing, unless a subclass says otherwise."""
+        return []
 
     def with_state(self, state: Mapping[str, Tensor]) -> Self:
         """Return itself with a saved state, all of it and nothing else.

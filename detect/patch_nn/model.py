@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detect.detector import Detector, Scores, Stage
+from detect.detector import Detector, Scores
 from detect.pooling import image_scores
 from synth.features import Backbone, BackboneConfig, build_backbone
 
@@ -77,10 +77,6 @@ class PatchNN(Detector):
         """
         backbone = build_backbone(replace(config.backbone, weights="random"))
         return cls(config, backbone, torch.zeros_like(state["bank"])).with_state(state)
-
-    def stages(self) -> list[Stage]:
-        """Return nothing: the bank is all there is to learn."""
-        return []
 
     def forward(self, images: Tensor) -> Scores:
         """Score images float32 [N, 3, H, W], RGB in [0, 1]; maps are distances, 0 or more."""

@@ -1,6 +1,5 @@
 """Pieces of a page that needs no network, no script and no other file."""
 
-import itertools
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -36,10 +35,11 @@ def table(
             f"<{tag}{kind}>{_cell(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True)
         )
 
-    owns = (' class="own"' if i == own_row else "" for i in itertools.count())
-    body = "".join(
-        f"<tr{own}>{line(cells, 'td')}</tr>" for own, cells in zip(owns, rows, strict=False)
-    )
+    def row(i: int, cells: Sequence[Cell]) -> str:
+        own = ' class="own"' if i == own_row else ""
+        return f"<tr{own}>{line(cells, 'td')}</tr>"
+
+    body = "".join(row(i, cells) for i, cells in enumerate(rows))
     return (
         f'<div class="scroll"><table><thead><tr>{line(head, "th")}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
