@@ -42,7 +42,7 @@ CONSUMER = Path(__file__).parent.parent / "scripts/predict_onnx.py"
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector's folder; its weights are as if trained: no output at zero, maps that vary."""
     backbone = build_backbone(CONFIG.backbone)
@@ -61,14 +61,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trained(model: Path) -> TrainedDetector:
     return load_detector(model, torch.device("cpu"))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def recorded_once() -> Iterator[None]:
-    """Recording and converting take seconds; all tests share the graph of the one detector."""
+    """Recording and converting take seconds; the tests of this file share one graph."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "record", Once(graph.record))
         patch.setattr(torch.onnx, "export", Once(torch.onnx.export))
@@ -88,7 +88,7 @@ class Once:
 
 
 @pytest.fixture(
-    scope="session",
+    scope="module",
     params=["onnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("openvino", "pt2"))],
 )
 def exported(
