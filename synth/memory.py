@@ -1,5 +1,10 @@
-"""How much memory this process may still take: of the machine, and of the container it runs in."""
+"""Memory of this process: what it may still take, and what it does with what it has freed.
 
+What is free is of the machine and of the container that the process runs in.
+"""
+
+import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +36,23 @@ CONTROLLERS = (
     ),
 )
 """Versions 2 and 1."""
+
+
+MMAP_MAX, TRIM_THRESHOLD = -4, -1  # of malloc.h
+
+
+def keep_freed_memory() -> None:
+    """Let large blocks that were freed stay with the process, for the next ones.
+
+    glibc returns each tensor of more than 32 MiB to the system and gets the next one as new pages,
+    which the system fills with zeros one by one: in every step of a training, in every batch that
+    is scored. Without that `detect train` takes a quarter less time on two cores. The peak of
+    memory is 1 to 13 % higher. Does nothing where malloc is another than glibc's.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(MMAP_MAX, 0)
+        mallopt(TRIM_THRESHOLD, -1)
 
 
 def free_memory(root: Path = Path("/")) -> int:

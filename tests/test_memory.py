@@ -1,5 +1,9 @@
-"""Free memory within the limits of control groups, on trees as Linux shows them."""
+"""Free memory within the limits of control groups, on trees as Linux shows them; freed memory."""
 
+import platform
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -73,3 +77,40 @@ def test_this_machine():
     available = psutil.virtual_memory().available
     assert 0 < free_memory() <= available * 1.1
     assert all(free >= 0 for free in free_in_groups(Path("/")))
+
+
+# --- what was freed ------------------------------------------------------------------------------
+
+FAULTS = """
+import sys
+import numpy as np
+from resource import RUSAGE_SELF, getrusage
+
+def faults():
+    before = getrusage(RUSAGE_SELF).ru_minflt
+    np.ones(64 << 20, np.uint8)
+    return getrusage(RUSAGE_SELF).ru_minflt - before
+
+def command():
+    faults()
+    print(faults())
+
+if sys.argv.pop():
+    from synth.command import run_command
+    run_command("synth", "", {"train": command, "generate": command})
+else:
+    command()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
+def test_a_command_gets_a_large_block_again_without_a_page_fault():
+    """Each page of a new block is a fault when it is first written."""
+
+    def faults(as_command: str) -> int:
+        line = [sys.executable, "-c", FAULTS, "train", as_command]
+        return int(subprocess.run(line, check=True, capture_output=True, text=True).stdout)
+
+    num_pages = (64 << 20) // resource.getpagesize()
+    assert faults("") > num_pages / 1024  # huge pages are 512 times as large at most
+    assert faults("yes") < 10
