@@ -22,7 +22,6 @@ from tqdm import tqdm
 from synth.data.catalog import Category, open_category
 from synth.data.catalog import categories as category_names
 from synth.errors import DataWarning, SharedError, UserError
-from synth.memory import keep_freed_memory
 from synth.progress import Update
 
 OF_PRESET = "(default: the preset's)"
@@ -215,7 +214,6 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
         return 0
     quiet_libraries()
     show_data_warnings()
-    keep_freed_memory()
     try:
         tyro.extras.subcommand_cli_from_dict(
             dict(commands),

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from synth.errors import UserError
 from synth.files import atomic_path, remove_partials, write_text
+from synth.memory import keeping_freed_memory
 
 StepFunction = Callable[[int], Mapping[str, Tensor]]
 """Does optimiser step k; returns the loss terms to be logged, scalar tensors of this process."""
@@ -30,6 +31,7 @@ CHECKPOINT_SECONDS, SAVE_SHARE = 60.0, 20.0
 STATE_FILE, TRACE_FILE = "state.safetensors", "trace.jsonl"
 
 
+@keeping_freed_memory()
 def run_steps(
     accelerator: Accelerator,
     step_function: StepFunction,

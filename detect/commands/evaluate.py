@@ -31,7 +31,7 @@ def evaluate(
     out: Folder,
     compare: Folders = (),
     false_reject_rate: Rate = None,
-    batch_size: int = 16,
+    batch_size: int = 4,
     multi_class: bool = False,
 ) -> None:
     """Measure a detector on the test images.

@@ -11,7 +11,6 @@ import torch
 
 from detect.detector import Detector
 from detect.packing import packed
-from synth.memory import give_back_freed_memory
 from synth.progress import Bars, Update
 
 SAMPLE_SECONDS = 0.02
@@ -65,7 +64,6 @@ class PeakMemory:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         else:
-            give_back_freed_memory()  # of what was before
             self._watch.start()
         return self
 

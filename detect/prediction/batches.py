@@ -9,17 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from detect.heatmap import Image
-from detect.scoring import Scored, Scorer
+from detect.scoring import CPU_BATCH, Scored, Scorer
 from synth.device import fitting_batch_size
 from synth.images import resize
 from synth.sia.candidates import half, is_out_of_memory
 
 NUM_PROBED = 2
-
-CPU_BATCH = 4
-"""One image leaves threads idle between the small steps of a network, more no longer fit in a
-processor's caches: 21, 9 and 9 ms per image of `tiny` in batches of 1, 4 and 8, 53, 42 and 39 of
-`small`, and 642 and 752 of `paper` in batches of 1 and 4."""
 
 CHUNK_PIXELS = 64_000_000
 """Of images that are decoded ahead, so that a batch of huge images does not fill the memory."""
