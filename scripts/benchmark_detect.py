@@ -37,7 +37,7 @@ from synth.blend import OPACITY
 from synth.data.foreground import ForegroundRule
 from synth.device import fastest_precision
 from synth.features import build_backbone
-from synth.memory import keeping_freed_memory
+from synth.memory import keeping_freed_memory, steady_malloc
 
 SIZE_PX = 256
 ARITHMETIC = ("plain", "fp32", "bf16", "onnxruntime")
@@ -180,6 +180,8 @@ def loading(job: Job) -> tuple[float, int]:
 def measure(job: Job) -> Figure:
     """Do one job in this process, which does nothing else."""
     torch.set_num_threads(job.threads)
+    if job.part != "plain":
+        steady_malloc()  # as commands do
     work, unit = {"loading": (loading, "samples/s"), "training": (training, "samples/s")}.get(
         job.part, (scoring, "ms per image")
     )

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from synth.data.catalog import Category, open_category
 from synth.data.catalog import categories as category_names
 from synth.errors import DataWarning, SharedError, UserError
+from synth.memory import steady_malloc
 from synth.progress import Update
 
 OF_PRESET = "(default: the preset's)"
@@ -214,6 +215,7 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
         return 0
     quiet_libraries()
     show_data_warnings()
+    steady_malloc()
     try:
         tyro.extras.subcommand_cli_from_dict(
             dict(commands),

@@ -37,8 +37,15 @@ CONTROLLERS = (
 
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4  # of malloc.h
-STEADY = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20, MMAP_MAX: 65536}
-"""What glibc's malloc comes to by itself in a process that has freed a large block."""
+STEADY = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 256 << 20, MMAP_MAX: 65536}
+"""For commands: blocks of up to 32 MiB, which is malloc's limit, stay with the process, and at most
+256 MiB at the end of its heap. Left to itself malloc comes to such values late, if at all."""
+
+
+def steady_malloc() -> None:
+    """Set glibc's malloc to STEADY: `compact` scores an image in 19 ms rather than 25 to 35."""
+    for parameter, value in STEADY.items():
+        _glibc("mallopt", parameter, value)
 
 
 @contextmanager
@@ -56,8 +63,7 @@ def keeping_freed_memory() -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter, value in STEADY.items():
-            _glibc("mallopt", parameter, value)
+        steady_malloc()
         _glibc("malloc_trim", 0)
 
 
