@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Self, cast
 
@@ -48,7 +49,7 @@ class BackboneConfig:
     """As `mean`."""
 
     def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in zip(self.layers, self.layers[1:], strict=False))
+        ascending = all(a < b for a, b in pairwise(self.layers))
         if not self.layers or not ascending or self.layers[0] < 1:
             raise UserError(
                 f"backbone layers: got {' '.join(map(str, self.layers)) or 'none'}; give one or "

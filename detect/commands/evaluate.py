@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from detect.commands.shared import Rate, require_share
+from detect.commands.shared import BatchSize, Rate, require_share
 from synth.command import (
     DataOptions,
     Folder,
@@ -31,7 +31,7 @@ def evaluate(
     out: Folder,
     compare: Folders = (),
     false_reject_rate: Rate = None,
-    batch_size: int = 4,
+    batch_size: BatchSize = None,
     multi_class: bool = False,
 ) -> None:
     """Measure a detector on the test images.

@@ -25,7 +25,7 @@ CategoryName = Annotated[
     tyro.conf.arg(metavar="STR", help_behavior_hint="(default: that of all together)"),
 ]
 BatchSize = Annotated[
-    int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: what the memory holds)")
+    int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: what is fast here)")
 ]
 
 

@@ -32,7 +32,7 @@ def evaluate_detector(
     test: TestSet,
     out: Path,
     device: torch.device,
-    batch_size: int,
+    batch_size: int | None,
     bars: Bars,
     maps: ParkedMaps | None = None,
 ) -> Evaluation:
@@ -46,7 +46,12 @@ def evaluate_detector(
 
 
 def scored_batches(
-    scorer: Scorer, test: TestSet, size: tuple[int, int], batch_size: int, title: str, bars: Bars
+    scorer: Scorer,
+    test: TestSet,
+    size: tuple[int, int],
+    batch_size: int | None,
+    title: str,
+    bars: Bars,
 ) -> Iterator[Scored]:
     """Score the test images batch by batch under a bar."""
     with bars(title, "image") as update:

@@ -48,7 +48,7 @@ def report_on(
     compare: Sequence[Path],
     out: Path,
     device: torch.device,
-    batch_size: int,
+    batch_size: int | None,
     bars: Bars,
     false_reject_rate: float | None = None,
 ) -> ReportData:
