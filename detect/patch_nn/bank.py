@@ -72,15 +72,16 @@ def coreset(candidates: Tensor, count: int, seed: int) -> Tensor:
     """
     device = candidates.device
     C = candidates.shape[1]
-    projected = candidates
+    projected = candidates - candidates.mean(0)
     if C > PROJECTED:
         directions = torch.randn(C, PROJECTED, generator=generator(seed, 1)).to(device)
-        projected = candidates @ directions / PROJECTED**0.5
-    chosen = (projected - projected.mean(0)).square().sum(1).argmax().view(1)
-    distances = torch.full((len(candidates),), torch.inf, device=device)
-    order = [chosen]
+        projected = projected @ directions / PROJECTED**0.5
+    norms = projected.square().sum(1)
+    distances = torch.full_like(norms, torch.inf)
+    order = [norms.argmax()]
     for _ in range(count - 1):
-        distances = torch.minimum(distances, (projected - projected[chosen]).square().sum(1))
-        chosen = distances.argmax().view(1)
-        order.append(chosen)
-    return torch.cat(order)
+        last = order[-1]  # |x - c|^2 = |x|^2 - 2 x.c + |c|^2
+        to_last = torch.addmv(norms + norms[last], projected, projected[last], alpha=-2)
+        distances = torch.minimum(distances, to_last)
+        order.append(distances.argmax())
+    return torch.stack(order)
