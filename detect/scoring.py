@@ -114,19 +114,12 @@ def score_batches(
     return image_batches(scorer, image, len(paths), batch_size=batch_size, progress=progress)
 
 
-def score_files(
-    scorer: Scorer,
-    paths: Sequence[Path],
-    size: tuple[int, int],
-    *,
-    batch_size: int | None = None,
-    progress: Progress | None = None,
-) -> Scored:
-    """Score files as `score_batches`, all their maps in memory at once."""
-    parts = list(score_batches(scorer, paths, size, batch_size=batch_size, progress=progress))
-    return Scored(
-        np.concatenate([p.scores for p in parts]), np.concatenate([p.maps for p in parts])
-    )
+def file_scores(
+    scorer: Scorer, paths: Sequence[Path], size: tuple[int, int], progress: Progress | None = None
+) -> list[float]:
+    """The image scores of files, as `score_batches`; the maps are let go as they come."""
+    batches = score_batches(scorer, paths, size, progress=progress)
+    return [score for scored in batches for score in scored.scores.tolist()]
 
 
 class ParkedMaps:

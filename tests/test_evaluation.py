@@ -33,7 +33,8 @@ def known_scores(test_set, size=SIZE):
     maps = rng.random((len(labels), *size), dtype=np.float32)
     for n in np.flatnonzero(labels):
         maps[n, : size[0] // 2] += 0.3
-    return labels, Scored(rng.random(len(labels), dtype=np.float32) + 0.4 * labels, maps)
+    scores = rng.random(len(labels), dtype=np.float32) + np.float32(0.4) * labels
+    return labels, Scored(scores, maps)
 
 
 def all_masks(test_set):

@@ -13,10 +13,10 @@ from detect.scoring import (
     ParkedMaps,
     Scored,
     detector_scorer,
+    file_scores,
     mean_image,
     mean_image_scorer,
     score_batches,
-    score_files,
 )
 from synth.errors import UserError
 from synth.images import write_png
@@ -35,36 +35,45 @@ class Brightness(Detector):
         return Scores(maps.amax((1, 2)), maps)
 
 
+def joined(batches):
+    scores, maps = zip(*batches, strict=True)
+    return Scored(np.concatenate(scores), np.concatenate(maps))
+
+
 def test_files_are_scored_in_order_as_the_detector_sees_them(tmp_path):
     paths = sorted((write_product(tmp_path) / "train/good").iterdir())
     detector, told = Brightness(), []
-    scored = score_files(
-        detector_scorer(detector, torch.device("cpu")),
+    scorer = detector_scorer(detector, torch.device("cpu"))
+    batches = score_batches(
+        scorer,
         paths,
         SIZE,
         batch_size=4,
         progress=lambda done, total: told.append((done, total)),
     )
+    scored = joined(batches)
     expected = np.stack([normal_image(n).mean(axis=2) / 255 for n in range(10)])
     np.testing.assert_allclose(scored.maps, expected, atol=1e-6)
     np.testing.assert_allclose(scored.scores, expected.max((1, 2)), atol=1e-6)
     assert scored.scores.dtype == scored.maps.dtype == np.float32
     assert detector.calls == [4, 4, 2]
     assert told == [(4, 10), (8, 10), (10, 10)]
+    assert file_scores(scorer, paths, SIZE) == scored.scores.tolist()
 
 
 def test_images_of_any_size_are_brought_to_the_detectors(tmp_path):
     write_png(tmp_path / "large.png", normal_image(0, (70, 50)))
     write_png(tmp_path / "small.png", normal_image(0, (9, 12)))
     paths = [tmp_path / "large.png", tmp_path / "small.png"]
-    scored = score_files(detector_scorer(Brightness(), torch.device("cpu")), paths, (16, 24))
+    scorer = detector_scorer(Brightness(), torch.device("cpu"))
+    scored = joined(score_batches(scorer, paths, (16, 24)))
     assert scored.maps.shape == (2, 16, 24)
 
 
 def test_unreadable_file_is_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"bad\.png"):
-        score_files(
+        file_scores(
             mean_image_scorer(normal_image(0) / np.float32(255)), [tmp_path / "bad.png"], SIZE
         )
 
@@ -88,7 +97,7 @@ def test_baseline_is_the_squared_distance_to_the_mean_image(tmp_path):
 def test_parked_maps_come_back_as_they_were(tmp_path):
     paths = sorted((write_product(tmp_path) / "train/good").iterdir())
     scorer = detector_scorer(Brightness(), torch.device("cpu"))
-    expected = score_files(scorer, paths, SIZE)
+    expected = joined(score_batches(scorer, paths, SIZE))
     with Scratch(tmp_path) as scratch:
         maps = ParkedMaps(scratch)
         parts = list(maps.park(score_batches(scorer, paths, SIZE, batch_size=3)))

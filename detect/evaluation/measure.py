@@ -122,17 +122,17 @@ def measure_points(
 
 def collect(test: TestSet, batches: Iterable[Scored], pixels: PixelRuns) -> NDArray[np.float32]:
     """Put the pixels of every batch into `pixels`; returns the image scores, float32 [N]."""
-    scores: list[NDArray[np.float32]] = []
+    scores: list[float] = []  # not arrays: see PixelRuns
     number = 0
     for scored in batches:
-        scores.append(scored.scores)
+        scores += scored.scores.tolist()
         for anomaly_map in scored.maps:
             if test.has_masks:
                 record = test.records[number]
                 mask = test.mask(number) if record.is_anomalous else None
                 pixels.add(native_map(anomaly_map, test.shapes[number]), mask, record.defect)
             number += 1
-    return np.concatenate(scores)
+    return np.array(scores, np.float32)
 
 
 class OnImages(NamedTuple):

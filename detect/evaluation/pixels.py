@@ -35,6 +35,14 @@ class Run(NamedTuple):
     num_regions: int
 
 
+class ParkedSample(NamedTuple):
+    """Where some of a run's scores, and how many each stands for, lie in the scratch file."""
+
+    values: int
+    weights: int
+    length: int
+
+
 class Bins(NamedTuple):
     """Pixels of one image, or of several, per bin of scores, lowest first; float64 [..., K]."""
 
@@ -49,8 +57,8 @@ class PixelRuns:
     def __init__(self, scratch: Scratch) -> None:
         self.runs: list[Run] = []
         self._scratch = scratch
-        self._normal_samples: list[tuple[Float32Array, IntArray]] = []
-        self._anomalous_samples: list[tuple[Float32Array, IntArray]] = []
+        self._normal_samples: list[ParkedSample] = []
+        self._anomalous_samples: list[ParkedSample] = []
 
     def add(self, scores: FloatArray, mask: BoolArray | None, group: str) -> None:
         """Add an image: scores float [H, W], used as float32; mask bool [H, W], None for empty.
@@ -73,8 +81,8 @@ class PixelRuns:
         self._scratch.append(anomalous)
         self._scratch.append(sizes)
         self.runs.append(Run(group, place, len(normal), len(anomalous), num_regions))
-        self._normal_samples.append(sample(normal))
-        self._anomalous_samples.append(sample(anomalous))
+        self._normal_samples.append(self._park(normal))
+        self._anomalous_samples.append(self._park(anomalous))
 
     def normal(self, run: Run, start: int, stop: int) -> Float32Array:
         """Read a run's normal scores, ascending, from rank `start` up to `stop`."""
@@ -98,14 +106,30 @@ class PixelRuns:
         num_anomalous = sum(run.num_anomalous for run in self.runs)
         even = np.linspace(0, num_normal, NUM_BINS // 4)
         fine = np.geomspace(1, max(num_normal, 2), NUM_BINS // 4)
+        normal = [self._sample(parked) for parked in self._normal_samples]
+        anomalous = [self._sample(parked) for parked in self._anomalous_samples]
         picked = np.r_[
-            pick(self._normal_samples, np.r_[even, fine]),
-            pick(self._anomalous_samples, np.linspace(0, num_anomalous, NUM_BINS // 2)),
+            pick(normal, np.r_[even, fine]),
+            pick(anomalous, np.linspace(0, num_anomalous, NUM_BINS // 2)),
         ]
         values, counts = np.unique(picked, return_counts=True)
         infinity = np.float32(np.inf)
         after = np.nextafter(values[counts > 1], infinity)
         return np.unique(np.r_[-infinity, values, after]).astype(np.float32)
+
+    def _park(self, ascending: Float32Array) -> ParkedSample:
+        """Write a sample of a run to disk.
+
+        Small arrays that stay would lie between large ones that go, and their holes fit no other:
+        memory would grow by a map's size with every image.
+        """
+        values, weights = sample(ascending)
+        places = (self._scratch.append(values), self._scratch.append(weights))
+        return ParkedSample(*places, len(values))
+
+    def _sample(self, parked: ParkedSample) -> tuple[Float32Array, IntArray]:
+        values = self._scratch.read(parked.values, parked.length, np.float32)
+        return values, self._scratch.read(parked.weights, parked.length, np.int64)
 
 
 class BinnedPixels:

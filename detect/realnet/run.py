@@ -20,7 +20,7 @@ from detect.realnet.cache import FeatureCache
 from detect.realnet.config import PRESETS, RealNetConfig
 from detect.realnet.model import RealNet
 from detect.realnet.selection import AFS_FILE, known_scores, selected_channels, whole_layers
-from detect.scoring import detector_scorer, score_files
+from detect.scoring import detector_scorer, file_scores
 from detect.training.data import (
     ANOMALOUS_SHARE,
     BlendedDataset,
@@ -330,5 +330,5 @@ def calibrated(
     """The threshold from the held-out images, scored from their files as prediction does."""
     paths = [record.path for record in normals.held_records]
     with bars("calibrating", "image") as update:
-        held = score_files(detector_scorer(detector, device), paths, normals.size, progress=update)
-    return calibrate(held.scores.tolist(), rate)
+        held = file_scores(detector_scorer(detector, device), paths, normals.size, update)
+    return calibrate(held, rate)
