@@ -114,7 +114,7 @@ def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:
     rows = max(1, CHUNK // len(bank))
     parts = []
     for chunk in queries.split(rows):
-        nearest = (norms - 2 * chunk @ bank.T).argmin(1)
+        nearest = torch.addmm(norms, chunk, bank.T, alpha=-2).argmin(1)
         parts.append((chunk - bank[nearest]).square().sum(1).sqrt())
     return torch.cat(parts)
 
