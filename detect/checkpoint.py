@@ -19,7 +19,7 @@ from detect.patch_nn.model import PatchNN, PatchNNConfig
 from detect.realnet.config import RealNetConfig
 from detect.realnet.model import RealNet
 from synth.errors import UserError
-from synth.files import atomic_path, read_json, write_json
+from synth.files import atomic_path, read_fault, read_json, write_json
 
 CONFIG_FILE, WEIGHTS_FILE, CALIBRATION_FILE = "config.json", "model.safetensors", "calibration.json"
 
@@ -103,13 +103,21 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
 
 
 def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
-    """The number of steps trained, and the state, on the CPU. Raises UserError when damaged."""
+    """The number of steps trained, and the state, on the CPU.
+
+    Raises UserError for a file that is missing, cannot be read or is damaged.
+    """
+    cure = "run its `detect train` command again"
     try:
+        with path.open("rb"):  # safetensors calls a file without rights missing, too
+            pass
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return int(file.metadata()["num_steps"]), state
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; {cure}") from None
+    except OSError as error:
+        raise UserError(read_fault(path, error)) from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path}: damaged ({reason}); delete it and run its `detect train` command again"
-        ) from error
+        raise UserError(f"{path}: damaged ({reason}); delete it and {cure}") from error

@@ -25,14 +25,19 @@ PARTIAL_SUFFIX = ".partial"
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its name when the block ends without an error.
 
-    Missing folders are made. Raises UserError when the disk is full or the file system refuses;
-    nothing half-written stays behind, `path` keeps its old content.
+    Missing folders are made. The file gets the rights that any new one gets, whoever writes it:
+    safetensors hides what it writes from all others. Raises UserError when the disk is full or the
+    file system refuses; nothing half-written stays behind, `path` keeps its old content.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            partial.touch()
+            mode = partial.stat().st_mode
             yield partial
+            if partial.stat().st_mode != mode:
+                partial.chmod(mode)
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)
@@ -54,6 +59,11 @@ def write_fault(path: Path, error: OSError | SafetensorError) -> str:
     return f"{path}: not written ({reason}); choose a folder that can be written to"
 
 
+def read_fault(path: Path, error: OSError) -> str:
+    """Why `path`, which is there, could not be read, and the way out, in one line."""
+    return f"{path}: cannot be read ({error.strerror or error}); check the file and its rights"
+
+
 def remove_partials(path: Path) -> None:
     """Remove what a killed process left of `path`; only where no other process writes it."""
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL_SUFFIX}"):
@@ -72,14 +82,16 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path, cure: str = "delete its folder and make it anew") -> Json:
-    """The JSON object in `path`. Raises UserError when it is missing, damaged or no object.
+    """The JSON object in `path`. Raises UserError when it is missing, unreadable or no object.
 
     cure: the way out that is named when it is damaged.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; is this the folder that you meant?") from None
+    except OSError as error:
+        raise UserError(read_fault(path, error)) from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged ({error}); {cure}") from None
     if not isinstance(value, dict):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from synth.errors import UserError
-from synth.files import atomic_path
+from synth.files import atomic_path, read_fault
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -251,7 +251,7 @@ def _read_fault(path: Path, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return f"{path}: no such file; check the path"
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{path}: cannot be read ({os.strerror(error.errno)}); check the file and its rights"
+        return read_fault(path, error)
     if isinstance(error, Image.DecompressionBombError):
         return f"{path}: the image is over {MAX_PIXELS:,} pixels; cut the image into tiles"
     if path.stat().st_size == 0:

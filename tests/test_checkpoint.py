@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from rights import ordinary_rights
 from safetensors.torch import load_file, save_file
 
 from detect.calibration import calibrate
@@ -115,7 +116,7 @@ def break_calibration(folder):
     ("fault", "reason"),
     [
         (break_weights, r"model\.safetensors: damaged"),
-        (remove_weights, r"model\.safetensors: damaged"),
+        (remove_weights, r"model\.safetensors: missing; run its `detect train`"),
         (drop_tensor, "do not fit"),
         (drop_steps, r"model\.safetensors: damaged"),
         (break_json, r"config\.json: damaged"),
@@ -130,6 +131,13 @@ def test_damage_is_told_in_one_line(saved, fault, reason):
     with pytest.raises(UserError, match=reason) as caught:
         load_detector(saved[0], CPU)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_without_rights_are_not_called_damaged(saved):
+    (saved[0] / "model.safetensors").chmod(0)
+    words = r"model\.safetensors: cannot be read \(Permission denied\); check the file"
+    with ordinary_rights(), pytest.raises(UserError, match=words):
+        load_detector(saved[0], CPU)
 
 
 def test_missing_folder_is_told(tmp_path):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from rights import ordinary_rights
+from safetensors.torch import load_file, save_file
 
 from synth.claims import claim_folder
 from synth.errors import UserError
@@ -47,6 +48,20 @@ def test_a_full_disk_is_recognised_through_safetensors(small_disk: Path) -> None
     with pytest.raises(UserError, match="the disk is full"), atomic_path(path) as partial:
         save_file({"a": torch.zeros(100_000)}, partial)
     assert os.listdir(small_disk) == []
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])
+def test_others_may_read_what_the_umask_lets_them(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_path(tmp_path / "a.safetensors") as partial:
+            save_file({"a": torch.zeros(3)}, partial)  # for the owner alone, were it up to it
+        write_text(tmp_path / "a.txt", "text")
+    finally:
+        os.umask(before)
+    for name in ("a.safetensors", "a.txt"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode, name
+    assert load_file(tmp_path / "a.safetensors")["a"].tolist() == [0, 0, 0]
 
 
 def test_a_full_disk_without_a_mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,6 +111,21 @@ def test_damaged_json_is_named(tmp_path: Path, content: bytes, message: str) -> 
 def test_missing_json_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.json: no such file"):
         read_json(tmp_path / "a.json")
+
+
+def test_json_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {})
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.json").chmod(0)
+    with ordinary_rights():
+        for name, words in (
+            ("a.json", r"a\.json: cannot be read \(Permission denied\); check the file"),
+            ("folder", r"folder: cannot be read \(Is a directory\)"),
+            ("a.json/b.json", "no such file; is this the folder that you meant"),
+            (f"{'x' * 300}/a.json", "File name too long"),
+        ):
+            with pytest.raises(UserError, match=words):
+                read_json(tmp_path / name)
 
 
 def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
