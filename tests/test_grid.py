@@ -1,11 +1,13 @@
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +24,10 @@ from detect.grid import run as grid_run
 from detect.grid.cells import Cost, Result, cell_folder, read_result, safe_name, write_result
 from detect.grid.costs import PeakMemory, Stopwatch
 from detect.grid.methods import METHODS
-from detect.grid.page import Section
+from detect.grid.page import Section, differences_section
 from detect.grid.plot import draw
-from detect.grid.tables import Spread, Table, spread
-from detect.grid.text import best, differences, duration, notes
+from detect.grid.tables import ALPHA, Spread, Table, holm, spread
+from detect.grid.text import best, differences, duration, notes, told_from_chance
 from detect.options import TrainOptions
 from detect.realnet.config import PRESETS
 from detect.report.data import COLUMNS
@@ -467,9 +469,8 @@ def make_result(entry, seed, auroc, category="nut", pixel=True):
 
 
 @pytest.mark.parametrize("num", [2, 3, 5])
-def test_beyond_chance_is_the_paired_t_test(num):
-    verdicts = set()
-    for trial in range(60):
+def test_p_value_is_the_paired_t_tests(num):
+    for trial in range(20):
         rng = np.random.default_rng([num, trial])
         first, other = rng.normal(0.9, 0.02, (2, num))
         other += rng.choice([0, 0.05, 0.2])
@@ -478,15 +479,84 @@ def test_beyond_chance_is_the_paired_t_test(num):
         gain = table.difference("b", "image AUROC")
         assert gain.mean == pytest.approx(np.mean(other - first))
         assert gain.deviation == pytest.approx(np.std(other - first, ddof=1))
-        assert gain.beyond_chance == (ttest_rel(other, first).pvalue < 0.05)
-        verdicts.add(gain.beyond_chance)
-    assert verdicts == {True, False}
+        assert gain.p_value == pytest.approx(ttest_rel(other, first).pvalue)
+
+
+def test_holm_is_bonferroni_on_every_set_of_tests():
+    """The closed test: one tells where every set that it is in has one below ALPHA / its size."""
+    verdicts = set()
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        p_values = (10 ** rng.uniform(-3, 0, 5)).round(3).tolist()
+        sets = [s for size in range(1, 6) for s in combinations(range(5), size)]
+        wanted = [
+            all(min(p_values[j] for j in s) <= ALPHA / len(s) for s in sets if i in s)
+            for i in range(5)
+        ]
+        assert holm(p_values) == wanted
+        verdicts.add(tuple(sorted(wanted)))
+    assert len(verdicts) == 6
+    assert holm([]) == []
+    assert holm([0.04]) == [True]
+    assert holm([0.01, 0.04, 0.03, 0.005]) == [True, False, False, True]  # Holm's way, by hand
+
+
+def random_table(rng, gain=0.0, num_entries=8, num_seeds=3):
+    """Entries of the same scatter; the last one has `gain` more than the others."""
+    rows, names = [], "abcdefgh"[:num_entries]
+    for name in names:
+        for seed in range(num_seeds):
+            values = rng.normal(0.5 + gain * (name == names[-1]), 0.02, 8).tolist()
+            image, pixel = ImageMetrics(*values[:3]), PixelMetrics(*values[3:])
+            rows.append(replace(make_result(name, seed, 0.5), image=image, pixel=pixel))
+    return Table(tuple(rows))
+
+
+def test_where_nothing_differs_at_most_one_table_in_twenty_has_a_star():
+    num_starred, num_single = 0, 0
+    for trial in range(400):
+        table = random_table(np.random.default_rng(trial))
+        told = told_from_chance(table)
+        assert len(told) == 14
+        num_starred += any(told.values())
+        num_single += any(table.difference(*each).p_value < ALPHA for each in told)
+    assert num_starred / 400 <= ALPHA
+    assert num_single / 400 > 0.3  # what stood here before
+
+
+def test_stars_are_in_the_columns_that_were_counted_and_in_the_sentences():
+    table = random_table(np.random.default_rng(0), gain=0.4, num_entries=3, num_seeds=5)
+    section = differences_section(table)
+    starred = {
+        (row[0], column)
+        for row in section.rows
+        for column, cell in zip(section.head, row, strict=True)
+        if cell.startswith("*")
+    }
+    assert starred == {("c", "image AUROC"), ("c", "AUPRO")}
+    assert table.difference("c", "pixel AUROC").p_value < 1e-4  # as far, and not counted
+    image, region = differences(table)
+    for sentence in (image, region):
+        assert re.search(r"; c \+0\.\d+ ± 0\.\d+ against it; differences not told .*: b ", sentence)
+    (_, verdicts) = notes(table)
+    assert verdicts.startswith("Differences looked at: 4, those of image AUROC and AUPRO;")
+    assert "t-test over the 5 seeds" in verdicts
+
+
+def test_equal_differences_tell_nothing():
+    """Of three equal ones no chance can be told, and rounding leaves 1e-17 between them."""
+    rows = [make_result("a", seed, value) for seed, value in enumerate((0.2, 0.1, 0.3))]
+    rows += [make_result("b", seed, value) for seed, value in enumerate((0.3, 0.2, 0.4))]
+    table = Table(tuple(rows))
+    assert table.difference("b", "image AUROC").deviation != 0
+    for gain in (table.difference("b", "image AUROC"), spread([0.25, 0.25, 0.25])):
+        assert gain.p_value == 1
+    assert not any(told_from_chance(table).values())
 
 
 def test_one_seed_tells_nothing():
     assert spread([0.5]) == Spread(0.5, None, 1)
-    assert not Spread(0.5, None, 1).beyond_chance
-    assert not spread([0.0, 0.0, 0.0]).beyond_chance
+    assert Spread(0.5, None, 1).p_value == 1
     table = Table((make_result("a", 0, 0.9), make_result("b", 0, 0.1)))
     assert notes(table)[0].startswith("One seed")
     assert "differences not told from chance: b -0.800" in differences(table)[0]
@@ -512,14 +582,13 @@ def test_columns_without_values_are_left_out():
     assert table.columns == ("image AUROC", "AP", "F1-max")
 
 
-def test_findings_name_what_is_more_than_the_spread():
+def test_findings_name_what_is_told_from_chance():
     rows = [make_result("sdas", n, 0.9 + 0.01 * n) for n in range(3)]
     rows += [make_result("noise", n, 0.5 + 0.01 * n + 0.001 * (n == 1)) for n in range(3)]
     rows += [make_result("dtd", n, 0.91 + 0.01 * (n % 2)) for n in range(3)]
     sentence = differences(Table(tuple(rows)))[0]
     assert "sdas has 0.910 ± 0.010; noise -0.400 ± 0.001 against it" in sentence
-    assert "differences within the spread of seeds: dtd +0.003" in sentence
-    assert notes(Table(tuple(rows)))[1].startswith("4 differences were looked at")
+    assert "differences not told from chance: dtd +0.003" in sentence
 
 
 def test_the_plot_does_not_blow_up_differences_of_a_thousandth():

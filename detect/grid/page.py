@@ -9,8 +9,8 @@ from pathlib import Path
 
 from detect.grid.cells import Cost
 from detect.grid.plot import plot_png, plot_svg
-from detect.grid.tables import Spread, Table, metric
-from detect.grid.text import COST_NOTE, COSTS, HEADLINES, plus_minus, signed
+from detect.grid.tables import Table, metric
+from detect.grid.text import COST_NOTE, COSTS, HEADLINES, plus_minus, signed, told_from_chance
 from detect.report.data import COLUMNS
 from detect.report.html import Cell, document, figure, table
 from synth.files import atomic_path, write_text
@@ -80,16 +80,7 @@ def sections(page: Page) -> list[Section]:
     head = ("", *grid.columns)
     found = [Section(title="Metrics", note=ABOUT_ROWS + over, head=head, rows=means)]
     if page.differences and len(grid.entries) > 1:
-        rows = [
-            [name, *(marked(grid.difference(name, column)) for column in grid.columns)]
-            for name in grid.entries[1:]
-        ]
-        title = f"Differences to {grid.entries[0]}"
-        note = (
-            "Paired by seed: mean ± sample standard deviation of the differences; * more than the "
-            "spread of seeds."
-        )
-        found.append(Section(title=title, note=note, head=head, rows=rows))
+        found.append(differences_section(grid))
     if len(grid.categories) > 1:
         found += [by_category(grid, column) for column in HEADLINES if column in grid.columns]
     costs = [
@@ -102,9 +93,22 @@ def sections(page: Page) -> list[Section]:
     return [*found, Section(title="Protocol", head=head, rows=facts, of_numbers=False)]
 
 
-def marked(gain: Spread) -> str:
-    """A difference with a star where it is more than the spread of seeds."""
-    return f"{'*' * gain.beyond_chance}{signed(gain)}"
+def differences_section(grid: Table) -> Section:
+    """What the other entries have more than the first, with a star where it is told from chance."""
+    is_told = told_from_chance(grid)
+
+    def shown(name: str, column: str) -> str:
+        star = "*" if is_told.get((name, column)) else ""
+        return star + signed(grid.difference(name, column))
+
+    rows = [[name, *(shown(name, column) for column in grid.columns)] for name in grid.entries[1:]]
+    return Section(
+        title=f"Differences to {grid.entries[0]}",
+        note="Paired by seed: mean ± sample standard deviation of the differences. * Told from "
+        f"chance; only {' and '.join(HEADLINES)} are judged.",
+        head=("", *grid.columns),
+        rows=rows,
+    )
 
 
 def by_category(grid: Table, column: str) -> Section:

@@ -6,12 +6,15 @@ from functools import cached_property
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from scipy.stats import t
+from scipy.special import stdtr
 
 from detect.grid.cells import Cost, Result
 from detect.report.data import COLUMNS, Comparison
 
-CONFIDENCE = 0.95
+ALPHA = 0.05
+"""How often a table without any real difference has one that is told from chance, at most."""
+ROUNDING = 1e-9
+"""Values that differ by less are the same."""
 
 
 class Spread(NamedTuple):
@@ -22,18 +25,31 @@ class Spread(NamedTuple):
     num: int
 
     @property
-    def beyond_chance(self) -> bool:
-        """Whether the 95 % t interval of the mean leaves out 0; never for a single value."""
-        if self.deviation is None:
-            return False
-        reach = float(t.ppf((1 + CONFIDENCE) / 2, self.num - 1)) * self.deviation
-        return abs(self.mean) > reach / self.num**0.5
+    def p_value(self) -> float:
+        """Of a two-sided t-test against 0; 1 for what has no spread: a single value, equal ones."""
+        if self.deviation is None or self.deviation < ROUNDING:
+            return 1.0
+        t = abs(self.mean) * self.num**0.5 / self.deviation
+        return 2 * float(stdtr(self.num - 1, -t))
 
 
 def spread(values: Sequence[float]) -> Spread:
     """Mean and spread of one value or more."""
     deviation = stdev(values) if len(values) > 1 else None
     return Spread(mean(values), deviation, len(values))
+
+
+def holm(p_values: Sequence[float]) -> list[bool]:
+    """Which of several tests tell a difference, with a chance of any mistake of ALPHA at most.
+
+    Source: Holm, "A simple sequentially rejective multiple test procedure", 1979.
+    """
+    told = [False] * len(p_values)
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[place] > ALPHA / (len(p_values) - rank):
+            break
+        told[place] = True
+    return told
 
 
 @dataclass(frozen=True)
