@@ -17,3 +17,7 @@ class DataWarning(UserWarning):
 
     Given with `warnings.warn`; the command layer prints the line on stderr.
     """
+
+
+class ImageWarning(DataWarning):
+    """What is said of one image and is likely true of many; the command layer prints the first."""

@@ -17,14 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from synth.errors import UserError
+from synth.errors import DataWarning, ImageWarning, UserError
 from synth.files import atomic_path, read_fault
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".gif", ".raw", ".dng", ".cr2", ".nef")
+"""Of images that are not read: what lies in a folder under these names is told of."""
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 JPEG_FORMATS = frozenset({"JPEG", "MPO"})  # MPO: a phone's JPEG with a second picture inside
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; refused before decoding
 MIN_SIDE_PX = 8  # below this nothing can be seen, and every backbone's stride is larger
+DARK = 1 << 14  # values of 16 bits that end below come out as a quarter of white at most
 MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"})
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -47,10 +50,14 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     converted; the first page of several. 16-bit grey is scaled by 1/257 and rounded; of 16-bit
     colour the high byte is kept (within one level of the same). Raises UserError, naming the
     file, where it is missing, empty, damaged, not an image, of 32-bit or float pixels, below
-    MIN_SIDE_PX on a side, or above MAX_PIXELS (refused before decoding).
+    MIN_SIDE_PX on a side, or above MAX_PIXELS (refused before decoding). Gives an ImageWarning for
+    16-bit grey that ends below DARK.
     """
     with _no_warnings(), _decoded(path) as image:
-        return _rgb(image)
+        rgb = _rgb(image)
+    if image.mode.startswith("I;16"):
+        _warn_of_darkness(path, int(np.asarray(image).max()))
+    return rgb
 
 
 def from_pillow(image: Image.Image) -> NDArray[np.uint8]:
@@ -111,13 +118,22 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 def list_images(folder: Path, recursive: bool = False) -> list[Path]:
     """List the image files of a folder, by suffix (SUFFIXES, any case), sorted by path.
 
-    Hidden files and folders, and files with other suffixes, are no images. Links to folders are
-    followed, each folder once. Nothing is opened. Raises UserError where `folder` is no folder.
+    Hidden files and folders, and files with other suffixes, are no images; gives a DataWarning for
+    OTHER_SUFFIXES. Links to folders are followed, each folder once; a link to nothing is listed.
+    Nothing is opened. Raises UserError where `folder` is no folder, or one in it cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; check the path")
-    found = [path for path in _walk(folder, recursive) if path.suffix.lower() in SUFFIXES]
-    return sorted(found, key=Path.as_posix)
+    files = sorted(_walk(folder, recursive), key=Path.as_posix)
+    others = [path for path in files if path.suffix.lower() in OTHER_SUFFIXES]
+    if others:
+        warnings.warn(
+            f"{folder}: {len(others)} images are left out, the first: {others[0]}; only "
+            f"{', '.join(SUFFIXES)} are read: convert the others",
+            DataWarning,
+            stacklevel=2,
+        )
+    return [path for path in files if path.suffix.lower() in SUFFIXES]
 
 
 def check_images(paths: Sequence[Path], progress: Progress | None = None) -> list[BrokenImage]:
@@ -220,6 +236,16 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
+def _warn_of_darkness(path: Path, highest: int) -> None:
+    if highest < DARK:
+        warnings.warn(
+            f"{path}: its 16-bit values end at {highest} of 65535, so it is read as nearly black; "
+            "multiply those of a 12-bit camera by 16, of a 14-bit one by 4, in all images alike",
+            ImageWarning,
+            stacklevel=3,
+        )
+
+
 def _levels(image: Image.Image) -> tuple[NDArray[np.integer], NDArray[np.bool_]]:
     """Values [H, W, channels] of a mask's pixels and where they mean a defect, bool [H, W]."""
     if image.mode.startswith("I;16"):
@@ -234,7 +260,7 @@ def _levels(image: Image.Image) -> tuple[NDArray[np.integer], NDArray[np.bool_]]
 
 def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
     seen: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=_refuse_folder, followlinks=True):
         yield from (Path(parent, name) for name in files if not name.startswith("."))
         seen.add(os.path.realpath(parent))
         folders[:] = [
@@ -246,8 +272,18 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
         ]
 
 
+def _refuse_folder(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):  # removed in between
+        raise UserError(
+            f"{error.filename}: the folder cannot be read ({error.strerror}); change its rights or "
+            "move it away"
+        ) from error
+
+
 def _read_fault(path: Path, error: Exception) -> str:
     again = "copy it again or remove it"
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return f"{path}: a link to {path.readlink()}, which is not there; mend or remove it"
     if isinstance(error, FileNotFoundError):
         return f"{path}: no such file; check the path"
     if isinstance(error, OSError) and error.errno is not None:

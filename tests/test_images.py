@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from rights import ordinary_rights
 
 from synth import images
-from synth.errors import UserError
+from synth.errors import DataWarning, ImageWarning, UserError
 from synth.images import (
     check_images,
     list_images,
@@ -66,6 +67,22 @@ def test_16_bit_grey_is_scaled_by_257(tmp_path: Path, suffix: str) -> None:
     cv2.imwrite(str(tmp_path / f"a{suffix}"), levels)
     image = read_image(tmp_path / f"a{suffix}")
     np.testing.assert_array_equal(image[:, :, 1], np.rint(levels / 257))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+@pytest.mark.parametrize(("bits", "is_told"), [(12, True), (14, True), (15, False), (16, False)])
+def test_values_of_fewer_bits_than_their_file_are_told(
+    tmp_path: Path, suffix: str, bits: int, is_told: bool
+) -> None:
+    levels = np.linspace(0, (1 << bits) - 1, 16 * 16).astype(np.uint16).reshape(16, 16)
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), levels)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        image = read_image(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(image[:, :, 0], np.rint(levels / 257))
+    assert [w.category for w in told] == [ImageWarning] * is_told
+    for warning in told:
+        assert f"a{suffix}: its 16-bit values end at {levels.max()} of 65535" in str(warning)
 
 
 def test_16_bit_colour_is_within_one_level(tmp_path: Path) -> None:
@@ -290,6 +307,36 @@ def test_linked_folders_are_listed_once(tmp_path: Path) -> None:
     (tmp_path / "root" / "link").symlink_to(tmp_path / "data")
     (tmp_path / "data" / "loop").symlink_to(tmp_path / "root")
     assert list_images(tmp_path / "root", recursive=True) == [tmp_path / "root/link/a.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a/deep").mkdir(parents=True)
+    (tmp_path / "a/b.png").touch()
+    (tmp_path / "a/deep").chmod(0)
+    with ordinary_rights():
+        assert list_images(tmp_path / "a") == [tmp_path / "a/b.png"]
+        for folder, recursive in ((tmp_path / "a", True), (tmp_path / "a/deep", False)):
+            with pytest.raises(UserError, match=r"a/deep: the folder cannot be read \(Permission"):
+                list_images(folder, recursive)
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "gone.png")
+    paths = list_images(tmp_path)
+    with pytest.raises(UserError, match=r"a\.png: a link to .*gone\.png, which is not there"):
+        require_images(paths)
+
+
+def test_images_of_other_formats_are_counted(tmp_path: Path) -> None:
+    for name in ("b.heic", "a/c.HEIC", "d.gif", "clip.mp4", "notes.txt", "e.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    words = rf"3 images are left out, the first: {tmp_path}/a/c\.HEIC; only \.png, .* are read"
+    with pytest.warns(DataWarning, match=words):
+        assert list_images(tmp_path, recursive=True) == [tmp_path / "e.png"]
+    (tmp_path / "d.gif").unlink()
+    (tmp_path / "b.heic").unlink()
+    assert list_images(tmp_path) == [tmp_path / "e.png"]  # without a warning
 
 
 def test_listing_needs_a_folder(tmp_path: Path) -> None:
