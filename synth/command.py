@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from synth.data.catalog import Category, open_category
 from synth.data.catalog import categories as category_names
-from synth.errors import DataWarning, SharedError, UserError
+from synth.errors import DataWarning, ImageWarning, SharedError, UserError
 from synth.memory import steady_malloc
 from synth.progress import Update
 
@@ -163,9 +163,14 @@ def say(line: str) -> None:
 
 
 def warn(line: str) -> None:
-    """Print one line of warning on stderr, from the first process only."""
-    if is_first_process():
-        print(f"warning: {line}", file=sys.stderr)
+    """Print one line of warning on stderr, from the first process only; an open bar makes way."""
+    if not is_first_process():
+        return
+    if sys.stderr.isatty():
+        tqdm.write(f"warning: {line}", file=sys.stderr)
+    else:
+        start = "\n" if len(getattr(tqdm, "_instances", ())) else ""  # the open bars
+        print(f"{start}warning: {line}", file=sys.stderr)
 
 
 def is_first_process() -> bool:
@@ -249,11 +254,21 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
 
 
 def show_data_warnings() -> None:
-    """Print a DataWarning as one line; other warnings stay as they are."""
+    """Print a DataWarning as one line, which does not come twice; of an ImageWarning the first.
+
+    Other warnings stay as they are.
+    """
     show = warnings.showwarning
+    shown: set[str | type[Warning]] = set()
 
     def show_line(message: Warning | str, category: type[Warning], *place: Any) -> None:
-        warn(str(message)) if issubclass(category, DataWarning) else show(message, category, *place)
+        if not issubclass(category, DataWarning):
+            show(message, category, *place)
+            return
+        what = category if issubclass(category, ImageWarning) else str(message)
+        if what not in shown:
+            shown.add(what)
+            warn(str(message))
 
     warnings.showwarning = show_line
     warnings.simplefilter("always", DataWarning)

@@ -15,9 +15,10 @@ from synth.command import (
     require_positive,
     require_size,
     run_command,
+    warn,
 )
 from synth.data.layouts import READERS
-from synth.errors import DataWarning, SharedError, UserError
+from synth.errors import DataWarning, ImageWarning, SharedError, UserError
 
 
 def test_every_layout_is_on_offer():
@@ -130,6 +131,20 @@ def test_what_to_know_of_the_data_is_one_line_on_stderr(monkeypatch, capsys):
     assert capsys.readouterr().err == "warning: two images are copies\n"
 
 
+def test_what_was_said_is_not_said_again(monkeypatch, capsys):
+    def command(num):
+        for text in ("a: copies", "b: copies", "a: copies"):
+            warnings.warn(text, DataWarning, stacklevel=1)
+        for text in ("a.png: dark", "b.png: dark"):
+            warnings.warn(text, ImageWarning, stacklevel=1)
+
+    with warnings.catch_warnings():
+        for _ in range(2):  # another command says it anew
+            assert run(monkeypatch, command) == 0
+            lines = capsys.readouterr().err.splitlines()
+            assert lines == [f"warning: {x}" for x in ("a: copies", "b: copies", "a.png: dark")]
+
+
 @pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), ZeroDivisionError()])
 def test_our_own_faults_are_not_hidden(monkeypatch, error):
     with pytest.raises(type(error)):
@@ -208,6 +223,24 @@ def test_error_inside_a_bar_begins_its_own_line(monkeypatch, capsys):
 
     assert run(monkeypatch, command) == 2
     assert capsys.readouterr().err.endswith("\ntool: image.png: broken; remove it\n")
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_warning_inside_a_bar_begins_its_own_line(monkeypatch, capsys, is_terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    with progress_bar("work", "image") as update:
+        warn("before the first")
+        update(1, 3)
+        warn("a.avi: cut")
+        update(3, 3)
+    warn("after")
+    text = capsys.readouterr().err
+    lines = text.split("\n")
+    if is_terminal:  # a bar that was cleared by spaces is no more
+        lines = [re.sub(r".*\r *\r", "", line) for line in lines]
+    for line in ("before the first", "a.avi: cut", "after"):
+        assert f"warning: {line}" in lines, text
+    assert "3/3" in last_bar(text.removesuffix("warning: after\n"))
 
 
 def test_other_processes_are_silent(monkeypatch, capsys):
