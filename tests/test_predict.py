@@ -20,6 +20,8 @@ from commands import Command
 from detectors import NUM_HELD_OUT, write_detector
 from PIL import Image
 from products import normal_image, write_product
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from detect.calibration import calibrate
 from detect.prediction.inputs import Loaded
@@ -189,6 +191,24 @@ def test_rows_are_written_before_further_images_are_read(model, photos, tmp_path
     assert done.num_images == 12
     assert written_at[0] == 0
     assert all(at >= 2 * (n - 2) for n, at in enumerate(written_at))
+
+
+def test_a_detector_with_damaged_weights_writes_no_verdict(run, model, photos, tmp_path):
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    with safe_open(broken / "model.safetensors", "pt") as file:
+        about = file.metadata()
+    weights = load_file(broken / "model.safetensors")
+    for tensor in weights.values():
+        if tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", about)
+    ended = run(*words(broken, tmp_path / "out", photos))
+    assert ended.code == 2, ended
+    assert "Traceback" not in ended.err
+    assert str(broken) in ended.line
+    assert "NaN" in ended.line
+    assert "anomalous" not in ended.out
+    assert not any(path.read_text() for path in (tmp_path / "out").glob("scores.jsonl"))
 
 
 # What is scored

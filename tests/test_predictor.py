@@ -1,6 +1,7 @@
 """Prediction in memory: `detect.load(...).predict(...)`."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -188,6 +189,34 @@ def test_tiles_need_normal_images(model):
     assert detector.predict(normals[0]).map.shape == (40, 50)
 
 
+class Damaged(Brightness):
+    """Gives a number that is none for white images."""
+
+    def __init__(self, score: float):
+        super().__init__()
+        self.score = score
+
+    def forward(self, images: Tensor) -> Scores:
+        scores, maps = super().forward(images)
+        return Scores(torch.where(scores > 0.99, self.score, scores), maps)
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_no_verdict_rests_on_a_score_that_is_no_number(score, tmp_path):
+    white, grey = np.full((20, 20, 3), 255, np.uint8), np.full((20, 20, 3), 9, np.uint8)
+    write_png(tmp_path / "white.png", white)
+    scorer = BatchScorer(detector_scorer(Damaged(score), CPU), (64, 64), 4)
+    damaged = Predictor(scorer, calibrate([0.1, 0.6], 0.34), name="runs/damaged")
+    assert damaged.predict(grey).verdict == "normal"
+    line = r"images\[1\]: runs/damaged gives NaN or infinity .* train again"
+    with pytest.raises(UserError, match=line):
+        damaged.predict([grey, white])
+    with pytest.raises(UserError, match=r"white\.png: runs/damaged gives NaN"):
+        damaged.predict(tmp_path / "white.png")
+    with pytest.raises(UserError, match=line):
+        damaged.calibrated_on([grey, white])
+
+
 # Batches
 
 
@@ -230,7 +259,9 @@ def test_batch_size_is_what_the_memory_of_a_gpu_holds():
 def test_chunks_are_limited_in_number_and_in_pixels(monkeypatch):
     monkeypatch.setattr(batches, "CHUNK_PIXELS", 1000)
     images = [np.zeros((side, 10, 3), np.uint8) for side in (10, 20, 30, 50, 200, 10, 10, 10, 10)]
-    sides = [[image.shape[0] for image in chunk] for chunk in chunks(images, 3, lambda i: i)]
+    sides = [
+        [image.shape[0] for image in chunk] for chunk in chunks(images, 3, lambda i: i.size // 3)
+    ]
     assert sides == [[10, 20, 30], [50], [200], [10, 10, 10], [10]]
 
 

@@ -54,7 +54,7 @@ def drift(
         require_images(paths, update)
     scores: list[float] = []
     with progress_bar("scoring", "image") as update:
-        for score, _ in predictor.scored(loaded.image for loaded in read_inputs(paths)):
+        for score, _ in predictor.scored(read_inputs(paths)):
             scores.append(score)
             update(len(scores), len(paths))
     found = measure_drift(predictor.calibration, scores, level)

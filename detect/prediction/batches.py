@@ -79,16 +79,15 @@ def measured_batch_size(scorer: Scorer, size: tuple[int, int], device: torch.dev
     return fitting_batch_size(torch.cuda.mem_get_info(device)[0], needed / NUM_PROBED)
 
 
-def chunks(items: Iterable[T], size: int, image_of: Callable[[T], Image]) -> Iterator[list[T]]:
-    """Up to `size` items at a time, their images no more than CHUNK_PIXELS but for a single one."""
+def chunks(items: Iterable[T], size: int, pixels_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Up to `size` items at a time, of no more than CHUNK_PIXELS together but for a single one."""
     chunk: list[T] = []
     pixels = 0
     for item in items:
-        height, width = image_of(item).shape[:2]
-        if chunk and (len(chunk) == size or pixels + height * width > CHUNK_PIXELS):
+        if chunk and (len(chunk) == size or pixels + pixels_of(item) > CHUNK_PIXELS):
             yield chunk
             chunk, pixels = [], 0
         chunk.append(item)
-        pixels += height * width
+        pixels += pixels_of(item)
     if chunk:
         yield chunk

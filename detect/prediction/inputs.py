@@ -23,10 +23,21 @@ class Loaded(NamedTuple):
     time_s: float | None = None
 
     @property
+    def name(self) -> str:
+        """What to call it in a message."""
+        return self.file if self.frame is None else f"{self.file}, frame {self.frame}"
+
+    @property
     def stem(self) -> str:
         """What to call its pictures."""
         stem = Path(self.file).stem
         return stem if self.frame is None else f"{stem}_frame{self.frame:06d}"
+
+
+def num_pixels(loaded: Loaded) -> int:
+    """What an image takes of the memory, in pixels."""
+    height, width = loaded.image.shape[:2]
+    return height * width
 
 
 def find_inputs(given: Sequence[Path], listed: Iterable[str] = ()) -> list[Path]:

@@ -9,6 +9,8 @@ Shapes: an image has H x W pixels; the map that its score comes from h x w: the 
 or with tiles the image's.
 """
 
+import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast, overload
@@ -24,6 +26,7 @@ from detect.evaluation.measure import native_map
 from detect.heatmap import Image
 from detect.pooling import image_scores, pooling_window, rejected_windows
 from detect.prediction.batches import BatchScorer, ScoreAndMap, chunks, measured_batch_size
+from detect.prediction.inputs import Loaded, num_pixels
 from detect.prediction.tiles import OVERLAP, Tiling, tiled_map
 from detect.scoring import detector_scorer
 from synth.config import Precision
@@ -59,13 +62,18 @@ class Predictor:
     """Predicts with one detector, one threshold and one way to cut images.
 
     calibration: the held-out scores and the rate behind the threshold. tiling: None brings whole
-    images to the detector's size; otherwise they are cut and keep their own resolution.
+    images to the detector's size; otherwise they are cut and keep their own resolution. name: what
+    errors call the detector.
     """
 
     def __init__(
-        self, scorer: BatchScorer, calibration: Calibration, tiling: Tiling | None = None
+        self,
+        scorer: BatchScorer,
+        calibration: Calibration,
+        tiling: Tiling | None = None,
+        name: str = "the detector",
     ) -> None:
-        self.scorer, self.calibration, self.tiling = scorer, calibration, tiling
+        self.scorer, self.calibration, self.tiling, self.name = scorer, calibration, tiling, name
 
     @property
     def threshold(self) -> float:
@@ -80,7 +88,8 @@ class Predictor:
         """Predict one image, or a list of them at once.
 
         images: a path, an array uint8 [H, W, 3] RGB or a Pillow image, or a list of such, each of
-        any size. A list gives a list, in its order. Raises UserError for what is no such image.
+        any size. A list gives a list, in its order. Raises UserError for what is no such image, and
+        as `scored`.
         """
         is_array = isinstance(images, np.ndarray) and images.ndim <= 3
         if is_array or isinstance(images, str | Path | PillowImage):
@@ -89,7 +98,7 @@ class Predictor:
 
     def stream(self, images: Iterable[Given]) -> Iterator[Prediction]:
         """Predict images one after the other; neither they nor the results pile up in memory."""
-        for chunk in chunks(map(as_pixels, images), self.chunk_size, lambda image: image):
+        for chunk in chunks(all_loaded(images), self.chunk_size, num_pixels):
             yield from self.judge(chunk)
 
     @property
@@ -97,18 +106,39 @@ class Predictor:
         """How many images to decode ahead: a batch, or with tiles one image."""
         return 1 if self.tiling else self.scorer.batch_size
 
-    def judge(self, images: Sequence[Image]) -> Iterator[Prediction]:
-        """Predict decoded images, uint8 [H, W, 3] each."""
-        for image, (score, anomaly_map) in zip(images, self.scored(images), strict=True):
+    def judge(self, images: Sequence[Loaded]) -> Iterator[Prediction]:
+        """Predict decoded images. Raises as `scored`."""
+        for loaded, (score, anomaly_map) in zip(images, self.scored(images), strict=True):
             rejected = self.calibration.rejects(score)
-            native = native_map(anomaly_map, image.shape)
+            native = native_map(anomaly_map, loaded.image.shape)
             mask = np.zeros(native.shape, np.bool_)
             if rejected:
                 mask = anomaly_mask(anomaly_map, native, self.threshold, self.window(anomaly_map))
             yield Prediction(score, self.calibration.p_value(score), rejected, native, mask)
 
-    def scored(self, images: Iterable[Image]) -> Iterator[ScoreAndMap]:
-        """The images' scores, and the maps float32 [h, w] that they come from."""
+    def scored(self, images: Iterable[Loaded]) -> Iterator[ScoreAndMap]:
+        """The images' scores, and the maps float32 [h, w] that they come from.
+
+        Raises UserError, naming the image, where they are no finite numbers: no verdict would hold.
+        """
+        names: deque[str] = deque()  # of images that were read and are not scored yet
+
+        def pixels() -> Iterator[Image]:
+            for loaded in images:
+                names.append(loaded.name)
+                yield loaded.image
+
+        for score, anomaly_map in self.maps(pixels()):
+            name = names.popleft()
+            if not (math.isfinite(score) and np.isfinite(anomaly_map).all()):
+                raise UserError(
+                    f"{name}: {self.name} gives NaN or infinity in place of a score; its weights "
+                    "are damaged: copy it again or train again"
+                )
+            yield score, anomaly_map
+
+    def maps(self, images: Iterable[Image]) -> Iterator[ScoreAndMap]:
+        """Score images uint8 [H, W, 3], whole or in tiles; nothing is checked."""
         if self.tiling is None:
             yield from self.scorer(images)
             return
@@ -130,12 +160,12 @@ class Predictor:
 
     def calibrated_on(self, normals: Iterable[Given]) -> "Predictor":
         """The same with its threshold set on normal images that training has not seen."""
-        scores = [score for score, _ in self.scored(map(as_pixels, normals))]
+        scores = [score for score, _ in self.scored(all_loaded(normals))]
         return self.with_calibration(calibrate(scores, self.calibration.false_reject_rate))
 
     def with_calibration(self, calibration: Calibration) -> "Predictor":
         """The same with another threshold."""
-        return Predictor(self.scorer, calibration, self.tiling)
+        return Predictor(self.scorer, calibration, self.tiling, self.name)
 
 
 def load_predictor(
@@ -167,7 +197,8 @@ def load_predictor(
     tiling = Tiling(size=size, overlap=overlap) if size else None
     score = detector_scorer(trained.detector, device, precision)
     batch_size = batch_size or measured_batch_size(score, trained.image_size, device)
-    return Predictor(BatchScorer(score, trained.image_size, batch_size), calibration, tiling)
+    scorer = BatchScorer(score, trained.image_size, batch_size)
+    return Predictor(scorer, calibration, tiling, name=str(model))
 
 
 def require_normals(tile: object, normals: object) -> None:
@@ -193,6 +224,13 @@ def anomaly_mask(
     height, width = native.shape
     region = resize(windows.astype(np.uint8) * np.uint8(255), (height, width)) > 0
     return region & ((native > threshold) | (native == native[region].max()))
+
+
+def all_loaded(images: Iterable[Given]) -> Iterator[Loaded]:
+    """Decode or check images one by one; errors call those without a file by their number."""
+    for number, image in enumerate(images):
+        name = str(image) if isinstance(image, str | Path) else f"images[{number}]"
+        yield Loaded(name, as_pixels(image))
 
 
 def as_pixels(image: Given) -> Image:

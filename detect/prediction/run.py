@@ -11,9 +11,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from detect.calibration import Calibration
 from detect.checkpoint import CALIBRATION_FILE, WEIGHTS_FILE
-from detect.heatmap import Image
 from detect.prediction.batches import chunks
-from detect.prediction.inputs import Loaded, count_inputs, read_inputs
+from detect.prediction.inputs import Loaded, count_inputs, num_pixels, read_inputs
 from detect.prediction.log import UNREADABLE, Row, ScoreLog
 from detect.prediction.overlays import (
     WANTED,
@@ -137,7 +136,7 @@ class Run(NamedTuple):
 
         with ThreadPoolExecutor(NUM_WRITERS) as pool:
             for chunk in batches:
-                predictions = list(self.predictor.judge([loaded.image for loaded in chunk]))
+                predictions = list(self.predictor.judge(chunk))
                 numbers = range(self.log.num_rows, self.log.num_rows + len(chunk))
                 names = pool.map(written, numbers, chunk, predictions)
                 for loaded, prediction, files in zip(chunk, predictions, names, strict=True):
@@ -150,7 +149,7 @@ class Run(NamedTuple):
 def predict_files(run: Run, paths: Sequence[Path], every: int, update: Update) -> Throughput:
     """Score what is not done yet of the files, reading ahead. Raises UserError as `read_inputs`."""
     total = count_inputs(paths, every)
-    batches = chunks(read_inputs(paths, every, run.log.done), run.predictor.chunk_size, pixels)
+    batches = chunks(read_inputs(paths, every, run.log.done), run.predictor.chunk_size, num_pixels)
 
     def told(_: Row) -> None:
         update(run.log.num_rows, max(total, run.log.num_rows))
@@ -172,16 +171,11 @@ def predict_watched(run: Run, folder: Path, stop: Event, told: Callable[[Row], N
                 told(row)
 
     while not stop.is_set():
-        for chunk in chunks(readable(), run.predictor.chunk_size, pixels):
+        for chunk in chunks(readable(), run.predictor.chunk_size, num_pixels):
             run.predict([chunk], told)
             if stop.is_set():
                 break
         stop.wait(POLL_SECONDS)
-
-
-def pixels(loaded: Loaded) -> Image:
-    """What is scored."""
-    return loaded.image
 
 
 def row_of(loaded: Loaded, prediction: Prediction, threshold: float, files: PictureNames) -> Row:
