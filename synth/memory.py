@@ -35,6 +35,8 @@ CONTROLLERS = (
 )
 """Versions 2 and 1."""
 
+NO_MEMORY = ("out of memory", "can't allocate memory")
+"""What torch says on a device and on a processor; it must not be imported for its error's type."""
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4  # of malloc.h
 STEADY = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 256 << 20, MMAP_MAX: 65536}
@@ -64,7 +66,12 @@ def keeping_freed_memory() -> Iterator[None]:
         yield
     finally:
         steady_malloc()
-        _glibc("malloc_trim", 0)
+        give_back_freed_memory()
+
+
+def give_back_freed_memory() -> None:
+    """Return to the system what is freed by now and stayed with the process."""
+    _glibc("malloc_trim", 0)
 
 
 def _glibc(name: str, *arguments: int) -> None:
@@ -72,6 +79,12 @@ def _glibc(name: str, *arguments: int) -> None:
     function = getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
     if function is not None:
         function(*arguments)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether too little memory is the reason; torch, on a processor, says so only in words."""
+    in_words = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    return in_words or isinstance(error, MemoryError)
 
 
 def free_memory(root: Path = Path("/")) -> int:

@@ -22,7 +22,7 @@ from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from detect.grid import plan as grid_plan
 from detect.grid import run as grid_run
 from detect.grid.cells import Cost, Result, cell_folder, read_result, safe_name, write_result
-from detect.grid.costs import PeakMemory, Stopwatch
+from detect.grid.costs import AddedMemory, Stopwatch
 from detect.grid.methods import METHODS
 from detect.grid.page import Section, differences_section
 from detect.grid.plot import draw
@@ -148,7 +148,7 @@ def test_costs_are_measured(out):
     for row in rows_of(out / "benchmark.csv"):
         assert float(row["training_seconds"]) > 0
         assert float(row["latency_ms"]) > 0
-        assert float(row["peak_bytes"]) > 50 * 2**20
+        assert float(row["training_bytes"]) > 0
         trained = int(row["num_trained"])
         assert (trained == 0) == (row["entry"] == "patch-nn")
         assert int(row["num_parameters"]) > trained
@@ -569,7 +569,7 @@ def test_categories_are_averaged_before_seeds():
     assert table.metric("a", "image AUROC").mean == pytest.approx(0.725)
     assert table.metric("a", "image AUROC", "bolt").mean == pytest.approx(0.85)
     assert table.cost("a", lambda cost: cost.latency_ms) == 2.0
-    assert table.cost("a", lambda cost: cost.peak_bytes) is None
+    assert table.cost("a", lambda cost: cost.training_bytes) is None
 
 
 def test_highest_names_all_that_tie():
@@ -663,14 +663,48 @@ def test_stopwatch_counts_batches_as_the_images_in_them_and_stops_with_the_train
     assert watch.whole_seconds() == watch.seconds
 
 
-def test_peak_memory_sees_what_is_given_back():
-    with PeakMemory(torch.device("cpu")) as quiet:
-        pass
-    with PeakMemory(torch.device("cpu")) as peak:
-        array = np.ones(96 * 2**20, np.uint8)
+def test_added_memory_sees_what_is_given_back_and_nothing_of_what_was_before():
+    blocks = [np.ones(2**20, np.uint8) for _ in range(200)]  # small ones, which malloc keeps
+    held = np.ones(96 * 2**20, np.uint8)
+    del blocks[:-1]
+    with AddedMemory(torch.device("cpu")) as added:
+        blocks += [np.ones(2**20, np.uint8) for _ in range(96)]
         time.sleep(0.1)
-        del array
-    assert peak.bytes - quiet.bytes > 64 * 2**20
+        del blocks[:]
+    assert 88 * 2**20 < added.bytes < 104 * 2**20
+    del held
+
+
+def test_older_results_go_on_without_their_memory(tmp_path):
+    """Theirs was of the whole process: it must not stand in a mean with a cell's own."""
+    result = make_result("a", 0, 0.5)
+    write_result(tmp_path, {}, result)
+    path = tmp_path / "results.json"
+    data = json.loads(path.read_text())
+    data["cost"]["peak_bytes"] = 2**30
+    del data["cost"]["training_bytes"]
+    path.write_text(json.dumps(data))
+    older = read_result(tmp_path, {})
+    assert older is not None
+    assert older.cost == result.cost._replace(training_bytes=None)
+    cost = result.cost._replace(training_bytes=5)
+    newer = replace(result, seed=1, cost=cost)
+    assert Table((older, newer)).cost("a", lambda cost: cost.training_bytes) is None
+    assert Table((newer,)).cost("a", lambda cost: cost.training_bytes) == 5
+
+
+def test_images_that_cells_share_are_no_cost_of_the_first(run, products, tmp_path, monkeypatch):
+    """The first cell of a source would pay for all of them."""
+    inside, opened = [], []
+    monkeypatch.setattr(AddedMemory, "__enter__", lambda self: inside.append(1) or self)
+    monkeypatch.setattr(AddedMemory, "__exit__", lambda self, *_: inside.clear())
+    pool = ImagePool.__init__
+    monkeypatch.setattr(
+        ImagePool, "__init__", lambda *a, **k: opened.append(len(inside)) or pool(*a, **k)
+    )
+    some = ("--categories", "widget", "--methods", "realnet", "--seeds", 0)
+    assert run(*words(products, tmp_path), *some).code == 0
+    assert opened == [0, 0]  # anomaly images and test images
 
 
 def test_durations_read_well():

@@ -23,16 +23,17 @@ LONGEST_FOLDER = 100
 class Cost(NamedTuple):
     """What a detector costs; None where it was not measured.
 
-    training_seconds: of the steps or of the memory bank, without loading and measuring.
-    num_parameters, num_trained: numbers in the saved detector, and those of them that were learnt.
-    peak_bytes: of a GPU's memory in training, without a GPU of the whole process. latency_ms: to
-    score one image that is in memory.
+    training_seconds: of the steps, with the checks of --patience between them, or of the memory
+    bank; without loading and measuring. num_parameters, num_trained: numbers in the saved detector,
+    and those of them that were learnt. training_bytes: how far memory rose in training over what it
+    was before, with all images loaded; a GPU's, or else the process's. latency_ms: to score one
+    image that is in memory.
     """
 
     training_seconds: float | None
     num_parameters: int
     num_trained: int
-    peak_bytes: int | None
+    training_bytes: int | None
     latency_ms: float
 
 
@@ -86,7 +87,8 @@ def write_result(folder: Path, asked: Mapping[str, Any], result: Result) -> None
 def read_result(folder: Path, asked: Mapping[str, Any]) -> Result | None:
     """What `write_result` wrote; None where nothing is.
 
-    Raises UserError where it was made with something else than `asked`, and for a damaged file.
+    Raises UserError where it was made with something else than `asked`, and for a damaged file. An
+    older one tells the peak of the whole process, whatever ran in it before: no cost of the cell.
     """
     path = folder / RESULTS_FILE
     if not path.exists():
@@ -100,11 +102,14 @@ def read_result(folder: Path, asked: Mapping[str, Any]) -> Result | None:
             "continue, or another --out"
         )
     try:
-        pixel = data.pop("pixel")
+        pixel, cost = data.pop("pixel"), data.pop("cost")
+        if "peak_bytes" in cost:
+            del cost["peak_bytes"]
+            cost["training_bytes"] = None
         return Result(
             image=ImageMetrics(**data.pop("image")),
             pixel=None if pixel is None else PixelMetrics(**pixel),
-            cost=Cost(**data.pop("cost")),
+            cost=Cost(**cost),
             **data,
         )
     except (KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ from detect.checkpoint import TrainedDetector, load_detector
 from detect.evaluation.measure import evaluate
 from detect.evaluation.testset import TestSet, open_test_set
 from detect.grid.cells import Cost, Result, write_result
-from detect.grid.costs import PeakMemory, Stopwatch, count_parameters, latency_ms
+from detect.grid.costs import AddedMemory, Stopwatch, count_parameters, latency_ms
 from detect.grid.methods import METHODS
 from detect.grid.plan import Cell, Plan
 from detect.scoring import Scored, detector_scorer, image_batches
@@ -22,6 +22,7 @@ from synth.data.normals import Normals, load_normals
 from synth.device import default_device
 from synth.files import read_json, write_json
 from synth.locks import sole_user
+from synth.pictures import all_grey
 from synth.progress import Bars, Update
 
 TIMING_FILE = "timing.json"
@@ -84,10 +85,12 @@ def run_cell(cell: Cell, data: CategoryData, bars: Bars) -> Result | None:
     method, device = METHODS[cell.entry.method], default_device()
     normals = data.normals(method.config(cell.options).image_size)
     watch = Stopwatch(bars, method.timed)
-    with PeakMemory(device) as peak:
+    if cell.source.parts:  # the cells share its images: they are no cost of the first
+        cell.source.load(normals.size, all_grey(normals.fit), bars)
+    with AddedMemory(device) as added:
         if method.train(normals, cell.source, cell.options, cell.folder, watch) is None:
             return None
-    seconds, peak_bytes = timing(cell.folder, watch.whole_seconds(), peak.bytes)
+    seconds, training_bytes = timing(cell.folder, watch.whole_seconds(), added.bytes)
     trained = load_detector(cell.folder, device)
     evaluation = evaluate(data.test, scored(trained, data, device, bars), cell.folder, whole=False)
     result = Result(
@@ -99,7 +102,7 @@ def run_cell(cell: Cell, data: CategoryData, bars: Bars) -> Result | None:
         cost=Cost(
             seconds,
             *count_parameters(trained.detector),
-            peak_bytes,
+            training_bytes,
             latency_ms(trained.detector, trained.image_size, device),
         ),
         device=device_name(device),
@@ -108,13 +111,15 @@ def run_cell(cell: Cell, data: CategoryData, bars: Bars) -> Result | None:
     return result
 
 
-def timing(folder: Path, seconds: float | None, peak_bytes: int) -> tuple[float | None, int | None]:
+def timing(
+    folder: Path, seconds: float | None, training_bytes: int
+) -> tuple[float | None, int | None]:
     """Keep what training took, for a run that is killed while it measures the detector."""
     path = folder / TIMING_FILE
     if seconds is not None:
-        write_json(path, {"seconds": seconds, "peak_bytes": peak_bytes})
+        write_json(path, {"seconds": seconds, "training_bytes": training_bytes})
     kept = read_json(path) if path.exists() else {}
-    return kept.get("seconds"), kept.get("peak_bytes")
+    return kept.get("seconds"), kept.get("training_bytes")
 
 
 def scored(

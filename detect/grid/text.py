@@ -118,13 +118,14 @@ COSTS: dict[str, tuple[Callable[[Cost], float | None], Callable[[float | None], 
     "training": (lambda cost: cost.training_seconds, duration),
     "stored": (lambda cost: cost.num_parameters, millions),
     "trained": (lambda cost: cost.num_trained, millions),
-    "peak memory": (lambda cost: cost.peak_bytes, mebibytes),
+    "training memory": (lambda cost: cost.training_bytes, mebibytes),
     "latency": (lambda cost: cost.latency_ms, milliseconds),
 }
 """Columns of costs: what to read, how to write it."""
 COST_NOTE = (
-    "Means over all trainings. Training: the steps (or the memory bank), without loading and "
-    "measuring. Stored: numbers in the saved detector; trained: those of them that were learnt. "
-    "Peak memory: of a GPU in training, without one of the whole process. Latency: one image in "
-    "memory, batch 1, fp32, median of 15."
+    "Means over all trainings. Training: the steps, with the checks of --patience between them (or "
+    "the memory bank), without loading and measuring. Stored: numbers in the saved detector; "
+    "trained: those of them that were learnt. Training memory: how far a GPU's memory, or without "
+    "one the process's, rises in a training over what it was before, all images loaded. Latency: "
+    "one image in memory, batch 1, fp32, median of 15."
 )
