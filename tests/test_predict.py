@@ -246,11 +246,6 @@ def test_mistakes_in_what_is_scored(run, model, photos, tmp_path, monkeypatch):
     assert f"{photos}/*.jpg: the pattern matches no image or video" in refused(f"{photos}/*.jpg")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n")))
     assert "images: none given" in refused("-")
-    (photos / "0/001.png").write_bytes(b"odd")
-    (photos / "1/001.png").write_bytes(b"")
-    line = refused(photos)
-    assert "2 of 9 images cannot be read, the first: " in line
-    assert "0/001.png" in line
     assert "--every: got 0" in refused(photos, options=("--every", 0))
     assert "--watch: needs one folder" in refused(photos, photos, options=["--watch"])
     assert "--watch: needs one folder" in refused(tmp_path / "no", options=["--watch"])
@@ -287,23 +282,153 @@ def test_a_killed_run_goes_on_as_if_never_stopped(run, model, photos, tmp_path, 
     assert [row["file"] for row in table(out)] == [row["file"] for row in log(out)]
 
 
-def test_folder_of_other_images_or_another_model_is_refused(run, model, photos, tmp_path):
+def test_another_model_or_rate_is_refused(run, model, photos, tmp_path):
     out = tmp_path / "out"
     assert run(*words(model, out, photos)).code == 0
     before = tree(out)
-    write_png(photos / "2/new.png", normal_image(77))
-    line = run.refused(*words(model, out, photos))
-    assert 'images: "9 files, ' in line
-    assert '" there, "10 files, ' in line
-    assert "or another --out" in line
     other = Path(shutil.copytree(model, tmp_path / "other"))
     calibration = calibrate([0.1, 0.2], 0.5)
     (other / "calibration.json").write_text(json.dumps(calibration.to_json()))
     assert "model_digest" in run.refused(*words(other, out, photos))
-    (photos / "2/new.png").unlink()
     line = run.refused(*words(model, out, photos), "--false-reject-rate", 0.3)
     assert "false_reject_rate: 0.1 there, 0.3 here" in line
+    assert "or another --out" in line
     assert tree(out) == before
+
+
+def scores_of(out: Path) -> dict[str, float]:
+    rows = log(out)
+    assert len({row["file"] for row in rows}) == len(rows), "no file twice"
+    assert [row["file"] for row in table(out)] == [row["file"] for row in rows]
+    for kind in ("overlay", "mask"):
+        named = {Path(row[kind]).name for row in rows if row.get(kind)}
+        assert {path.name for path in (out / f"{kind}s").iterdir()} == named
+    return {Path(row["file"]).name: row.get("score") for row in rows}
+
+
+def test_a_growing_folder_goes_on(run, model, tmp_path):
+    """A new file is scored alone, one that is gone keeps its row, a changed one has a new row."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for n in range(5):
+        write_png(folder / f"{n}.png", normal_image(n))
+    assert run(*words(model, out, folder)).code == 0
+    first = scores_of(out)
+    (folder / "0.png").unlink()
+    write_png(folder / "5.png", normal_image(5))
+    ended = run(*words(model, out, folder))
+    assert ended.code == 0, ended
+    assert "1 other files have rows of earlier runs\n" in ended.out
+    second = scores_of(out)
+    assert {**second, **first} == second
+    assert second.keys() == {f"{n}.png" for n in range(6)}
+    write_png(folder / "1.png", 255 - normal_image(1) // 2)
+    write_png(folder / "5.png", normal_image(6))
+    assert run(*words(model, out, folder)).code == 0
+    third = scores_of(out)
+    same = {f"{n}.png" for n in (0, 2, 3, 4)}
+    assert {name for name in third if third[name] == second[name]} == same
+    expected = load_predictor(model).predict(folder / "1.png").score
+    assert third["1.png"] == pytest.approx(expected, rel=1e-5)
+    before = tree(out)
+    assert "images per second" not in run(*words(model, out, folder)).out
+    assert tree(out) == before
+
+
+def test_a_kill_while_a_changed_file_is_scored_again(run, model, tmp_path, monkeypatch):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    for n in range(5):
+        write_png(folder / f"{n}.png", normal_image(n))
+    assert run(*words(model, out, folder)).code == 0
+    write_png(folder / "1.png", normal_image(7))
+    write_png(folder / "3.png", normal_image(8))
+
+    def killed(*_):
+        raise UserError("killed")
+
+    for place in ("detect.prediction.log.atomic_path", "detect.prediction.run.chunks"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, killed)
+            assert run(*words(model, out, folder)).code == 2
+    assert run(*words(model, out, folder)).code == 0
+    found = scores_of(out)
+    predictor = load_predictor(model)
+    for name, score in found.items():
+        assert score == pytest.approx(predictor.predict(folder / name).score, rel=1e-5)
+    assert len(found) == 5
+
+
+def test_a_file_has_one_row_however_it_is_spelled(run, model, photos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    path = photos / "0/001.png"
+    monkeypatch.chdir(photos)
+    given = ("0/001.png", path, "./0/../0/001.png", "0")
+    assert run(*words(model, out, *given)).code == 0
+    assert len(log(out)) == 5
+    monkeypatch.chdir(photos / "1")
+    assert run(*words(model, out, "000.png")).code == 0
+    assert run(*words(model, out, "../0")).code == 0
+    assert len(scores_of_files(out)) == 6
+    assert log(out)[0]["file"] == str(path)
+
+
+def scores_of_files(out: Path) -> set[str]:
+    return {row["file"] for row in log(out)}
+
+
+def test_what_cannot_be_read_has_a_row_and_is_tried_again(run, model, photos, tmp_path):
+    out = tmp_path / "out"
+    whole = (photos / "0/001.png").read_bytes()
+    (photos / "0/001.png").write_bytes(whole[: len(whole) // 2])
+    (photos / "1/001.png").write_bytes(b"")
+    for _ in range(2):
+        ended = run(*words(model, out, photos))
+        assert ended.code == 2
+        assert "Traceback" not in ended.err
+        assert "2 of 9 images cannot be read, the first: " in ended.line
+        assert "of 7 images are anomalous, 2 could not be read" in ended.out
+        assert [row["verdict"] for row in log(out)].count("unreadable") == 2
+        assert len(log(out)) == 9
+    (photos / "0/001.png").write_bytes(whole)
+    (photos / "1/001.png").unlink()
+    ended = run(*words(model, out, photos))
+    assert ended.code == 0, ended
+    assert [row["file"] for row in log(out) if row["verdict"] == "unreadable"] == [
+        str(photos / "1/001.png")
+    ]
+
+
+def test_a_file_that_vanishes_on_the_way_stops_nothing(run, model, photos, tmp_path, monkeypatch):
+    out, gone = tmp_path / "out", photos / "1/002.png"
+
+    def vanishing(path):
+        gone.unlink(missing_ok=True)
+        return read_image(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("detect.prediction.inputs.read_image", vanishing)
+        ended = run(*words(model, out, photos))
+    assert ended.code == 2
+    assert "1 of 9 images cannot be read, the first: " in ended.line
+    assert "002.png: no such file" in ended.line
+    assert len(log(out)) == 9
+    write_png(gone, normal_image(3))
+    assert run(*words(model, out, photos)).code == 0
+    assert {row["verdict"] for row in log(out)} <= {"normal", "anomalous"}
+    assert len(log(out)) == 9
+
+
+def test_other_normals_under_the_same_names_are_refused(run, model, photos, tmp_path):
+    out, normals = tmp_path / "out", tmp_path / "normals"
+    for n in range(9):
+        write_png(normals / f"{n}.png", normal_image(100 + n))
+    command = (*words(model, out, photos), "--normals", normals)
+    assert run(*command).code == 0
+    assert run(*command).code == 0
+    for n in range(9):
+        write_png(normals / f"{n}.png", normal_image(200 + n))
+    line = run.refused(*command)
+    assert 'normals: "9 files, ' in line
+    assert "or another --out" in line
 
 
 def test_a_damaged_record_is_named(run, model, photos, tmp_path):
@@ -357,10 +482,28 @@ def test_a_killed_video_goes_on_with_its_next_frame(run, model, video, photos, t
     assert table(out)[0]["frame"] == ""
 
 
+def test_a_video_that_changed_is_scored_from_its_beginning(run, model, video, tmp_path):
+    out = tmp_path / "out"
+    command = (*words(model, out, video), "--every", 4)
+    assert run(*command).code == 0
+    before = log(out)
+    os.utime(video, ns=(1, 1))
+    assert run(*command).code == 0
+    assert [row["frame"] for row in log(out)] == [0, 4, 8]
+    assert {row["mtime_ns"] for row in log(out)} == {1}
+    assert [row["overlay"] for row in log(out)] == [row["overlay"] for row in before]
+    write_png(video.parent / "a.png", normal_image(0))
+    assert run(*words(model, out, video.parent / "a.png"), "--every", 4).code == 0
+    assert [row["frame"] for row in table(out)] == ["0", "4", "8", ""]
+
+
 def test_videos_that_cannot_be_read(run, model, video, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
-    line = run.refused(*words(model, tmp_path / "out", tmp_path / "bad.mp4"))
-    assert f"{tmp_path / 'bad.mp4'}: not a video that can be decoded" in line
+    ended = run(*words(model, tmp_path / "out", tmp_path / "bad.mp4", video), "--every", 6)
+    assert ended.code == 2
+    assert f"{tmp_path / 'bad.mp4'}: not a video that can be decoded" in ended.line
+    verdicts = [row["verdict"] for row in log(tmp_path / "out")]
+    assert (len(verdicts), verdicts.count("unreadable")) == (3, 1)
     data = video.read_bytes()
     (tmp_path / "cut.avi").write_bytes(data[: len(data) * 3 // 4])
     with pytest.warns(DataWarning, match="it names .* frames, .* can be read"):
@@ -377,11 +520,11 @@ class Clock:
         return self.now
 
 
-def test_a_file_is_taken_once_and_only_when_complete(tmp_path):
+def test_a_file_is_taken_only_when_complete_and_again_only_when_replaced(tmp_path):
     write_png(tmp_path / "whole.png", normal_image(0, (90, 90)))
     data, path = (tmp_path / "whole.png").read_bytes(), tmp_path / "new/image.png"
     (tmp_path / "new").mkdir()
-    watch = Watch(tmp_path / "new", clock=Clock())
+    watch = Watch(tmp_path / "new", {}, clock=Clock())
     assert list(watch.look()) == []
     for end in (0, 100, len(data) // 2, len(data) * 3 // 4):
         path.write_bytes(data[:end])
@@ -393,15 +536,40 @@ def test_a_file_is_taken_once_and_only_when_complete(tmp_path):
     assert isinstance(found, Loaded)
     assert found.file == str(path)
     np.testing.assert_array_equal(found.image, normal_image(0, (90, 90)))
-    os.utime(path, ns=(7, 7))
     assert [list(watch.look()) for _ in range(3)] == [[], [], []]
     assert not watch.seen
+    write_png(path, normal_image(1, (90, 90)))
+    assert list(watch.look()) == [], "it has just changed"
+    (again,) = watch.look()
+    assert isinstance(again, Loaded)
+    np.testing.assert_array_equal(again.image, normal_image(1, (90, 90)))
+    assert again.content != found.content
+    assert list(watch.look()) == []
+    known = {again.file: again.content}
+    later = Watch(tmp_path / "new", known, clock=Clock())
+    assert [list(later.look()) for _ in range(3)] == [[], [], []]
+
+
+def test_a_watched_folder_may_be_gone_for_a_while(tmp_path):
+    folder = tmp_path / "share"
+    write_png(folder / "0.png", normal_image(0))
+    watch = Watch(folder, {}, clock=Clock())
+    assert [len(list(watch.look())) for _ in range(3)] == [0, 1, 0]
+    for _ in range(2):
+        folder.rename(tmp_path / "unmounted")
+        with pytest.warns(DataWarning, match="share: the folder is gone; waiting") as told:
+            assert [list(watch.look()) for _ in range(3)] == [[], [], []]
+        assert len(told) == 1
+        (tmp_path / "unmounted").rename(folder)
+        assert [list(watch.look()) for _ in range(2)] == [[], []], "nothing is new"
+    write_png(folder / "1.png", normal_image(1))
+    assert [len(list(watch.look())) for _ in range(2)] == [0, 1]
 
 
 def test_what_stays_unreadable_is_told_of_once_and_may_still_become_an_image(tmp_path):
     clock, path = Clock(), tmp_path / "bad.png"
     path.write_bytes(b"no image")
-    watch = Watch(tmp_path, clock=clock)
+    watch = Watch(tmp_path, {}, clock=clock)
     assert [list(watch.look()) for _ in range(3)] == [[], [], []]
     clock.now = PATIENCE_SECONDS
     (found,) = watch.look()
@@ -409,7 +577,6 @@ def test_what_stays_unreadable_is_told_of_once_and_may_still_become_an_image(tmp
     assert found.reason.startswith(f"{path}: not an image")
     clock.now *= 5
     assert list(watch.look()) == []
-    assert list(Watch(tmp_path, told=[str(path)], clock=clock).look()) == []
     write_png(path, normal_image(0))
     list(watch.look())
     (found,) = watch.look()
@@ -449,8 +616,14 @@ def test_a_watched_folder_is_scored_as_it_fills_and_goes_on(model, tmp_path, mon
     (bad,) = [row for row in table(out) if row["verdict"] == "unreadable"]
     assert (bad["score"], bad["overlay"]) == ("", "")
     write_png(folder / "3.png", normal_image(3))
-    assert watch_until(6)[0].split()[0] == "3.png"
-    assert len(list((out / "overlays").iterdir())) == 5
+    write_png(folder / "0.png", normal_image(50))
+    stale = next(row for row in log(out) if row["file"].endswith("/0.png"))
+    told = watch_until(5)
+    assert sorted(line.split()[0] for line in told) == ["0.png", "3.png"]
+    assert {row["verdict"] for row in log(out)} <= {"normal", "anomalous"}
+    assert len(scores_of(out)) == 5
+    fresh = next(row for row in log(out) if row["file"].endswith("/0.png"))
+    assert fresh["score"] != stale["score"]
 
 
 def test_interrupt_stops_after_what_is_begun_and_the_second_at_once():

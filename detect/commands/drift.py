@@ -1,6 +1,15 @@
 """`detect drift`."""
 
-from detect.commands.shared import BatchSize, CategoryName, Paths, lines_for_dash, require_share
+from pathlib import Path
+
+from detect.commands.shared import (
+    BatchSize,
+    CategoryName,
+    Paths,
+    lines_for_dash,
+    require_outside,
+    require_share,
+)
 from synth.command import Folder, progress_bar, require_output, require_positive, say, warn
 from synth.errors import UserError
 
@@ -39,13 +48,15 @@ def drift(
     require_share(level=level)
     from detect.prediction.drift import measure_drift
     from detect.prediction.drift_plot import write_drift_plot
-    from detect.prediction.inputs import find_inputs, read_inputs
-    from detect.prediction.predictor import load_predictor
+    from detect.prediction.inputs import find_inputs
+    from detect.prediction.predictor import all_loaded, load_predictor
     from detect.prediction.video import is_video
     from synth.files import write_json
     from synth.images import require_images
 
-    paths = find_inputs(images, lines_for_dash(images))
+    lines = lines_for_dash(images)
+    require_outside(out, [*images, *map(Path, lines)])
+    paths = find_inputs(images, out, lines)
     if any(map(is_video, paths)):
         raise UserError("images: got a video; its frames are too alike for a test: give images")
     require_output(out)
@@ -54,7 +65,7 @@ def drift(
         require_images(paths, update)
     scores: list[float] = []
     with progress_bar("scoring", "image") as update:
-        for score, _ in predictor.scored(read_inputs(paths)):
+        for score, _ in predictor.scored(all_loaded(paths)):
             scores.append(score)
             update(len(scores), len(paths))
     found = measure_drift(predictor.calibration, scores, level)

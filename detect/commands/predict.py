@@ -59,8 +59,9 @@ def predict(
     """Score images: a verdict, a p-value, an overlay and a mask each.
 
     Rows are written as they come, to scores.csv and scores.jsonl; the same command goes on after an
-    interruption. An image is anomalous when its score is above the threshold; its p-value is the
-    share of normal images that score as high. A mask is empty if and only if the verdict is
+    interruption, and scores what is new or has changed. What cannot be read has a row that says so,
+    and the exit code is 2. An image is anomalous when its score is above the threshold; its p-value
+    is the share of normal images that score as high. A mask is empty if and only if the verdict is
     "normal"; otherwise it holds the pixels above the threshold in all regions that would reject the
     image alone. The colours of overlays mean the same in every image: clear up to the median score
     of the held-out normal images, the middle of the scale at the threshold.
@@ -74,7 +75,7 @@ def predict(
         false_reject_rate: Share of normal images that may be called anomalous; sets the threshold
             from the detector's held-out scores, nothing is trained.
         watch: Wait for images in the one folder named, score each once it is completely written,
-            and end with Ctrl-C. A file that is replaced under its name is not scored again.
+            and end with Ctrl-C. A file that is replaced under its name is scored again.
         every: Of videos, score every n-th frame.
         tile: Cut images into overlapping tiles instead of squeezing them to the detector's size.
             For detectors that were trained on crops of the same scale. The stored threshold is of
@@ -94,7 +95,7 @@ def predict(
     if not tile and (tile_size or overlap is not None):
         raise UserError("--tile-size, --overlap: not used without --tile; add it or leave them out")
     from detect.prediction import run
-    from detect.prediction.inputs import check_inputs, files_at, find_inputs
+    from detect.prediction.inputs import files_at, find_inputs
     from detect.prediction.log import LOG_FILE, ScoreLog
     from detect.prediction.overlays import remove_pictures_from
     from detect.prediction.predictor import load_predictor, require_normals
@@ -104,9 +105,10 @@ def predict(
     from synth.locks import sole_user
 
     require_normals(tile, normals)
-    require_outside(out, images)
     folder = folder_to_watch(images) if watch else None
-    paths = [] if folder else find_inputs(images, lines_for_dash(images))
+    lines = [] if folder else lines_for_dash(images)
+    require_outside(out, [*images, *map(Path, lines)])
+    paths = [] if folder else find_inputs(images, out, lines)
     held = files_at(normals) if normals else []
     require_output(out)
     predictor = load_predictor(
@@ -118,32 +120,40 @@ def predict(
         batch_size=batch_size,
         precision=precision,
     )
-    config = run.description(model, predictor, folder or paths, held, every, pictures, precision)
+    config = run.description(model, predictor, held, every, pictures, precision)
     with sole_user(out):
         if not claim_folder(out, config, run.CONFIG_FILE, out / LOG_FILE):
             (out / run.NORMALS_FILE).unlink(missing_ok=True)  # of other normal images
         log = ScoreLog(out, with_frames=any(map(is_video, paths)))
-        with progress_bar("checking images", "image") as update:
-            check_inputs([*held, *(path for path in paths if str(path) not in log.done)], update)
         if held:
             with progress_bar("calibrating", "image") as update:
                 predictor = run.calibrated(out, predictor, held, update)
         if predictor.calibration.note:
             warn(predictor.calibration.note)
         say(predictor.calibration.promise)
-        remove_pictures_from(out, log.num_rows)
+        remove_pictures_from(out, log.next_number)
+        faults: list[str] = []
         with log:
             work = run.Run(predictor, log, out, pictures)
             if folder is None:
                 with progress_bar("scoring", "image", continues=True) as update:
-                    throughput = run.predict_files(work, paths, every, update)
-                if throughput.num_images:
-                    say(f"{throughput.line} (batches of {predictor.scorer.batch_size})")
+                    done = run.predict_files(work, paths, every, update)
+                faults = done.faults
+                if done.num_images:
+                    say(f"{done.throughput} (batches of {predictor.scorer.batch_size})")
+                others = log.known.keys() - set(map(str, paths))
+                if others:
+                    say(f"{len(others)} other files have rows of earlier runs")
             else:
                 watch_folder(work, folder)
-    unreadable = f", {len(log.unreadable)} could not be read" if log.unreadable else ""
-    say(f"{log.num_anomalous} of {log.num_scored} images are anomalous{unreadable}")
+    unreadable = sum(not known.is_scored for known in log.known.values())
+    ending = f", {unreadable} could not be read" if unreadable else ""
+    say(f"{log.num_anomalous} of {log.num_scored} images are anomalous{ending}")
     say(f"overlays: {out / 'overlays'}\nscores: {out / 'scores.csv'}")
+    if faults:
+        raise UserError(
+            f"{len(faults)} of {len(paths)} images cannot be read, the first: {faults[0]}"
+        )
 
 
 def folder_to_watch(images: Sequence[Path]) -> Path:

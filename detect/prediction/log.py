@@ -2,15 +2,18 @@
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
+from detect.prediction.inputs import Content
 from synth.errors import UserError
 from synth.files import atomic_path, write_fault
 
 Row = Mapping[str, Any]
-"""A line of scores.jsonl: COLUMNS (those of FRAME for videos only), `reason` where unreadable."""
+"""A line of scores.jsonl: COLUMNS (those of FRAME for videos only), `reason` where unreadable;
+`number`, by which pictures are named; `size` and `mtime_ns` of the file that was scored."""
 
 LOG_FILE, TABLE_FILE = "scores.jsonl", "scores.csv"
 FRAME = ("frame", "time_s")
@@ -18,7 +21,15 @@ COLUMNS = ("file", *FRAME, "score", "threshold", "p_value", "verdict", "overlay"
 FORMATS = {"time_s": ".3f", "score": ".6g", "threshold": ".6g", "p_value": ".4g"}
 """Of numbers in scores.csv; scores.jsonl has them in full."""
 UNREADABLE = "unreadable"
-"""The verdict on a watched file that is no image."""
+"""The verdict on a file that is no image."""
+
+
+class Known(NamedTuple):
+    """What the last row of a file says: what it was made of, and which frame of a video."""
+
+    content: Content | None
+    frame: int | None
+    is_scored: bool
 
 
 class ScoreLog:
@@ -30,17 +41,14 @@ class ScoreLog:
     """
 
     def __init__(self, folder: Path, *, with_frames: bool) -> None:
+        self.folder, self.with_frames = folder, with_frames
         self.path, self.table_path = folder / LOG_FILE, folder / TABLE_FILE
-        self.columns = [name for name in COLUMNS if with_frames or name not in FRAME]
-        self.num_rows = self.num_scored = self.num_anomalous = 0
-        self.done: dict[str, int | None] = {}
-        """Files with a score, and the last frame of videos."""
-        self.unreadable: set[str] = set()
         drop_half_line(self.path)
-        for row in read_rows(self.path):
-            self._count(row)
+        self._recount()
 
     def __enter__(self) -> "ScoreLog":
+        has_frames = self.with_frames or any(k.frame is not None for k in self.known.values())
+        self.columns = [name for name in COLUMNS if has_frames or name not in FRAME]
         with atomic_path(self.table_path) as partial, open_text(partial, "w") as file:
             table = csv.writer(file)
             table.writerow(self.columns)
@@ -63,15 +71,45 @@ class ScoreLog:
             raise UserError(write_fault(self.path, error)) from error
         self._count(row)
 
+    def forget(self, files: Collection[str]) -> None:
+        """Remove all rows of these files, and their pictures; both tables are written anew.
+
+        Killed on the way it leaves the rows, whose files are asked for again and forgotten then.
+        """
+        if not any(file in self.known for file in files):
+            return
+        self.__exit__()
+        with atomic_path(self.path) as partial, open_text(partial, "w") as file:
+            for row in read_rows(self.path):
+                if row["file"] not in files:
+                    file.write(json.dumps(row) + "\n")
+                    continue
+                for name in filter(None, (row.get("overlay"), row.get("mask"))):
+                    (self.folder / name).unlink(missing_ok=True)
+        self._recount()
+        self.__enter__()
+
+    def is_stale(self, file: str, content: Content | None) -> bool:
+        """Whether its rows do not hold: it has changed, or could not be read; gone is no change."""
+        known = self.known.get(file)
+        if known is None:
+            return False
+        return not known.is_scored or content not in (None, known.content)
+
+    def _recount(self) -> None:
+        self.num_rows = self.num_scored = self.num_anomalous = self.next_number = 0
+        self.known: dict[str, Known] = {}
+        for row in read_rows(self.path):
+            self._count(row)
+
     def _count(self, row: Row) -> None:
         self.num_rows += 1
+        self.next_number = row["number"] + 1
+        is_scored = row["verdict"] != UNREADABLE
+        self.num_scored += is_scored
         self.num_anomalous += row["verdict"] == "anomalous"
-        if row["verdict"] == UNREADABLE:
-            self.unreadable.add(row["file"])
-            return
-        self.num_scored += 1
-        self.done[row["file"]] = row.get("frame")
-        self.unreadable.discard(row["file"])
+        content = None if row["size"] is None else Content(row["size"], row["mtime_ns"])
+        self.known[row["file"]] = Known(content, row.get("frame"), is_scored)
 
 
 def csv_cells(row: Row, columns: Sequence[str]) -> list[str]:
@@ -82,13 +120,14 @@ def csv_cells(row: Row, columns: Sequence[str]) -> list[str]:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a scores.jsonl, one in memory at a time; none where there is no such file."""
+    needed = ("file", "verdict", "number", "size", "mtime_ns")
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line)
-                yield {**row, "file": row["file"], "verdict": row["verdict"]}
+                yield {**row, **{name: row[name] for name in needed}}
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
                     f"{path}: line {number} is damaged ({error}); delete the folder or give "
@@ -100,11 +139,17 @@ def drop_half_line(path: Path) -> None:
     """Cut off what a killed process began to write after the last whole line."""
     if not path.exists():
         return
-    with path.open("rb+") as file:
-        whole = 0
-        for line in file:
-            whole += len(line) if line.endswith(b"\n") else 0
-        file.truncate(whole)
+    try:
+        with path.open("rb+") as file:
+            whole = 0
+            for line in file:
+                whole += len(line) if line.endswith(b"\n") else 0
+            file.truncate(whole)
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        raise UserError(
+            f"{path}: cannot go on with it ({reason}); remove it or give another --out"
+        ) from error
 
 
 def open_text(path: Path, mode: str) -> IO[str]:

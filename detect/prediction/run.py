@@ -1,6 +1,7 @@
 """A prediction from files to files, in the order they come, with memory for a batch."""
 
 import hashlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,7 +13,14 @@ from typing import Any, NamedTuple, TypeVar
 from detect.calibration import Calibration
 from detect.checkpoint import CALIBRATION_FILE, WEIGHTS_FILE
 from detect.prediction.batches import chunks
-from detect.prediction.inputs import Loaded, count_inputs, num_pixels, read_inputs
+from detect.prediction.inputs import (
+    Loaded,
+    Unreadable,
+    content_of,
+    count_inputs,
+    num_pixels,
+    read_inputs,
+)
 from detect.prediction.log import UNREADABLE, Row, ScoreLog
 from detect.prediction.overlays import (
     WANTED,
@@ -22,6 +30,7 @@ from detect.prediction.overlays import (
     write_pictures,
 )
 from detect.prediction.predictor import Prediction, Predictor
+from detect.prediction.video import is_video
 from detect.prediction.watch import POLL_SECONDS, Watch
 from synth.config import Precision
 from synth.files import read_json, write_json
@@ -33,14 +42,18 @@ NUM_WRITERS = min(4, os.cpu_count() or 1)
 T = TypeVar("T")
 
 
-class Throughput(NamedTuple):
-    """How many images were scored in how many seconds: decoding, scoring, writing."""
+class Done(NamedTuple):
+    """How many images were scored in how many seconds: reading, scoring, writing.
+
+    faults: why files could not be read.
+    """
 
     num_images: int
     seconds: float
+    faults: list[str]
 
     @property
-    def line(self) -> str:
+    def throughput(self) -> str:
         """One line; empty where nothing was scored."""
         if not self.num_images:
             return ""
@@ -60,29 +73,25 @@ def model_digest(model: Path) -> str:
 
 
 def listing(paths: Sequence[Path]) -> str:
-    """How many files and which, in a few words."""
-    return f"{len(paths)} files, {digest_of(*(os.fsencode(path) for path in paths))}"
+    """How many files, and which contents, in a few words."""
+    contents = (os.fsencode(path) + repr(content_of(path)).encode() for path in paths)
+    return f"{len(paths)} files, {digest_of(*contents)}"
 
 
 def description(
     model: Path,
     predictor: Predictor,
-    images: Path | Sequence[Path],
     normals: Sequence[Path],
     every: int,
     pictures: PictureChoice,
     precision: Precision = "fp32",
 ) -> dict[str, Any]:
-    """What the rows of a folder depend on: `claim_folder` refuses to mix them with others.
-
-    images: a folder that is watched, or all files.
-    """
+    """What all rows of a folder depend on: `claim_folder` refuses to mix them with others."""
     tiling = predictor.tiling
     return {
         "model_digest": model_digest(model),
         "false_reject_rate": predictor.calibration.false_reject_rate,
         "held_out": digest_of(repr(predictor.calibration.scores).encode()),
-        "images": f"watched: {images}" if isinstance(images, Path) else listing(images),
         "normals": listing(normals) if normals else None,
         "tile": list(tiling.size) if tiling else None,
         "overlap": tiling.overlap if tiling else None,
@@ -119,14 +128,15 @@ class Run(NamedTuple):
     pictures: PictureChoice
 
     def predict(
-        self, batches: Iterable[Sequence[Loaded]], told: Callable[[Row], None]
-    ) -> Throughput:
+        self, batches: Iterable[Sequence[Loaded | Unreadable]], told: Callable[[Row], None]
+    ) -> Done:
         """Predict chunk by chunk; an image's row is written when its pictures are.
 
-        told: of each row. Raises UserError for a full disk.
+        told: of each row. Raises UserError for a full disk, and as `Predictor.scored`.
         """
         heat = heat_scale(self.predictor.calibration)
-        first, start = self.log.num_rows, time.perf_counter()
+        num_scored, start = 0, time.perf_counter()
+        faults: list[str] = []
 
         def written(number: int, loaded: Loaded, prediction: Prediction) -> PictureNames:
             if not WANTED[self.pictures](prediction):
@@ -134,63 +144,86 @@ class Run(NamedTuple):
             stem, image = loaded.stem, loaded.image
             return write_pictures(self.folder, number, stem, image, prediction, heat)
 
+        def append(row: Row) -> None:
+            self.log.append(row)
+            told(row)
+
         with ThreadPoolExecutor(NUM_WRITERS) as pool:
             for chunk in batches:
-                predictions = list(self.predictor.judge(chunk))
-                numbers = range(self.log.num_rows, self.log.num_rows + len(chunk))
-                names = pool.map(written, numbers, chunk, predictions)
-                for loaded, prediction, files in zip(chunk, predictions, names, strict=True):
-                    row = row_of(loaded, prediction, self.predictor.threshold, files)
-                    self.log.append(row)
-                    told(row)
-        return Throughput(self.log.num_rows - first, time.perf_counter() - start)
+                images = [item for item in chunk if isinstance(item, Loaded)]
+                predictions = list(self.predictor.judge(images))
+                numbers = itertools.count(self.log.next_number)
+                names = pool.map(written, numbers, images, predictions)
+                for loaded, prediction, files in zip(images, predictions, names, strict=True):
+                    append(self.scored_row(loaded, prediction, files))
+                num_scored += len(images)
+                for item in chunk:
+                    if isinstance(item, Unreadable):
+                        append(self.unreadable_row(item))
+                        faults.append(item.reason)
+        return Done(num_scored, time.perf_counter() - start, faults)
+
+    def scored_row(self, loaded: Loaded, prediction: Prediction, files: PictureNames) -> Row:
+        """A line of scores.jsonl."""
+        frame = {} if loaded.frame is None else {"frame": loaded.frame, "time_s": loaded.time_s}
+        return {
+            "file": loaded.file,
+            **frame,
+            "score": prediction.score,
+            "threshold": self.predictor.threshold,
+            "p_value": prediction.p_value,
+            "verdict": prediction.verdict,
+            "overlay": files.overlay,
+            "mask": files.mask,
+            **self.identity(loaded),
+        }
+
+    def unreadable_row(self, item: Unreadable) -> Row:
+        """A line of scores.jsonl for a file without a score."""
+        return {
+            "file": item.file,
+            "verdict": UNREADABLE,
+            "reason": item.reason,
+            **self.identity(item),
+        }
+
+    def identity(self, item: Loaded | Unreadable) -> Row:
+        """The next row's number, and what it was made of."""
+        size, mtime_ns = item.content or (None, None)
+        return {"number": self.log.next_number, "size": size, "mtime_ns": mtime_ns}
 
 
-def predict_files(run: Run, paths: Sequence[Path], every: int, update: Update) -> Throughput:
-    """Score what is not done yet of the files, reading ahead. Raises UserError as `read_inputs`."""
-    total = count_inputs(paths, every)
-    batches = chunks(read_inputs(paths, every, run.log.done), run.predictor.chunk_size, num_pixels)
+def predict_files(run: Run, paths: Sequence[Path], every: int, update: Update) -> Done:
+    """Score what has no score or has changed since, reading ahead.
+
+    What cannot be read has a row that says so, and is tried again by the next run.
+    """
+    log = run.log
+    log.forget({str(path) for path in paths if log.is_stale(str(path), content_of(path))})
+    left = [path for path in paths if is_video(path) or str(path) not in log.known]
+    last = {file: known.frame for file, known in log.known.items() if known.frame is not None}
+    before, first = len(paths) - len(left), log.num_rows
+    total = before + count_inputs(left, every, last)
+    batches = chunks(read_inputs(left, every, last), run.predictor.chunk_size, num_pixels)
 
     def told(_: Row) -> None:
-        update(run.log.num_rows, max(total, run.log.num_rows))
+        done = before + log.num_rows - first
+        update(done, max(total, done))
 
     return run.predict(read_ahead(batches), told)
 
 
 def predict_watched(run: Run, folder: Path, stop: Event, told: Callable[[Row], None]) -> None:
-    """Score images of a folder as they appear, until `stop`; `told` of each row."""
-    watch = Watch(folder, run.log.done, run.log.unreadable)
-
-    def readable() -> Iterator[Loaded]:
-        for found in watch.look():
-            if isinstance(found, Loaded):
-                yield found
-            else:
-                row = {"file": found.file, "verdict": UNREADABLE, "reason": found.reason}
-                run.log.append(row)
-                told(row)
-
+    """Score images of a folder as they appear or are replaced, until `stop`; `told` of each row."""
+    log = run.log
+    watch = Watch(folder, {file: row.content for file, row in log.known.items() if row.is_scored})
     while not stop.is_set():
-        for chunk in chunks(readable(), run.predictor.chunk_size, num_pixels):
+        for chunk in chunks(watch.look(), run.predictor.chunk_size, num_pixels):
+            log.forget({item.file for item in chunk})
             run.predict([chunk], told)
             if stop.is_set():
                 break
         stop.wait(POLL_SECONDS)
-
-
-def row_of(loaded: Loaded, prediction: Prediction, threshold: float, files: PictureNames) -> Row:
-    """A line of scores.jsonl."""
-    place = {} if loaded.frame is None else {"frame": loaded.frame, "time_s": loaded.time_s}
-    return {
-        "file": loaded.file,
-        **place,
-        "score": prediction.score,
-        "threshold": threshold,
-        "p_value": prediction.p_value,
-        "verdict": prediction.verdict,
-        "overlay": files.overlay,
-        "mask": files.mask,
-    }
 
 
 def read_ahead(items: Iterator[T]) -> Iterator[T]:

@@ -1,16 +1,18 @@
 """A folder in which images keep appearing."""
 
+import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
-from detect.prediction.inputs import Loaded
-from synth.errors import UserError
+from detect.prediction.inputs import Content, Loaded, Unreadable, content_of
+from synth.errors import DataWarning, UserError
 from synth.images import list_images, read_image
 
 POLL_SECONDS = 0.5
@@ -18,73 +20,81 @@ PATIENCE_SECONDS = 10.0
 """For a file that does not change any more and still cannot be read."""
 
 
-class Unreadable(NamedTuple):
-    """A file that is complete, as far as can be told, and cannot be read."""
-
-    file: str
-    reason: str
-
-
 class Seen(NamedTuple):
-    """A file's content by its size and time of change, since when, and why it cannot be read."""
+    """A file's content at the last look, since when, and why it cannot be read."""
 
-    content: tuple[int, int]
+    content: Content
     since: float
     fault: str = ""
 
 
 class Watch:
-    """Finds the images of a folder and below that are new and completely written.
+    """Finds the images of a folder and below that are new or replaced, and completely written.
 
     A file is complete when it has not changed since the last look and can be decoded; what cannot
-    is tried again when it changes, and told of once, PATIENCE_SECONDS after its last change. A file
-    is taken once: one that is replaced under its name is not new. Memory: a name per image.
-    taken, told: the files that were taken or told of by an earlier run. clock: seconds.
+    is tried again when it changes, and told of once, PATIENCE_SECONDS after its last change. While
+    the folder is gone it waits. Memory: a name per image.
+    known: files that were scored before, and what they were. clock: seconds.
     """
 
     def __init__(
         self,
         folder: Path,
-        taken: Iterable[str] = (),
-        told: Iterable[str] = (),
+        known: Mapping[str, Content | None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.folder, self.clock = folder, clock
-        self.taken, self.told = set(taken), set(told)
+        self.folder, self.clock = Path(os.path.realpath(folder)), clock
+        self.known = dict(known)
         self.seen: dict[str, Seen] = {}
+        self.is_gone = False
 
     def look(self) -> Iterator[Loaded | Unreadable]:
         """What has become complete since the last look, by name."""
-        for path in list_images(self.folder, recursive=True):
-            name = str(path)
-            if name in self.taken or not self.is_settled(path):
+        for path in self.listed():
+            name, content = str(path), content_of(path)
+            if content is None or self.known.get(name) == content:
+                continue
+            if not self.is_settled(name, content):
                 continue
             if not self.seen[name].fault:
                 try:
                     image = read_image(path)
                 except UserError as error:
-                    self.seen[name] = self.seen[name]._replace(fault=str(error))
+                    if content_of(path) == content:  # else it was replaced or is gone
+                        self.seen[name] = self.seen[name]._replace(fault=str(error))
                 else:
+                    self.known[name] = content
                     del self.seen[name]
-                    self.taken.add(name)
-                    yield Loaded(name, image)
+                    yield Loaded(name, image, content)
                     continue
-            waited = self.clock() - self.seen[name].since
-            if waited >= PATIENCE_SECONDS and name not in self.told:
-                self.told.add(name)
-                yield Unreadable(name, self.seen[name].fault)
+            _, since, fault = self.seen[name]
+            if fault and self.clock() - since >= PATIENCE_SECONDS:
+                self.known[name] = content
+                del self.seen[name]
+                yield Unreadable(name, fault, content)
 
-    def is_settled(self, path: Path) -> bool:
-        """Whether the file is as it was at the last look."""
+    def listed(self) -> list[Path]:
+        """The images there are; none, with one warning, while the folder is gone."""
         try:
-            about = path.stat()
-        except OSError:  # gone again
-            return False
-        content = (about.st_size, about.st_mtime_ns)
-        before = self.seen.get(str(path))
+            found = list_images(self.folder, recursive=True)
+        except UserError:
+            if not self.is_gone:
+                warnings.warn(
+                    f"{self.folder}: the folder is gone; waiting until it is back",
+                    DataWarning,
+                    stacklevel=2,
+                )
+            self.is_gone = True
+            return []
+        self.is_gone = False
+        return found
+
+    def is_settled(self, name: str, content: Content) -> bool:
+        """Whether the file is as it was at the last look."""
+        before = self.seen.get(name)
         if before is not None and before.content == content:
             return True
-        self.seen[str(path)] = Seen(content, self.clock())
+        self.seen[name] = Seen(content, self.clock())
         return False
 
 
