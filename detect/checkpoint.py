@@ -4,7 +4,9 @@ Nothing else is needed to predict. The calibration is written last: without it t
 unfinished.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +22,10 @@ from detect.realnet.config import RealNetConfig
 from detect.realnet.model import RealNet
 from synth.errors import UserError
 from synth.files import atomic_path, read_fault, read_json, write_json
+from synth.memory import is_out_of_memory
 
 CONFIG_FILE, WEIGHTS_FILE, CALIBRATION_FILE = "config.json", "model.safetensors", "calibration.json"
+AGAIN = "run its `detect train` command again"
 
 Rebuild = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Detector]
 METHODS: dict[str, Rebuild] = {
@@ -80,26 +84,37 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
     Raises UserError when `folder` is no detector, of an unknown method, unfinished or damaged.
     """
     config = read_json(folder / CONFIG_FILE)
-    if config.get("method") not in METHODS:
+    rebuild = METHODS.get(str(config.get("method")))
+    if rebuild is None:
         raise UserError(f"{folder}: not a detector; give the --out of `detect train`")
     if not (folder / CALIBRATION_FILE).exists():
-        raise UserError(
-            f"{folder}: training is unfinished; run its `detect train` command again to complete it"
-        )
-    saved = read_json(folder / CALIBRATION_FILE)
-    calibration = Calibration.from_json(saved)
-    own = {name: Calibration.from_json(each) for name, each in saved.get("categories", {}).items()}
+        raise UserError(f"{folder}: training is unfinished; {AGAIN} to complete it")
+    saved = read_json(folder / CALIBRATION_FILE, f"delete it and {AGAIN}")
+    with naming(folder / CALIBRATION_FILE, f"delete it and {AGAIN}"):
+        calibration = Calibration.from_json(saved)
+        categories = saved.get("categories", {}).items()
+        own = {name: Calibration.from_json(each) for name, each in categories}
     num_steps, state = read_weights(folder / WEIGHTS_FILE)
-    try:
+    with naming(folder / CONFIG_FILE, "train into another folder"):
         about = {**config["detector"], "num_steps": num_steps}
-        height, width = about["image_size"]
-        detector = METHODS[config["method"]](about, state)
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / CONFIG_FILE}: damaged (field {error}); train into another folder"
-        ) from error
+        height, width = map(index, about["image_size"])
+        detector = rebuild(about, state)
     detector.to(device).eval()
     return TrainedDetector(detector, config, num_steps, (height, width), calibration, own)
+
+
+@contextmanager
+def naming(path: Path, cure: str) -> Iterator[None]:
+    """Say of which file it is that its content cannot be understood, in a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:  # odd values raise anything, anywhere
+        if is_out_of_memory(error):
+            raise
+        reason = f"field {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise UserError(f"{path}: damaged ({reason}); {cure}") from error
 
 
 def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
@@ -107,7 +122,6 @@ def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
 
     Raises UserError for a file that is missing, cannot be read or is damaged.
     """
-    cure = "run its `detect train` command again"
     try:
         with path.open("rb"):  # safetensors calls a file without rights missing, too
             pass
@@ -115,9 +129,9 @@ def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return int(file.metadata()["num_steps"]), state
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; {cure}") from None
+        raise UserError(f"{path}: missing; {AGAIN}") from None
     except OSError as error:
         raise UserError(read_fault(path, error)) from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged ({reason}); delete it and {cure}") from error
+        raise UserError(f"{path}: damaged ({reason}); delete it and {AGAIN}") from error

@@ -6,7 +6,7 @@ from rights import ordinary_rights
 from safetensors.torch import load_file, save_file
 
 from detect.calibration import calibrate
-from detect.checkpoint import load_detector, save_detector
+from detect.checkpoint import METHODS, load_detector, save_detector
 from detect.realnet import RealNet, RealNetConfig
 from synth.errors import UserError
 from synth.features import BackboneConfig, build_backbone
@@ -96,20 +96,20 @@ def other_kind(folder):
     write_json(folder / "config.json", {"train": {"unet": {}}})
 
 
-def drop_field(folder):
-    config = json.loads((folder / "config.json").read_text())
-    del config["detector"]
-    write_json(folder / "config.json", config)
+def spoil(name, *fields, value=None):
+    """A fault: another value in a JSON file, or none at all."""
 
+    def fault(folder):
+        content = json.loads((folder / name).read_text())
+        place = content
+        for field in fields[:-1]:
+            place = place[field]
+        place.pop(fields[-1], None)
+        if value is not None:
+            place[fields[-1]] = value
+        write_json(folder / name, content)
 
-def drop_detector_field(folder):
-    config = json.loads((folder / "config.json").read_text())
-    del config["detector"]["num_max"]
-    write_json(folder / "config.json", config)
-
-
-def break_calibration(folder):
-    write_json(folder / "calibration.json", {"scores": []})
+    return fault
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,21 @@ def break_calibration(folder):
         (drop_steps, r"model\.safetensors: damaged"),
         (break_json, r"config\.json: damaged"),
         (other_kind, "not a detector"),
-        (drop_field, r"config\.json: damaged"),
-        (drop_detector_field, "num_max"),
-        (break_calibration, "calibration"),
+        (spoil("config.json", "method", value=["realnet"]), "not a detector"),
+        (spoil("config.json", "detector"), r"config\.json: damaged \(field 'detector'\)"),
+        (spoil("config.json", "detector", value=[]), r"config\.json: damaged"),
+        (spoil("config.json", "detector", "num_max"), r"config\.json: .*num_max"),
+        (spoil("config.json", "detector", "image_size", value=[32]), r"config\.json: damaged"),
+        (spoil("config.json", "detector", "image_size", value=3), r"config\.json: damaged"),
+        (spoil("config.json", "detector", "image_size", value=[32.0, 32.0]), r"\.json: damaged"),
+        (spoil("config.json", "detector", "multipliers", value=[]), r"config\.json: damaged"),
+        (spoil("config.json", "detector", "head_widths", value=[-8, 8, 4, 4]), r"\.json: damaged"),
+        (spoil("config.json", "detector", "odd", value=1), r"config\.json: .*unknown fields"),
+        (spoil("calibration.json", "scores", value=[]), r"calibration\.json: scores: got none"),
+        (spoil("calibration.json", "scores", value=["x"]), r"calibration\.json: damaged"),
+        (spoil("calibration.json", "scores", value=[None]), r"calibration\.json: damaged"),
+        (spoil("calibration.json", "categories", value=[1]), r"calibration\.json: damaged"),
+        (spoil("calibration.json", "categories", value={"a": 1}), r"calibration\.json: damaged"),
     ],
 )
 def test_damage_is_told_in_one_line(saved, fault, reason):
@@ -137,6 +149,15 @@ def test_weights_without_rights_are_not_called_damaged(saved):
     (saved[0] / "model.safetensors").chmod(0)
     words = r"model\.safetensors: cannot be read \(Permission denied\); check the file"
     with ordinary_rights(), pytest.raises(UserError, match=words):
+        load_detector(saved[0], CPU)
+
+
+def test_too_little_memory_is_no_damage(saved, monkeypatch):
+    def full(config, state):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setitem(METHODS, "realnet", full)
+    with pytest.raises(RuntimeError, match="can't allocate"):
         load_detector(saved[0], CPU)
 
 

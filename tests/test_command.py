@@ -5,6 +5,7 @@ import warnings
 from typing import get_args
 
 import pytest
+from rights import ordinary_rights
 
 from synth.command import (
     DATASET_NAMES,
@@ -143,6 +144,20 @@ def test_what_was_said_is_not_said_again(monkeypatch, capsys):
             assert run(monkeypatch, command) == 0
             lines = capsys.readouterr().err.splitlines()
             assert lines == [f"warning: {x}" for x in ("a: copies", "b: copies", "a.png: dark")]
+
+
+def test_paths_out_of_reach_are_one_line(monkeypatch, capsys, tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    for path, words in (
+        (tmp_path / "closed/a.png", "Permission denied"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ):
+        with ordinary_rights():
+            assert run(monkeypatch, lambda num, path=path: path.is_dir()) == 2
+        line = f"tool: {path}: {words}; check the path and its rights\n"
+        assert capsys.readouterr().err == line
+    with pytest.raises(FileNotFoundError):  # our own fault
+        run(monkeypatch, lambda num: (tmp_path / "none").read_text())
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), ValueError("odd"), ZeroDivisionError()])
