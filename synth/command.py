@@ -4,7 +4,6 @@ Nothing here imports torch, so that `--help` comes at once; commands import thei
 """
 
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from synth.data.catalog import Category, open_category
 from synth.data.catalog import categories as category_names
 from synth.errors import DataWarning, ImageWarning, SharedError, UserError
-from synth.memory import is_out_of_memory, steady_malloc
+from synth.memory import steady_malloc
 from synth.progress import Update
 
 OF_PRESET = "(default: the preset's)"
@@ -60,10 +59,10 @@ class DataOptions:
     ] = None
     """Category below the root."""
 
-    def open_all(self) -> list[Category]:
-        """List the images of every category.
+    def open_all(self, out: Path) -> list[Category]:
+        """List the images of every category, for results in `out`.
 
-        Raises UserError where one is named, and for less than two.
+        Raises UserError where one is named, for less than two, and as `open_category`.
         """
         if self.category is not None:
             raise UserError("--category: not used with --multi-class, which takes all categories")
@@ -74,11 +73,14 @@ class DataOptions:
                 "folder of two or more, each with its normal images in train/good, train or good, "
                 "or leave --multi-class out"
             )
-        return [open_category(self.dataset, self.root, name, progress_bar) for name in names]
+        return [open_category(self.dataset, self.root, name, progress_bar, out) for name in names]
 
-    def open(self) -> Category:
-        """List the images; none is opened. Raises UserError as `open_category`."""
-        return open_category(self.dataset, self.root, self.category, progress_bar)
+    def open(self, out: Path) -> Category:
+        """List the images, for results in `out`; none is opened.
+
+        Raises UserError as `open_category`.
+        """
+        return open_category(self.dataset, self.root, self.category, progress_bar, out)
 
 
 # Checks of options
@@ -197,12 +199,11 @@ def refuse(line: str) -> None:
 
 # Running
 
-REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS})
-"""What the system answers to a path that the user may not reach: never our own fault."""
-
 LAUNCHER_SECONDS = 5.0
 """After these a launcher has noticed that the first process ended, if it did."""
 
+NO_MEMORY = ("out of memory", "can't allocate memory")
+"""What torch says on a device and on a processor; it must not be imported for its error's type."""
 OUT_OF_MEMORY = {
     ("synth", "train"): "raise --accumulate, give --gradient-checkpointing, or lower --size",
     ("synth", "generate"): "lower --batch-size",
@@ -246,13 +247,8 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
     except BrokenPipeError:  # of `| head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except OSError as error:
-        if error.errno not in REFUSALS or error.filename is None:
-            raise
-        refuse(f"{name}: {error.filename}: {error.strerror}; check the path and its rights")
-        return 2
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+        if isinstance(error, RuntimeError) and not any(w in str(error) for w in NO_MEMORY):
             raise
         advice = OUT_OF_MEMORY.get((name, sys.argv[1]), "lower --batch-size or --size")
         refuse(f"{name}: out of memory; {advice}")

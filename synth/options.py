@@ -1,6 +1,7 @@
 """Options of `synth train`, and the configuration that follows from them."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -118,8 +119,8 @@ class TrainOptions:
             tracker=self.tracker,
         )
 
-    def open(self, data: DataOptions) -> list[Category]:
-        """List the images of the category, or of all that a conditional model is for.
+    def open(self, data: DataOptions, out: Path) -> list[Category]:
+        """List the images of the category, or of all that a conditional model in `out` is for.
 
         Raises UserError as `open_category`, and for choices that contradict each other.
         """
@@ -129,7 +130,7 @@ class TrainOptions:
                     "--categories: one model for several categories is made with --conditional; "
                     "give that too, or a single --category"
                 )
-            return [data.open()]
+            return [data.open(out)]
         if data.category is not None:
             raise UserError(
                 f"--category: got {data.category}, but --conditional trains over several; "
@@ -141,4 +142,4 @@ class TrainOptions:
                 f"--conditional: got the categories {', '.join(names) or 'none'}; needs two or "
                 "more, each once: name others, or leave --conditional out"
             )
-        return [open_category(data.dataset, data.root, name, progress_bar) for name in names]
+        return [open_category(data.dataset, data.root, name, progress_bar, out) for name in names]

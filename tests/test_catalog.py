@@ -305,3 +305,37 @@ def test_anomaly_images_are_not_taken_for_normal_ones(tmp_path: Path, place: str
     (tmp_path / place).write_text("{}")
     with pytest.raises(UserError, match="an SIA folder, whose images show anomalies"):
         open_category("folder", tmp_path)
+
+
+# Where results may go
+
+
+@pytest.mark.parametrize(
+    ("dataset", "files", "inside", "outside"),
+    [
+        ("folder", ("a.png", "b.png"), ("", "runs/model"), ("../runs",)),
+        ("folder", ("x/a.png", "x/y/b.png"), ("runs",), ("../runs",)),
+        ("folder", ("train/a.png", "test/dent/b.png"), ("train/out", "test/out"), ("runs", "")),
+        ("folder", ("good/a.png", "good/b.png"), ("good/out", "runs"), ("../runs",)),
+        ("folder", ("lid/good/a.png", "cap/train/b.png"), ("cap/train/out",), ("runs", "lid")),
+        ("mvtec", MVTEC, ("bottle/test/out",), ("runs", "")),
+    ],
+)
+def test_results_do_not_go_where_images_are_read(
+    tmp_path: Path, dataset: str, files: tuple[str, ...], inside: tuple, outside: tuple
+) -> None:
+    root = tree(tmp_path / "parts", *files)
+    category = categories(dataset, root)[0]
+    for place in inside:
+        with pytest.raises(UserError, match=r"--out: .* lies in .*; give a folder outside"):
+            open_category(dataset, root, category, out=root / place)
+    for place in outside:
+        assert open_category(dataset, root, category, out=root / place).train
+
+
+def test_results_in_the_current_folder_are_not_among_its_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree(tmp_path / "screws", "a.png"))
+    with pytest.raises(UserError, match=r"--out: runs/model lies in \., whose images are read"):
+        open_category("folder", Path(), out=Path("runs/model"))

@@ -288,6 +288,23 @@ def test_data_that_is_not_there(run, tmp_path):
     assert "--root" in run.refused("synth", "train", "--out", out)
 
 
+def test_results_among_the_images_that_are_read(run, product, model, sia, tmp_path, monkeypatch):
+    photos = Path(shutil.copytree(product / "train/good", tmp_path / "photos"))
+    monkeypatch.chdir(photos)
+    data = ("--root", ".", "--out", "runs/x")
+    for words in (
+        ("train", *TINY, *data),
+        ("blend", "--sia", sia, *data),
+        ("baseline", "--method", "noise", *data),
+        ("inspect", "--foreground", *data),
+        ("export", sia, "--layout", "folder", *data),
+        ("generate", "--model", model, "--pair", 0.5, *data),
+        ("import-textures", ".", "--out", "runs/x"),
+    ):
+        assert "--out: runs/x lies in ., whose images are read" in run.refused("synth", *words)
+    assert len(list(photos.rglob("*.png"))) == 10
+
+
 def test_out_that_is_a_file(run, product, model, tmp_path):
     (tmp_path / "file").write_text("kept")
     for words in (

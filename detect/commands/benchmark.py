@@ -65,7 +65,7 @@ def benchmark(
     parts = parse_parts(source, {"sia": sia, "textures": textures})
     entries = grid.method_entries(methods, training, parts)
     names = names_below(dataset, root) if categories == ("all",) else dict.fromkeys(categories)
-    opened = [open_category(dataset, root, name, progress_bar) for name in names]
+    opened = [open_category(dataset, root, name, progress_bar, out) for name in names]
     plan = grid.benchmark(opened, entries, seeds, out)
     if dry_run:
         say(preview(plan))

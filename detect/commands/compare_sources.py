@@ -49,7 +49,7 @@ def compare_sources(
 
     check_grid(training, seeds)
     entries = source_entries(sources, training)
-    plan = comparison(data.open(), entries, seeds, out)
+    plan = comparison(data.open(out), entries, seeds, out)
     if dry_run:
         say(preview(plan))
         return

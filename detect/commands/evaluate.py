@@ -57,7 +57,7 @@ def evaluate(
         raise UserError("--model: none given; name a folder that `detect train` made")
     require_positive(batch_size=batch_size)
     require_share(false_reject_rate=false_reject_rate)
-    categories = data.open_all() if multi_class else [data.open()]
+    categories = data.open_all(out) if multi_class else [data.open(out)]
     require_output(out)
     from detect.evaluation.protocol import table
     from detect.evaluation.run import averages, check_detectors, report_on, write_averages

@@ -41,7 +41,7 @@ def select(
     """
     training = TrainOptions(**{f.name: getattr(channels, f.name) for f in fields(channels)})
     training.check()
-    category = data.open()
+    category = data.open(out)
     require_output(out)
     from detect.realnet.channels import (
         by_layer,

@@ -44,7 +44,7 @@ def train(
 
     """
     training.check()
-    categories = data.open_all() if multi_class else [data.open()]
+    categories = data.open_all(out) if multi_class else [data.open(out)]
     from detect.evaluation.testset import open_test_set, require_both_labels
 
     for category in categories if watch_test else ():

@@ -42,7 +42,7 @@ def baseline(
     require_positive(num=num)
     require_not_negative(seed=seed)
     require_size(size)
-    category = data.open()
+    category = data.open(out)
     require_output(out)
     from synth.data.baselines import write_baseline
     from synth.data.normals import load_normals

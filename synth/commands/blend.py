@@ -46,7 +46,7 @@ def blend(
     require_not_negative(seed=seed)
     require_size(size)
     share, num_shares = parse_shard(shard)
-    category = data.open()
+    category = data.open(out)
     require_output(out)
     from synth.data.normals import load_normals
     from synth.sia.blended import blend_sia

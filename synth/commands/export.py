@@ -27,7 +27,7 @@ def export(folder: Folder, /, data: DataOptions, *, layout: LAYOUT_NAMES, out: F
         raise UserError(
             "--dataset, --root, --category: the layout dtd has no normal images; leave them out"
         )
-    category = None if layout == "dtd" else data.open()
+    category = None if layout == "dtd" else data.open(out)
     from synth.sia.export import export_sia, image_size, open_for_export, other_normals
 
     sia = open_for_export(folder, layout)

@@ -149,7 +149,7 @@ def generate(
             quality = open_quality_range(model, diffusion, name, min_quality, max_quality)
         pairing = None
         if pairs.pair is not None:
-            pairing = open_pairing(pairs, pairs.pair, diffusion, name, config)
+            pairing = open_pairing(pairs, pairs.pair, diffusion, name, config, out)
         with progress_bar(f"generating {name}", "image") as update:
             written = generate_sia(
                 network,
@@ -181,7 +181,7 @@ def again(model: Path, folder: Path, index: int, out: Path, pairs: PairOptions) 
     if "pair" in sia.config:
         config = SdasConfig(num_steps=sia.config["num_steps"], seed=sia.config["seed"])
         recorded = sia.config["pair"]
-        pairing = open_pairing(pairs, recorded["depth"], diffusion, sia.category, config)
+        pairing = open_pairing(pairs, recorded["depth"], diffusion, sia.category, config, out)
         rule = ForegroundRule.from_dict(recorded["foreground"])
         pairing = pairing._replace(foreground=rule)
     remade = remake_image(diffusion, sia, index, out, pairing)
@@ -189,15 +189,20 @@ def again(model: Path, folder: Path, index: int, out: Path, pairs: PairOptions) 
 
 
 def open_pairing(
-    pairs: PairOptions, depth: float, model: "DiffusionModel", category: str, config: SdasConfig
+    pairs: PairOptions,
+    depth: float,
+    model: "DiffusionModel",
+    category: str,
+    config: SdasConfig,
+    out: Path,
 ) -> "Pairing":
-    """Load the normal images of a category."""
+    """Load the normal images of a category. Raises UserError as `open_category`."""
     from synth.data.catalog import open_category
     from synth.data.normals import load_normals
     from synth.diffusion.pair import make_pairing
 
     dataset = pairs.dataset or model.config["dataset"]
-    listed = open_category(dataset, pairs.root, category, progress_bar)
+    listed = open_category(dataset, pairs.root, category, progress_bar, out)
     normals = load_normals(listed, model.image_size, progress_bar)
     rule = normals.foreground_rule(pairs.foreground)
     about = (normals, depth, config.seed, config.num_steps, rule)

@@ -72,7 +72,7 @@ def inspect(
         raise UserError(f"--strengths: got {got}, must be 0 or more")
     if model is None and folder is None and not foreground:
         raise UserError("nothing to look at; give --model, --folder or --foreground, or several")
-    category = data.open()
+    category = data.open(out)
     require_output(out)
     from synth.quality.inspect_data import Sampling
     from synth.quality.run import look_at_foreground, look_at_images, write_parts

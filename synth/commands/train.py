@@ -24,7 +24,7 @@ def train(data: DataOptions, training: TrainOptions, *, out: Folder) -> None:
     """
     training.require_in_range()
     config = None if training.init_from else training.config()
-    chosen = training.open(data)
+    chosen = training.open(data, out)
     require_output(out)
     from synth.diffusion.init_from import load_source
     from synth.diffusion.run import sheet_path, train_model

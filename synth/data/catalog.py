@@ -4,9 +4,10 @@ Listing opens no image; `synth.images.require_images` checks the files before lo
 """
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
-from synth.data.layouts import READERS
+from synth.data.layouts import READERS, folders_read
 from synth.data.records import Category, Reader, Record
 from synth.errors import UserError
 from synth.progress import Bars, no_bars
@@ -21,16 +22,21 @@ def categories(dataset: str, root: Path | None) -> list[str]:
 
 
 def open_category(
-    dataset: str, root: Path | None, category: str | None = None, bars: Bars = no_bars
+    dataset: str,
+    root: Path | None,
+    category: str | None = None,
+    bars: Bars = no_bars,
+    out: Path | None = None,
 ) -> Category:
     """List the images of one category.
 
     `dataset` is a key of READERS; `root` may be None for "textures" only; `category` may be None
     where there is only one. For "folder" with a single product, `category` is a name of your choice
     (default: the folder's). "textures" and "hub" are written to a cache folder first, which `bars`
-    tell of. Raises UserError for an unknown dataset, a missing root or category, no training
-    images, a missing mask ("folder" may have no masks at all for a defect), and images or folders
-    in places where the layout has no meaning for them.
+    tell of. out: where results will go. Raises UserError for an unknown dataset, a missing root or
+    category, no training images, a missing mask ("folder" may have no masks at all for a defect),
+    images or folders in places where the layout has no meaning for them, and for an `out` whose
+    pictures would be taken for images of the category the next time.
     """
     reader = _reader(dataset)
     root = reader.find_root(root)
@@ -48,7 +54,20 @@ def open_category(
         )
     name = names[0] if category is None else category
     root = reader.prepare(root, name, bars)
-    return Category(dataset, name, tuple(reader.records(root, name)))
+    records = reader.records(root, name)
+    if out is not None:
+        require_outside(out, folders_read(dataset, root, records))
+    return Category(dataset, name, tuple(records))
+
+
+def require_outside(out: Path, folders: Iterable[Path]) -> None:
+    """Raise UserError where `out` lies in one of the folders, whose images are read."""
+    for folder in folders:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--out: {out} lies in {folder}, whose images are read: its own pictures would be "
+                "taken for some of them; give a folder outside"
+            )
 
 
 def held_out(

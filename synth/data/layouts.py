@@ -43,6 +43,13 @@ def _folder_records(root: Path, name: str) -> list[Record]:
     return train + list_test(folder, _optional_mask)
 
 
+def folders_read(dataset: str, root: Path, records: list[Record]) -> set[Path]:
+    """The folders in which a new image would join the records: those in `root`, or all of it."""
+    tops = {root / record.path.relative_to(root).parts[0] for record in records}
+    loose = not any(map(_has_split, (root, *tops)))
+    return {root} if dataset == "folder" and (loose or root / GOOD in tops) else tops
+
+
 def _has_split(folder: Path) -> bool:
     return (folder / "train").is_dir() or (folder / GOOD).is_dir()
 
