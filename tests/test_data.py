@@ -1,11 +1,14 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
 from products import SIZE, draw_noise, normal_image
 
-from detect.training.data import BlendedDataset, batches
+from detect.training.data import BlendedDataset, batches, shuffled
 from synth.data.foreground import EVERYTHING, ForegroundRule
 from synth.errors import UserError
+from synth.seeding import derive_seed
 
 NORMALS = np.stack([normal_image(n) for n in range(5)])
 CPU = torch.device("cpu")
@@ -33,6 +36,31 @@ def test_workers_and_restarts_leave_batches_as_they_are(num_workers):
     whole = [as_bytes(b) for b in batches(dataset(), 4, 0, 6, CPU)]
     again = [as_bytes(b) for b in batches(dataset(), 4, 2, 6, CPU, num_workers=num_workers)]
     assert again == whole[2:]
+
+
+def test_samples_are_those_that_were_always_drawn():
+    """Trainings go on after an update, and seeds keep their meaning."""
+    data = dataset(seed=3)
+    shown = [data[n].number for n in range(15)]
+    wanted = [np.random.default_rng(derive_seed(3, 0, e)).permutation(5) for e in range(3)]
+    assert shown == np.concatenate(wanted).tolist()
+
+
+def test_the_schedule_of_a_training_is_not_built_up_front():
+    tracemalloc.start()
+    try:
+        next(batches(dataset(), 4, 0, 10**5, CPU))
+        assert tracemalloc.get_traced_memory()[1] < 2**22  # a list of it: 20 MiB
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_epoch_is_shuffled_once():
+    shuffled.cache_clear()
+    data = dataset(seed=4)
+    for n in range(23):
+        data[n]
+    assert shuffled.cache_info().misses == 5
 
 
 def test_processes_share_a_batch_without_overlap():

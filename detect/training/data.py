@@ -4,6 +4,7 @@ Sample n depends on (seed, n) alone: not on workers, batches, processes or a res
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -115,9 +116,14 @@ class JoinedDataset(Dataset[Sample]):
 def drawn(seed: int, number: int, num_images: int) -> tuple[int, np.random.Generator]:
     """Which image sample `number` is of, and what its anomaly is drawn with."""
     epoch, place = divmod(number, num_images)
-    shuffle = np.random.default_rng(derive_seed(seed, 0, epoch))
-    n = int(shuffle.permutation(num_images)[place])
+    n = int(shuffled(seed, epoch, num_images)[place])
     return n, np.random.default_rng(derive_seed(seed, 1, number))
+
+
+@lru_cache(maxsize=2)
+def shuffled(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
+    """The images of an epoch in their order: int64 [num_images]; a batch may lie in two epochs."""
+    return np.random.default_rng(derive_seed(seed, 0, epoch)).permutation(num_images)
 
 
 def to_chw(image: NDArray[np.uint8]) -> Tensor:
@@ -141,20 +147,16 @@ def batches(
     Batch b holds samples b * batch_size onwards; process r of n takes every n-th of them. Raises
     what a sample raises, also from within a worker.
     """
-    shares = [
+    shares = (
         list(range(b * batch_size + process, (b + 1) * batch_size, num_processes))
         for b in range(first, last)
-    ]
-    loader = DataLoader(
-        dataset,
-        batch_sampler=shares,
-        num_workers=num_workers,
-        pin_memory=device.type == "cuda",
     )
+    pinned = device.type == "cuda"
+    loader = DataLoader(dataset, batch_sampler=shares, num_workers=num_workers, pin_memory=pinned)
     try:
         for image, normal, mask, number in loader:
-            A, I = to_unit(image.to(device)), to_unit(normal.to(device))  # noqa: E741
-            yield Batch(A, I, mask.to(device), number)
+            image, normal, mask = (x.to(device, non_blocking=pinned) for x in (image, normal, mask))
+            yield Batch(to_unit(image), to_unit(normal), mask, number)
     except UserError as error:  # a worker's comes wrapped in its traceback
         line = str(error).splitlines()[-1]
         raise UserError(line.removeprefix("synth.errors.UserError: ")) from None
