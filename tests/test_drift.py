@@ -198,3 +198,14 @@ def test_mistakes_are_2(run, model, tmp_path):
     assert "1 of 1 images cannot be read" in refused("bad")
     assert "got a video" in refused("v.mp4")
     assert "no such file or folder" in refused("no")
+
+
+def test_the_figure_is_no_recent_image(run, model, tmp_path):
+    images = tmp_path / "in"
+    write_png(images / "a.png", normal_image(0))
+    words = ("--model", model, "--out", images / "drift")
+    assert f"drift lies in {images}" in run.refused("detect", "drift", images, *words)
+    for _ in range(2):
+        assert run("detect", "drift", f"{images}/**/*.png", *words).code == 0
+        told = json.loads((images / "drift/drift.json").read_text())
+        assert [Path(row["file"]).name for row in told["recent"]] == ["a.png"]
