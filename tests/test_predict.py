@@ -171,6 +171,26 @@ def test_odd_names(run, model, tmp_path):
     assert {os.path.basename(os.fsencode(row["file"])) for row in table(out)} == set(names)
     assert all((out / row["overlay"]).exists() for row in table(out))
     assert short("✓" * 99) == "✓" * 33
+    assert short('a\nb|c:"d"\x7f') == "a_b_c__d__"
+
+
+def test_pictures_of_others_stay(run, model, photos, tmp_path):
+    """All of them in a folder that is used for the first time, later those of other names."""
+    out = tmp_path / "out"
+    first = ["overlays/7_report.png", "masks/000099_mine.png", "overlays/0000123_x.png"]
+    for name in first:
+        write_png(out / name, normal_image(0))
+    assert run(*words(model, out, photos)).code == 0
+    assert all((out / name).exists() for name in first)
+    later = ["overlays/2024_07_line.png", "masks/99_.png", "masks/note.txt", "masks/.2024_x.png"]
+    for name in later:
+        (out / name).write_bytes(b"mine")
+    own = [out / "masks/000999_a.png", out / "overlays/.000003_a.png.0123abcd.partial"]
+    for path in own:
+        path.write_bytes(b"")
+    assert run(*words(model, out, photos)).code == 0
+    assert all((out / name).exists() for name in [*first[::2], *later])
+    assert not any(path.exists() for path in own)
 
 
 def test_rows_are_written_before_further_images_are_read(model, photos, tmp_path):
@@ -252,6 +272,21 @@ def test_mistakes_in_what_is_scored(run, model, photos, tmp_path, monkeypatch):
     assert not (tmp_path / "out/scores.csv").exists()
     line = run.refused(*words(model, photos / "out", photos))
     assert f"--out: {photos / 'out'} lies in {photos}" in line
+
+
+def test_a_pattern_passes_over_the_commands_own_pictures(run, model, photos, tmp_path, monkeypatch):
+    out = photos / "out"
+    for _ in range(3):
+        assert run(*words(model, out, f"{photos}/**/*.png")).code == 0
+        assert len(log(out)) == 9
+    line = run.refused(*words(model, out, f"{out}/**/*.png"))
+    assert f"--out: {out} is where pictures are written" in line
+    picture = next((out / "overlays").iterdir())
+    assert f"{picture} names images in it" in run.refused(*words(model, out, picture))
+    for listed in (picture, photos):
+        stdin = SimpleNamespace(buffer=io.BytesIO(os.fsencode(listed)))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        assert f"--out: {out}" in run.refused(*words(model, out, "-"))
 
 
 # Going on

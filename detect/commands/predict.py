@@ -122,6 +122,7 @@ def predict(
     )
     config = run.description(model, predictor, held, every, pictures, precision)
     with sole_user(out):
+        is_own = (out / run.CONFIG_FILE).exists()
         if not claim_folder(out, config, run.CONFIG_FILE, out / LOG_FILE):
             (out / run.NORMALS_FILE).unlink(missing_ok=True)  # of other normal images
         log = ScoreLog(out, with_frames=any(map(is_video, paths)))
@@ -131,7 +132,8 @@ def predict(
         if predictor.calibration.note:
             warn(predictor.calibration.note)
         say(predictor.calibration.promise)
-        remove_pictures_from(out, log.next_number)
+        if is_own:
+            remove_pictures_from(out, log.next_number)
         faults: list[str] = []
         with log:
             work = run.Run(predictor, log, out, pictures)

@@ -1,5 +1,6 @@
 """Pictures of a prediction: the image with its anomaly map on it, and the mask."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -14,6 +15,12 @@ from synth.images import write_png
 PictureChoice = Literal["all", "anomalous", "none"]
 OVERLAYS, MASKS = "overlays", "masks"
 MAX_STEM_BYTES = 100
+OWN_NAME = re.compile(
+    r"\.?(?P<number>\d{6}|[1-9]\d{6,})_.*\.png(?P<partial>\.[0-9a-f]{8}\.partial)?"
+)
+"""Of pictures, and of what a killed run left of one."""
+AWKWARD = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]')
+"""Characters that some system, or a list of names in lines, cannot have in a name."""
 
 WANTED: dict[PictureChoice, Callable[[Prediction], bool]] = {
     "all": lambda prediction: True,
@@ -56,13 +63,13 @@ def write_pictures(
 
 def remove_pictures_from(folder: Path, number: int) -> None:
     """Remove pictures of this number and above, of images that a killed run left without a row."""
-    for name in (OVERLAYS, MASKS):
-        for path in (folder / name).glob("*.png*"):
-            digits = path.name.lstrip(".").split("_")[0]
-            if digits.isdecimal() and (int(digits) >= number or path.suffix != ".png"):
-                path.unlink(missing_ok=True)
+    for path in (path for name in (OVERLAYS, MASKS) for path in (folder / name).glob("*")):
+        own = OWN_NAME.fullmatch(path.name)
+        if own and (own["partial"] or int(own["number"]) >= number):
+            path.unlink(missing_ok=True)
 
 
 def short(stem: str) -> str:
-    """As much of a file's name as fits into another, in valid UTF-8."""
-    return stem.encode("utf-8", "ignore")[:MAX_STEM_BYTES].decode("utf-8", "ignore")
+    """As much of a file's name as fits into another, in valid UTF-8, without AWKWARD characters."""
+    name = AWKWARD.sub("_", stem).encode("utf-8", "ignore")
+    return name[:MAX_STEM_BYTES].decode("utf-8", "ignore")
