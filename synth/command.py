@@ -4,6 +4,7 @@ Nothing here imports torch, so that `--help` comes at once; commands import thei
 """
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from synth.data.catalog import Category, open_category
 from synth.data.catalog import categories as category_names
 from synth.errors import DataWarning, ImageWarning, SharedError, UserError
-from synth.memory import steady_malloc
+from synth.memory import is_out_of_memory, steady_malloc
 from synth.progress import Update
 
 OF_PRESET = "(default: the preset's)"
@@ -199,17 +200,25 @@ def refuse(line: str) -> None:
 
 # Running
 
+REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS})
+"""What the system answers to a path that the user may not reach: never our own fault."""
+
 LAUNCHER_SECONDS = 5.0
 """After these a launcher has noticed that the first process ended, if it did."""
 
-NO_MEMORY = ("out of memory", "can't allocate memory")
-"""What torch says on a device and on a processor; it must not be imported for its error's type."""
 OUT_OF_MEMORY = {
     ("synth", "train"): "raise --accumulate, give --gradient-checkpointing, or lower --size",
     ("synth", "generate"): "lower --batch-size",
     ("detect", "train"): "lower --batch-size or --size, or give a smaller --preset",
+    **{("synth", each): "lower --size" for each in ("blend", "baseline", "import-textures")},
+    **{("detect", each): "lower --batch-size" for each in ("evaluate", "predict", "drift")},
+    **{
+        ("detect", each): "lower --batch-size or --size"
+        for each in ("select", "compare-sources", "benchmark")
+    },
 }
-"""Advice for commands whose options for it are not --batch-size and --size."""
+"""Advice for the commands with options for it."""
+MORE_MEMORY = "end other programs, or run it where there is more memory"
 
 
 def run_command(name: str, description: str, commands: Mapping[str, Callable[..., Any]]) -> int:
@@ -247,10 +256,15 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
     except BrokenPipeError:  # of `| head`, which has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not any(w in str(error) for w in NO_MEMORY):
+    except OSError as error:
+        if error.errno not in REFUSALS or error.filename is None:
             raise
-        advice = OUT_OF_MEMORY.get((name, sys.argv[1]), "lower --batch-size or --size")
+        refuse(f"{name}: {error.filename}: {error.strerror}; check the path and its rights")
+        return 2
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        advice = OUT_OF_MEMORY.get((name, sys.argv[1]), MORE_MEMORY)
         refuse(f"{name}: out of memory; {advice}")
         return 2
     return 0
