@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from torch import nn
 
 from detect.calibration import calibrate
 from detect.checkpoint import TrainedDetector, load_detector, save_detector
+from detect.detector import Detector, Scores
 from detect.exporting import formats, graph
 from detect.exporting import run as exporting
 from detect.exporting.formats import FORMATS
@@ -224,6 +226,38 @@ def test_a_model_that_disagrees_with_torch_is_not_left_behind(
     assert (tmp_path / "d.pt2").read_bytes() == good
 
 
+class Unexportable(Detector):
+    """Its graph depends on the values of pixels."""
+
+    def forward(self, images: torch.Tensor) -> Scores:
+        maps = images.mean(dim=1)
+        return Scores(maps.amax(dim=(1, 2)) if images.max() > 0.5 else maps.sum(dim=(1, 2)), maps)
+
+
+def test_a_network_that_the_exporter_refuses_is_one_line(
+    trained: TrainedDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "record", graph.record)
+    with pytest.raises(UserError) as caught:
+        exporting.export_detector(trained._replace(detector=Unexportable()), tmp_path, "onnx")
+    line = str(caught.value)
+    assert line.startswith("--format onnx: a detector with resnet10t cannot be written in it (")
+    assert line.endswith("; try --format openvino or pt2")
+    assert "\n" not in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_memory_is_not_the_exporters_refusal(
+    trained: TrainedDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr(exporting, "record", full)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        exporting.export_detector(trained, tmp_path, "onnx")
+
+
 @pytest.mark.parametrize("numbers", [(np.nan, 0.0), (0.0, np.nan), (2e-3, 0.0), (0.0, np.inf)])
 def test_what_is_no_number_is_no_parity(numbers: tuple[float, float]) -> None:
     parity = exporting.largest([exporting.Difference(*numbers), exporting.Difference(0, 0)])
@@ -319,6 +353,15 @@ def test_the_command_says_what_it_made(
     assert lines[0].startswith(f"{format_name}, ")
     assert "over 3 images" in lines[1]
     assert lines[-1] == f"model: {out}"
+
+
+def test_few_calibration_images_are_told(model: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    few = shutil.copytree(model, tmp_path / "few")
+    write_json(few / "calibration.json", calibrate([0.2, 0.3, 0.25], 0.05).to_json())
+    words = ("--model", few, "--out", tmp_path / "d.onnx", "--format", "onnx")
+    ended = Command(monkeypatch, capfd)("detect", "export", *words)
+    assert ended.code == 0
+    assert ended.err.startswith("warning: A false-reject rate of 0.05 needs 19 held-out normal")
 
 
 def test_the_consumer_needs_onnxruntime_and_numpy_only(onnx_file: Path, tmp_path: Path) -> None:

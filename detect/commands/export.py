@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from synth.command import Folder, OptionalFolder, say
+from synth.command import Folder, OptionalFolder, say, warn
 from synth.errors import UserError
 
 FORMAT_NAMES = Literal["onnx", "openvino", "pt2"]
@@ -40,6 +40,8 @@ def export(
     if images is not None and not files:
         raise UserError(f"--images: {images} holds no images; give a folder of PNG or JPEG files")
     trained = load_detector(model, torch.device("cpu"))
+    if trained.calibration.note:
+        warn(trained.calibration.note)
     made = export_detector(trained, out, format, files)
     height, width = trained.image_size
     say(f"{format}, {made.size_bytes / 1e6:.1f} MB, images of any size, scored at {height}x{width}")

@@ -4,7 +4,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from detect.training.data import to_chw, to_unit
 from synth.errors import UserError
 from synth.files import PARTIAL_SUFFIX, write_fault
 from synth.images import read_image, resize
+from synth.memory import is_out_of_memory
 from synth.pictures import Images
 
 TOLERANCE = 1e-3  # of scores and maps
@@ -61,8 +63,8 @@ def export_detector(
     """Write `out` (a file, or a folder for a file named detector) and check it against torch.
 
     trained: on the CPU. images: files to check with; without any, made ones. An existing file is
-    replaced by a checked one only. Raises UserError where the format's packages are missing, the
-    parity is beyond TOLERANCE, or nothing can be written.
+    replaced by a checked one only. Raises UserError where the format's packages are missing or
+    refuse the network, the parity is beyond TOLERANCE, or nothing can be written.
     """
     form = FORMATS[format_name]
     form.require()
@@ -75,14 +77,36 @@ def export_detector(
         ) as staging:
             staged = Path(staging) / path.name
             with quiet():
-                form.write(record(trained.detector, trained.image_size), staged, about(trained))
-                exported = check(form.read(staged), trained, samples)
+                with refusals_of(format_name, trained):
+                    program = record(trained.detector, trained.image_size)
+                    form.write(program, staged, about(trained))
+                    run = form.read(staged)
+                exported = check(run, trained, samples)
             require_parity(path, exported.parity)
             size = sum(file.stat().st_size for file in Path(staging).iterdir())
             take_place(form, staged, path)
     except OSError as error:
         raise UserError(write_fault(path, error)) from error
     return exported._replace(path=path, size_bytes=size)
+
+
+@contextmanager
+def refusals_of(format_name: str, trained: TrainedDetector) -> Iterator[None]:
+    """Raise UserError where an exporter or a runtime cannot do with the network."""
+    try:
+        yield
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # they raise anything
+        if is_out_of_memory(error):
+            raise
+        backbone = trained.config["detector"]["backbone"]["name"]
+        others = " or ".join(name for name in FORMATS if name != format_name)
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(
+            f"--format {format_name}: a detector with {backbone} "
+            f"cannot be written in it ({reason}); try --format {others}"
+        ) from error
 
 
 def file_path(out: Path, form: Format) -> Path:
