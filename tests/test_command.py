@@ -5,10 +5,13 @@ import warnings
 from typing import get_args
 
 import pytest
+from commands import Command
 from rights import ordinary_rights
 
 from synth.command import (
     DATASET_NAMES,
+    MORE_MEMORY,
+    OUT_OF_MEMORY,
     DataOptions,
     progress_bar,
     require_not_negative,
@@ -88,19 +91,30 @@ def test_result_of_a_command(monkeypatch):
         (
             RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
             2,
-            "tool: out of memory; lower --batch-size or --size\n",
+            f"tool: out of memory; {MORE_MEMORY}\n",
         ),
         (
             RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
             2,
-            "tool: out of memory; lower --batch-size or --size\n",
+            f"tool: out of memory; {MORE_MEMORY}\n",
         ),
-        (MemoryError(), 2, "tool: out of memory; lower --batch-size or --size\n"),
+        (MemoryError(), 2, f"tool: out of memory; {MORE_MEMORY}\n"),
     ],
 )
 def test_expected_ends_are_one_line(monkeypatch, capsys, error, code, line):
     assert run(monkeypatch, raising(error)) == code
     assert capsys.readouterr().err == line
+
+
+def test_advice_on_memory_names_options_that_are_there(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "200")
+    run = Command(monkeypatch, capsys)
+    for (name, command), advice in OUT_OF_MEMORY.items():
+        options = re.findall(r"--[a-z-]+", advice)
+        assert options
+        text = run(name, command, "--help").out
+        for option in options:
+            assert re.search(rf"{option}[ ,]", text), (name, command, option)
 
 
 def test_a_reader_that_has_enough_is_no_fault():
