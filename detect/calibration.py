@@ -121,7 +121,9 @@ class Calibration:
     def from_json(data: Mapping[str, object]) -> "Calibration":
         """Read what `to_json` wrote; UserError when fields are missing or disagree."""
         match data:
-            case {"scores": [*scores], "false_reject_rate": float(rate), "threshold": threshold}:
+            case {
+                "scores": [*scores], "false_reject_rate": float(rate), "threshold": threshold
+            } if all(isinstance(score, int | float) for score in scores):  # fmt: skip
                 calibration = calibrate(scores, rate)
             case _:
                 raise UserError(

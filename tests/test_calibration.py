@@ -94,6 +94,9 @@ def test_damaged_json_is_refused():
         Calibration.from_json(data | {"threshold": 1.5})
     with pytest.raises(UserError, match="needs scores"):
         Calibration.from_json({"threshold": 1.5})
+    for odd in ("x", None, [1.0]):
+        with pytest.raises(UserError, match="needs scores"):
+            Calibration.from_json(data | {"scores": [1.0, odd]})
     with pytest.raises(UserError, match="NaN"):
         Calibration.from_json(data | {"scores": [1.0, float("nan")]})
 

@@ -469,8 +469,30 @@ def test_other_normals_under_the_same_names_are_refused(run, model, photos, tmp_
 def test_a_damaged_record_is_named(run, model, photos, tmp_path):
     out = tmp_path / "out"
     assert run(*words(model, out, photos)).code == 0
-    (out / "scores.jsonl").write_text('{"file": "a"}\n')
-    assert "scores.jsonl: line 1 is damaged" in run.refused(*words(model, out, photos))
+    record = out / "scores.jsonl"
+    for line in (b'{"file": "a"}\n', b'{"file": "\xff"}\n', b"\xff\xfe\n", b"[1]\n"):
+        record.write_bytes(line)
+        assert "scores.jsonl: line 1 is damaged" in run.refused(*words(model, out, photos))
+    record.unlink()
+    record.mkdir()
+    assert f"{record}: cannot go on with it (Is a directory)" in run.refused(
+        *words(model, out, photos)
+    )
+
+
+def test_a_damaged_threshold_is_set_again(run, model, photos, tmp_path):
+    out = tmp_path / "out"
+    command = (*words(model, out, photos), "--normals", photos / "0")
+    assert run(*command).code == 0
+    before, threshold = tree(out), out / "normals.json"
+    for damage in (b'{"scores": [', b"{}", b"\xff", b'{"scores": [null], "threshold": 1}'):
+        threshold.write_bytes(damage)
+        line = run.refused(*command)
+        assert str(threshold) in line
+        assert "delete this one file, and the threshold is set on the normal images again" in line
+    threshold.unlink()
+    assert run(*command).code == 0
+    assert tree(out) == before
 
 
 # Videos

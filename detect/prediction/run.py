@@ -33,6 +33,7 @@ from detect.prediction.predictor import Prediction, Predictor
 from detect.prediction.video import is_video
 from detect.prediction.watch import POLL_SECONDS, Watch
 from synth.config import Precision
+from synth.errors import UserError
 from synth.files import read_json, write_json
 from synth.images import Progress
 from synth.progress import Update
@@ -107,7 +108,7 @@ def calibrated(
     """With a threshold set on normal images; it is kept in the folder for a run that goes on."""
     path = folder / NORMALS_FILE
     if path.exists():
-        return predictor.with_calibration(Calibration.from_json(read_json(path)))
+        return predictor.with_calibration(read_calibration(path))
 
     def told() -> Iterator[Path]:
         for done, normal in enumerate(normals, start=1):
@@ -117,6 +118,16 @@ def calibrated(
     predictor = predictor.calibrated_on(told())
     write_json(path, predictor.calibration.to_json())
     return predictor
+
+
+def read_calibration(path: Path) -> Calibration:
+    """What `calibrated` kept. Raises UserError where it is damaged."""
+    cure = "delete this one file, and the threshold is set on the normal images again"
+    saved = read_json(path, cure)
+    try:
+        return Calibration.from_json(saved)
+    except UserError as error:
+        raise UserError(f"{path}: damaged ({error}); {cure}") from error
 
 
 class Run(NamedTuple):
