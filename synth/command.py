@@ -58,7 +58,7 @@ class DataOptions:
     category: Annotated[
         str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: the only one)")
     ] = None
-    """Category below the root; of a folder without any, a name of your choice for its images."""
+    """Category below the root; where there is none, a name of your choice for its images."""
 
     def open_all(self, out: Path) -> list[Category]:
         """List the images of every category, for results in `out`.

@@ -17,7 +17,7 @@ from synth.command import (
     require_size,
 )
 from synth.config import PRESETS, Precision, RunConfig, Tracker, TrainConfig, UNetConfig
-from synth.data.catalog import Category, categories, open_category
+from synth.data.catalog import Category, choose_categories, open_category
 from synth.errors import UserError
 
 
@@ -136,8 +136,8 @@ class TrainOptions:
                 f"--category: got {data.category}, but --conditional trains over several; "
                 "choose them with --categories, or leave both out for all"
             )
-        names = self.categories or tuple(categories(data.dataset, data.root))
-        if len(set(names)) < max(2, len(names)):
+        names = choose_categories(data.dataset, data.root, self.categories)
+        if len(names) < 2:
             raise UserError(
                 f"--conditional: got the categories {', '.join(names) or 'none'}; needs two or "
                 "more, each once: name others, or leave --conditional out"

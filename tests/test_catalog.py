@@ -7,7 +7,13 @@ from PIL import Image
 
 from synth.data import textures
 from synth.data.archives import MTD_DEFECTS
-from synth.data.catalog import Category, categories, held_out, open_category
+from synth.data.catalog import (
+    Category,
+    categories,
+    choose_categories,
+    held_out,
+    open_category,
+)
 from synth.data.layouts import READERS
 from synth.errors import UserError
 
@@ -68,6 +74,7 @@ def test_folder_with_a_test_and_masks(tmp_path: Path, normals: str, mask: str) -
     tree(tmp_path, f"{normals}a.png", "test/good/0.png", "test/dent/0.png", truth)
     category = open_category("folder", tmp_path, "lid")
     assert category.name == "lid"
+    assert categories("folder", tmp_path) == [tmp_path.name]  # test/good makes no product of it
     assert names(category, tmp_path) == [
         (f"{normals}a.png", "train", "good", None),
         ("test/dent/0.png", "test", "dent", truth),
@@ -92,6 +99,24 @@ def test_folder_of_several_products(tmp_path: Path) -> None:
         open_category("folder", tmp_path, None)
     with pytest.raises(UserError, match=r"no 'can' in .*; there are: cap, lid"):
         open_category("folder", tmp_path, "can")
+
+
+def test_a_name_is_free_only_where_there_are_no_products(tmp_path: Path) -> None:
+    assert open_category("folder", tree(tmp_path / "lids", "a.png"), "cap").name == "cap"
+    with pytest.raises(UserError, match=r"no 'cap' in .*; there are: lid"):
+        open_category("folder", tree(tmp_path / "parts", "lid/good/a.png"), "cap")
+
+
+def test_a_selection_is_of_what_there_is(tmp_path: Path) -> None:
+    several = tree(tmp_path / "parts", "lid/good/a.png", "cap/train/b.png")
+    assert choose_categories("folder", several, ()) == ["cap", "lid"]
+    assert choose_categories("folder", several, ("lid", "lid")) == ["lid"]
+    one = tree(tmp_path / "lids", "a.png")
+    for root, there in ((several, "cap, lid"), (one, "lids")):
+        with pytest.raises(
+            UserError, match=f"--categories: no 'can' in {root}; there are: {there}"
+        ):
+            choose_categories("folder", root, ("can",))
 
 
 @pytest.mark.parametrize(
@@ -315,6 +340,7 @@ def test_anomaly_images_are_not_taken_for_normal_ones(tmp_path: Path, place: str
     [
         ("folder", ("a.png", "b.png"), ("", "runs/model"), ("../runs",)),
         ("folder", ("x/a.png", "x/y/b.png"), ("runs",), ("../runs",)),
+        ("folder", ("a.png", "test/good/b.png"), ("runs",), ("../runs",)),
         ("folder", ("train/a.png", "test/dent/b.png"), ("train/out", "test/out"), ("runs", "")),
         ("folder", ("good/a.png", "good/b.png"), ("good/out", "runs"), ("../runs",)),
         ("folder", ("lid/good/a.png", "cap/train/b.png"), ("cap/train/out",), ("runs", "lid")),

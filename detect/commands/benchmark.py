@@ -58,13 +58,12 @@ def benchmark(
     from detect.grid import commands as grid
     from detect.grid.preview import preview
     from detect.training.source_words import parse_parts
-    from synth.data.catalog import categories as names_below
-    from synth.data.catalog import open_category
+    from synth.data.catalog import choose_categories, open_category
 
     grid.check_grid(training, seeds)
     parts = parse_parts(source, {"sia": sia, "textures": textures})
     entries = grid.method_entries(methods, training, parts)
-    names = names_below(dataset, root) if categories == ("all",) else dict.fromkeys(categories)
+    names = choose_categories(dataset, root, () if categories == ("all",) else categories)
     opened = [open_category(dataset, root, name, progress_bar, out) for name in names]
     plan = grid.benchmark(opened, entries, seeds, out)
     if dry_run:

@@ -4,7 +4,7 @@ Listing opens no image; `synth.images.require_images` checks the files before lo
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from synth.data.layouts import READERS, folders_read
@@ -21,6 +21,20 @@ def categories(dataset: str, root: Path | None) -> list[str]:
     return reader.categories(reader.find_root(root))
 
 
+def choose_categories(dataset: str, root: Path | None, chosen: Sequence[str]) -> list[str]:
+    """Return those of --categories, or all where none is chosen.
+
+    Raises UserError as `open_category`, and for one that is not there.
+    """
+    names = categories(dataset, root)
+    for name in chosen:
+        if name not in names:
+            raise UserError(
+                f"--categories: no {name!r} in {root}; there are: {', '.join(names) or 'none'}"
+            )
+    return list(dict.fromkeys(chosen)) or names
+
+
 def open_category(
     dataset: str,
     root: Path | None,
@@ -31,19 +45,19 @@ def open_category(
     """List the images of one category.
 
     `dataset` is a key of READERS; `root` may be None for "textures" only; `category` may be None
-    where there is only one. For "folder" with a single product, `category` is a name of your choice
-    (default: the folder's). "textures" and "hub" are written to a cache folder first, which `bars`
-    tell of. out: where results will go. Raises UserError for an unknown dataset, a missing root or
-    category, no training images, a missing mask ("folder" may have no masks at all for a defect),
-    images or folders in places where the layout has no meaning for them, and for an `out` whose
-    pictures would be taken for images of the category the next time.
+    where there is only one. For "folder" without folders of products, `category` is a name of your
+    choice (default: the folder's). "textures" and "hub" are written to a cache folder first, which
+    `bars` tell of. out: where results will go. Raises UserError for an unknown dataset, a missing
+    root or category, no training images, a missing mask ("folder" may have no masks at all for a
+    defect), images or folders in places where the layout has no meaning for them, and for an `out`
+    whose pictures would be taken for images of the category the next time.
     """
     reader = _reader(dataset)
     root = reader.find_root(root)
     names = reader.categories(root)
     if category is None and len(names) > 1:
         raise UserError(f"category: {root} holds several; choose one of {', '.join(names)}")
-    free_name = dataset == "folder" and len(names) == 1
+    free_name = dataset == "folder" and names == [root.resolve().name]
     if category is not None and category not in names and not free_name:
         raise UserError(
             f"category: no {category!r} in {root}; there are: {', '.join(names) or 'none'}"

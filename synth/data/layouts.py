@@ -32,12 +32,12 @@ from synth.sia.format import HEADER_FILE
 def _folder_categories(root: Path) -> list[str]:
     if _has_split(root):
         return [root.resolve().name]
-    products = [folder.name for folder in subfolders(root) if _has_split(folder)]
+    products = [folder.name for folder in subfolders(root) if _is_product(folder)]
     return products or [root.resolve().name]
 
 
 def _folder_records(root: Path, name: str) -> list[Record]:
-    several = not _has_split(root) and _has_split(root / name)
+    several = not _has_split(root) and _is_product(root / name)
     folder = root / name if several else root
     train = _folder_train(folder)
     return train + list_test(folder, _optional_mask)
@@ -46,12 +46,17 @@ def _folder_records(root: Path, name: str) -> list[Record]:
 def folders_read(dataset: str, root: Path, records: list[Record]) -> set[Path]:
     """The folders in which a new image would join the records: those in `root`, or all of it."""
     tops = {root / record.path.relative_to(root).parts[0] for record in records}
-    loose = not any(map(_has_split, (root, *tops)))
+    loose = not _has_split(root) and not any(map(_is_product, tops))
     return {root} if dataset == "folder" and (loose or root / GOOD in tops) else tops
 
 
 def _has_split(folder: Path) -> bool:
     return (folder / "train").is_dir() or (folder / GOOD).is_dir()
+
+
+def _is_product(folder: Path) -> bool:
+    """Whether a folder in the root is a product of its own; test/good is no reason."""
+    return folder.name not in ("test", "ground_truth") and _has_split(folder)
 
 
 def _folder_train(folder: Path) -> list[Record]:
