@@ -24,7 +24,7 @@ def load(
     false_reject_rate: float | None = None,
     tile: bool | tuple[int, int] = False,
     overlap: float = 0.25,
-    normals: "str | Path | Iterable[Given] | None" = None,
+    normals: "Given | Iterable[Given] | None" = None,
     batch_size: int | None = None,
     precision: "Precision" = "fp32",
 ) -> "Predictor":
@@ -38,8 +38,8 @@ def load(
     `normals`. normals: normal images that training has not seen, or a folder of them, to set the
     threshold on. batch_size: None is measured. precision: "bf16" is faster; scores move (by 0.2 at
     most where it was measured), so that the threshold is best set anew with `normals`. Raises
-    UserError for a folder that is no detector; gives a DataWarning where there are too few
-    held-out images for the rate.
+    UserError for a folder that is no detector and for options that are not allowed; gives a
+    DataWarning where there are too few held-out images for the rate.
     """
     import warnings
 

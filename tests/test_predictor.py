@@ -130,11 +130,38 @@ def test_a_turned_pillow_image_is_seen_upright(detector, tmp_path):
         np.zeros((9, 9, 3), np.float32),
         np.zeros((4, 9, 3), np.uint8),
         [3],
+        None,
+        3,
+        [None],
     ],
 )
 def test_what_is_no_image_is_named(detector, image):
     with pytest.raises(UserError, match=r"images: got .*, allowed are paths, Pillow images"):
         detector.predict(image)
+
+
+def test_a_folder_is_no_image(detector, tmp_path):
+    with pytest.raises(UserError, match=r"images: got the folder .*; give the list of its images"):
+        detector.predict(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"batch_size": 0}, "batch_size: got 0, must be 1 or more"),
+        ({"batch_size": -3}, "batch_size: got -3, must be 1 or more"),
+        ({"batch_size": 2.5}, "batch_size: got 2.5, must be 1 or more"),
+        ({"precision": "fp16"}, "precision: got fp16, allowed are auto, fp32, bf16"),
+        ({"tile": 64}, r"tile: got 64, allowed are True, False and \(height, width\)"),
+        ({"tile": (64,)}, r"tile: got \(64,\), allowed are"),
+        ({"tile": ("64", 64)}, r"tile: got \('64', 64\), allowed are"),
+        ({"normals": 5}, "images: got int, allowed are paths"),
+        ({"tile": True, "normals": []}, "scores: got none"),
+    ],
+)
+def test_options_that_are_none_are_one_line(model, options, line):
+    with pytest.raises(UserError, match=line):
+        detect.load(model, **{"normals": [normal_image(0)], **options})
 
 
 def test_missing_and_damaged_files_are_named(detector, tmp_path):
@@ -187,6 +214,8 @@ def test_tiles_need_normal_images(model):
     assert detector.tiling.size == (32, 32)
     assert len(detector.calibration.scores) == 9
     assert detector.predict(normals[0]).map.shape == (40, 50)
+    stacked = detect.load(model, tile=[32, 32], normals=np.stack(normals))
+    assert stacked.calibration == detector.calibration
 
 
 class Damaged(Brightness):

@@ -13,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast, overload
+from typing import NamedTuple, cast, get_args, overload
 
 import numpy as np
 import torch
@@ -91,12 +91,10 @@ class Predictor:
         any size. A list gives a list, in its order. Raises UserError for what is no such image, and
         as `scored`.
         """
-        is_array = isinstance(images, np.ndarray) and images.ndim <= 3
-        if is_array or isinstance(images, str | Path | PillowImage):
-            return next(self.stream([cast("Given", images)]))
-        return list(self.stream(images))
+        results = list(self.stream(images))
+        return results[0] if is_one(images) else results
 
-    def stream(self, images: Iterable[Given]) -> Iterator[Prediction]:
+    def stream(self, images: Given | Iterable[Given]) -> Iterator[Prediction]:
         """Predict images one after the other; neither they nor the results pile up in memory."""
         for chunk in chunks(all_loaded(images), self.chunk_size, num_pixels):
             yield from self.judge(chunk)
@@ -158,7 +156,7 @@ class Predictor:
         h, w = anomaly_map.shape
         return min(pooling_window(*(self.tiling.size if self.tiling else (h, w))), h, w)
 
-    def calibrated_on(self, normals: Iterable[Given]) -> "Predictor":
+    def calibrated_on(self, normals: Given | Iterable[Given]) -> "Predictor":
         """The same with its threshold set on normal images that training has not seen."""
         scores = [score for score, _ in self.scored(all_loaded(normals))]
         return self.with_calibration(calibrate(scores, self.calibration.false_reject_rate))
@@ -186,6 +184,11 @@ def load_predictor(
     threshold then holds only after `calibrated_on`. batch_size: None is measured.
     precision: of convolutions; the stored threshold was set in fp32 (see `packed`).
     """
+    if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
+        raise UserError(f"batch_size: got {batch_size}, must be 1 or more")
+    if precision not in get_args(Precision):
+        known = ", ".join(get_args(Precision))
+        raise UserError(f"precision: got {precision}, allowed are {known}")
     device = default_device()
     trained = load_detector(model, device)
     if category is not None and category not in trained.by_category:
@@ -193,7 +196,7 @@ def load_predictor(
         raise UserError(f"--category: got {category}, but {model} has {known}")
     stored = trained.calibration if category is None else trained.by_category[category]
     calibration = stored.at_rate(false_reject_rate)
-    size = trained.image_size if tile is True else tile
+    size = None if tile is False else tile_size(tile, trained.image_size)
     tiling = Tiling(size=size, overlap=overlap) if size else None
     score = detector_scorer(trained.detector, device, precision)
     batch_size = batch_size or measured_batch_size(score, trained.image_size, device)
@@ -201,9 +204,20 @@ def load_predictor(
     return Predictor(scorer, calibration, tiling, name=str(model))
 
 
+def tile_size(tile: object, own: tuple[int, int]) -> tuple[int, int]:
+    """What `tile` says: (height, width); `own` is the detector's. Raises UserError for neither."""
+    match tile:
+        case True:
+            return own
+        case (int(height), int(width)):
+            return height, width
+        case _:
+            raise UserError(f"tile: got {tile}, allowed are True, False and (height, width)")
+
+
 def require_normals(tile: object, normals: object) -> None:
     """Raise UserError for tiles without normal images to set their threshold on."""
-    if tile and not normals:
+    if tile and normals is None:
         raise UserError(
             "--tile: needs --normals, normal images that training has not seen: the stored "
             "threshold is of whole images and promises nothing for tiles"
@@ -226,9 +240,17 @@ def anomaly_mask(
     return region & ((native > threshold) | (native == native[region].max()))
 
 
-def all_loaded(images: Iterable[Given]) -> Iterator[Loaded]:
+def is_one(images: object) -> bool:
+    """Whether it is one image, or what is none at all, rather than several."""
+    if isinstance(images, np.ndarray):
+        return images.ndim <= 3
+    return isinstance(images, str | Path | PillowImage) or not isinstance(images, Iterable)
+
+
+def all_loaded(images: Given | Iterable[Given]) -> Iterator[Loaded]:
     """Decode or check images one by one; errors call those without a file by their number."""
-    for number, image in enumerate(images):
+    several = cast("Iterable[Given]", [images] if is_one(images) else images)
+    for number, image in enumerate(several):
         name = str(image) if isinstance(image, str | Path) else f"images[{number}]"
         yield Loaded(name, as_pixels(image))
 
@@ -236,6 +258,8 @@ def all_loaded(images: Iterable[Given]) -> Iterator[Loaded]:
 def as_pixels(image: Given) -> Image:
     """Decode or check an image: uint8 [H, W, 3] RGB. Raises UserError for anything else."""
     if isinstance(image, str | Path):
+        if Path(image).is_dir():
+            raise UserError(f"images: got the folder {image}; give the list of its images")
         return read_image(Path(image))
     if isinstance(image, PillowImage):
         return from_pillow(image)
