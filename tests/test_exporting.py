@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import onnxruntime
 import openvino
 import pytest
@@ -385,6 +386,72 @@ def test_the_consumer_needs_onnxruntime_and_numpy_only(onnx_file: Path, tmp_path
         assert line == (
             f"{tmp_path / name}: {verdict}, score {score:.4f}, threshold 0.2500, p {p_value:.3g}"
         )
+
+
+def consume(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, CONSUMER, *words]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+
+
+def test_the_consumer_takes_the_threshold_of_a_category(onnx_file: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", images(1, (50, 60))[0])
+    score = float(outside(onnx_file, np.load(tmp_path / "a.npy")[None])[0][0])
+    file = onnx.load(onnx_file)
+    (entry,) = (entry for entry in file.metadata_props if entry.key == "siaforge")
+    own = {"nut": calibrate([score - 0.1], 0.5), "bolt": calibrate([score, score + 0.1], 0.5)}
+    about = {**json.loads(entry.value), "categories": {k: v.to_json() for k, v in own.items()}}
+    entry.value = json.dumps(about)
+    onnx.save(file, tmp_path / "d.onnx")
+    words = (tmp_path / "d.onnx", tmp_path / "a.npy", "--category")
+    for name, verdict, p_value in (("nut", "anomalous", "0.5"), ("bolt", "normal", "1")):
+        ended = consume(*words, name)
+        assert ended.stdout.split(": ")[1].startswith(f"{verdict}, score {score:.4f}"), ended
+        assert ended.stdout.endswith(f"threshold {own[name].threshold:.4f}, p {p_value}\n")
+    ended = consume(*words, "screw")
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("error: --category: the model has nut, bolt\n")
+
+
+def test_the_consumer_calls_what_is_no_number_anomalous(tmp_path: Path) -> None:
+    kind = onnx.TensorProto.FLOAT
+    outputs = {"score": [None], "map": [None, None, None]}
+    nodes = [  # 0 / 0 for every image
+        onnx.helper.make_node("Cast", ["images"], ["x"], to=kind),
+        onnx.helper.make_node("Sub", ["x", "x"], ["zeros"]),
+        onnx.helper.make_node("ReduceSum", ["zeros", "last"], ["none"], keepdims=0),
+        onnx.helper.make_node("Div", ["none", "none"], ["map"]),
+        onnx.helper.make_node("ReduceSum", ["map", "all"], ["score"], keepdims=0),
+    ]
+    values = {"last": [3], "all": [1, 2]}
+    graph = onnx.helper.make_graph(
+        nodes,
+        "nan",
+        [
+            onnx.helper.make_tensor_value_info(
+                "images", onnx.TensorProto.UINT8, [None, None, None, 3]
+            )
+        ],
+        [onnx.helper.make_tensor_value_info(name, kind, shape) for name, shape in outputs.items()],
+        [onnx.numpy_helper.from_array(np.array(v, np.int64), k) for k, v in values.items()],
+    )
+    file = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    file.ir_version = 9
+    onnx.helper.set_model_props(file, {"siaforge": json.dumps(calibrate([1.0], 0.5).to_json())})
+    onnx.save(file, tmp_path / "d.onnx")
+    np.save(tmp_path / "a.npy", images(1, (9, 9))[0])
+    ended = consume(tmp_path / "d.onnx", tmp_path / "a.npy")
+    assert ": anomalous, score nan" in ended.stdout, ended
+
+
+def test_the_consumer_says_in_a_line_what_it_lacks(onnx_file: Path, tmp_path: Path) -> None:
+    assert consume().stderr.startswith("usage: predict_onnx.py")
+    (tmp_path / "cut.ppm").write_bytes(b"P6 9 9 255 " + bytes(9))
+    np.save(tmp_path / "float.npy", np.zeros((9, 9, 3)))
+    for name in ("none.ppm", "cut.ppm", "float.npy"):
+        ended = consume(onnx_file, tmp_path / name)
+        assert (ended.returncode, ended.stdout) == (2, ""), name
+        assert str(tmp_path / name) in ended.stderr
+        assert ended.stderr.count("\n") == 1, ended.stderr
 
 
 def test_metadata_is_json_for_anyone(onnx_file: Path) -> None:
