@@ -30,7 +30,6 @@ from detect.exporting.formats import onnx_session, quiet, write_onnx
 from detect.exporting.graph import INPUT, record
 from detect.packing import packed
 from detect.realnet import PRESETS, RealNet
-from detect.realnet.cache import FeatureCache
 from detect.training.data import BlendedDataset
 from detect.training.sources import AnomalySource, LoadedPart
 from synth.blend import OPACITY
@@ -135,12 +134,13 @@ def training(job: Job) -> tuple[float, int]:
     Half of the images are blended; the features of the normal ones are known, as after one epoch.
     """
     model = build(job.preset, job.size_px).train()
-    model.cache = FeatureCache(job.batch_size)
     device = torch.device("cpu")
     bf16 = fastest_precision(device) == "bf16"
     (stage,) = model.stages()
     optimizer = stage.make_optimizer()
     normal = smooth_images(job.batch_size, job.size_px)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        model.remember([*(normal * 255).byte().permute(0, 2, 3, 1).contiguous().numpy()])
     mask = torch.zeros(job.batch_size, job.size_px, job.size_px, dtype=torch.bool)
     mask[::2, : job.size_px // 4, : job.size_px // 4] = True
     image = torch.where(mask.unsqueeze(1), 1 - normal, normal)

@@ -3,18 +3,27 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from detect.detector import Batch, Stage
 from detect.packing import packed
 from detect.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
-from detect.realnet.cache import FeatureCache
+from detect.realnet.cache import CACHE_BYTES, FeatureCache, filled_cache
 from detect.realnet.separable import SeparableUNet
+from detect.training.data import BlendedDataset, to_chw, to_unit
+from detect.training.loop import train_detector
+from detect.training.sources import Part, open_source
+from synth.data.foreground import EVERYTHING
+from synth.device import make_accelerator
 from synth.errors import UserError
 from synth.features import BackboneConfig, build_backbone
+from synth.progress import no_bars
 
 CONFIG = RealNetConfig(
     image_size=(32, 48),
@@ -292,50 +301,90 @@ def mixed_batch() -> Batch:
     return Batch(image, normal, mask, torch.tensor([0, 1, 2, 0]))
 
 
-def test_training_features_are_those_of_every_image_computed_alone() -> None:
+def as_uint8(images: torch.Tensor) -> list[NDArray[np.uint8]]:
+    return [*(images * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()]
+
+
+@pytest.mark.parametrize("limit", [None, CACHE_BYTES, 0, 10_000])
+def test_training_features_are_those_of_every_image_computed_alone(limit: int | None) -> None:
     model = make_model()
+    pictures = as_uint8(make_batch().normal[:3])
+    normal = torch.stack([to_unit(to_chw(picture)) for picture in pictures])[[0, 1, 2, 0]]
     batch = mixed_batch()
-    for cache in (None, FeatureCache(3), FeatureCache(3, limit=0), FeatureCache(3, limit=20_000)):
-        model.cache = cache
-        for _ in range(3):  # empty, filled in part, filled
-            phi_A, phi_I = model.training_features(batch)
-            for k in range(2):
-                alone_A = torch.cat([model.features(x[None])[k] for x in batch.image])
-                alone_I = torch.cat([model.features(x[None])[k] for x in batch.normal])
-                torch.testing.assert_close(phi_A[k], alone_A, rtol=1e-5, atol=1e-5)
-                torch.testing.assert_close(phi_I[k], alone_I, rtol=1e-5, atol=1e-5)
-            phi_A[0].zero_()  # what is handed out is the caller's
+    batch = batch._replace(
+        normal=normal, image=torch.where(batch.mask.unsqueeze(1), batch.image, normal)
+    )
+    if limit is not None:
+        model.cache = filled_cache(pictures, model._features, torch.device("cpu"), limit=limit)
+        assert model.cache.num_kept == {CACHE_BYTES: 3, 0: 0, 10_000: 2}[limit]
+    for _ in range(2):
+        phi_A, phi_I = model.training_features(batch)
+        for k in range(2):
+            alone_A = torch.cat([model.features(x[None])[k] for x in batch.image])
+            alone_I = torch.cat([model.features(x[None])[k] for x in batch.normal])
+            torch.testing.assert_close(phi_A[k], alone_A, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(phi_I[k], alone_I, rtol=1e-5, atol=1e-5)
+        phi_A[0].zero_()  # what is handed out is the caller's
 
 
-def test_the_cache_computes_each_normal_image_once_and_keeps_to_its_limit() -> None:
+def test_the_cache_computes_each_normal_image_once_in_order_and_keeps_to_its_limit() -> None:
     seen: list[int] = []
 
     def double(images: torch.Tensor) -> list[torch.Tensor]:
         return [images * 2, images[:, :, ::2, ::2] + 1]
 
     def compute(images: torch.Tensor) -> list[torch.Tensor]:
-        seen.extend(images.flatten(1).amax(1).int().tolist())
+        seen.extend((255 * images.flatten(1).amax(1)).round().int().tolist())
         return double(images)
 
+    pictures = [np.full((4, 4, 3), n, np.uint8) for n in range(40)]
+
     def ask(cache: FeatureCache, *numbers: int) -> None:
-        index = torch.tensor(numbers)
-        images = index.float().view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
-        for maps, right in zip(cache(index, images, compute), double(images), strict=True):
+        images = torch.stack([to_unit(to_chw(pictures[n])) for n in numbers])
+        found = cache(torch.tensor(numbers), images, compute)
+        for maps, right in zip(found, double(images), strict=True):
             assert torch.equal(maps, right)
 
-    cache = FeatureCache(10)
-    ask(cache, 1, 4)
+    told: list[tuple[int, int]] = []
+    cpu = torch.device("cpu")
+    cache = filled_cache(pictures, compute, cpu, lambda *progress: told.append(progress))
+    assert told == [(16, 40), (32, 40), (40, 40)]
+    ask(cache, 1, 39, 4)
     ask(cache, 4, 7, 1)
-    ask(cache, 7, 4, 1)
-    assert sorted(seen) == [1, 4, 7]
+    assert seen == list(range(40))
 
+    small = filled_cache(pictures, compute, cpu, limit=18 * (3 * 16 + 3 * 4) * 4)
+    assert [len(maps) for maps in small.maps] == [18, 18]
     seen.clear()
-    small = FeatureCache(10, limit=2 * (16 + 4) * 4)  # two images
-    ask(small, 1, 4, 7)
-    ask(small, 7, 1, 4)
-    ask(small, 7)
-    assert seen == [1, 4, 7, 7, 7]
-    assert len(small.maps[0]) == 2
+    ask(small, 1, 18, 17)
+    ask(small, 25, 30)
+    ask(small, 3)
+    assert seen == [18, 25, 30]
+
+
+def test_a_training_that_goes_on_has_the_features_that_it_had(tmp_path: Path) -> None:
+    """Convolutions round by the size of a batch: at this size, and with these weights, visibly."""
+    rng = np.random.default_rng(0)
+    normals = np.stack(
+        [cv2.GaussianBlur(rng.integers(0, 256, (64, 64, 3), np.uint8), (0, 0), 3) for _ in range(9)]
+    )
+    noise = open_source([Part("noise")]).load((64, 64), False, no_bars)
+    dataset = BlendedDataset(normals, EVERYTHING, noise, seed=1)
+    backbone = BackboneConfig(name="resnet18", layers=(1, 2, 3), weights="random")
+    config = replace(TINY, image_size=(64, 64), backbone=backbone, batch_size=4)
+
+    def trained(folder: Path, *lengths: int) -> dict[str, torch.Tensor]:
+        for num_steps in lengths:
+            backbone = build_backbone(config.backbone)
+            indices = [torch.arange(m) for m in config.num_selected]
+            model = RealNet(replace(config, num_steps=num_steps), backbone, indices)
+            model.remember(list(normals))
+            accelerator = make_accelerator("fp32")
+            train_detector(accelerator, model, dataset, batch_size=4, folder=folder, average=False)
+        return model.state_dict()
+
+    whole, parts = trained(tmp_path / "whole", 4), trained(tmp_path / "parts", 2, 4)
+    assert [name for name, x in whole.items() if not torch.equal(x, parts[name])] == []
 
 
 def test_separable_networks_reconstruct_any_size_and_start_at_zero() -> None:

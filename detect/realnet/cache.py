@@ -5,58 +5,75 @@ Shapes: N images; layer k has m_k channels on h_k x w_k pixels.
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+from detect.training.data import to_chw, to_unit
+from synth.images import Progress
 
 CACHE_BYTES = 2 << 30
 """Of the features' device; images beyond it are computed each time."""
+BATCH_SIZE = 16
+
+Compute = Callable[[Tensor], Sequence[Tensor]]
+"""Images float32 [N, 3, H, W], RGB in [0, 1], to a map [N, m_k, h_k, w_k] per layer."""
 
 
 class FeatureCache:
-    """Feature maps by the number of their normal image, on their own device."""
+    """Feature maps of the first normal images of a training set, on their own device.
 
-    def __init__(self, num_images: int, limit: int = CACHE_BYTES) -> None:
-        self.limit = limit
-        self.slots = torch.full((num_images,), -1)  # where image n lies; -1: nowhere
-        self.maps: list[Tensor] = []
-        self.num_places = self.num_kept = 0
+    Which images these are, and in which batches they were computed, depends on nothing but their
+    order: convolutions round by the size of a batch, and a training that goes on after a kill must
+    find the features that it had.
+    """
 
-    def __call__(
-        self, numbers: Tensor, images: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]
-    ) -> list[Tensor]:
+    def __init__(self, maps: Sequence[Tensor]) -> None:
+        """Hold maps [num_kept, m_k, h_k, w_k] of images 0 to num_kept - 1."""
+        self.maps = maps
+        self.num_kept = len(maps[0]) if maps else 0
+
+    def __call__(self, numbers: Tensor, images: Tensor, compute: Compute) -> list[Tensor]:
         """Return the maps of normal images, float32 [N, m_k, h_k, w_k], computing the absent ones.
 
         numbers: int64 [N] on the CPU, of images [N, 3, H, W]; one number is always one image.
         """
-        slots = self.slots[numbers]
-        absent = (slots < 0).nonzero().flatten()
-        if len(absent) == 0:
-            return self._read(slots)
-        fresh = compute(images if len(absent) == len(images) else images[absent])
-        self._keep(numbers[absent], fresh)
-        if len(absent) == len(images):
-            return [x.float() for x in fresh]
-        found = self._read(slots.clamp(min=0))
-        for maps, new in zip(found, fresh, strict=True):
-            maps[absent] = new.float()
+        absent = (numbers >= self.num_kept).nonzero().flatten()
+        if len(absent) == len(numbers):
+            return [x.float() for x in compute(images)]
+        places = numbers.clamp(max=self.num_kept - 1)
+        found = [maps[places.to(maps.device)].float() for maps in self.maps]
+        if len(absent):
+            for maps, new in zip(found, compute(images[absent]), strict=True):
+                maps[absent] = new.float()
         return found
 
-    def _read(self, slots: Tensor) -> list[Tensor]:
-        """Copy the maps out of these places."""
-        return [maps[slots.to(maps.device)].float() for maps in self.maps]
 
-    def _keep(self, numbers: Tensor, fresh: Sequence[Tensor]) -> None:
-        """Store maps of images that have no place yet, as far as there is room."""
-        if not self.maps:
+def filled_cache(
+    images: Sequence[NDArray[np.uint8]],
+    compute: Compute,
+    device: torch.device,
+    progress: Progress | None = None,
+    limit: int = CACHE_BYTES,
+) -> FeatureCache:
+    """Compute the features of images uint8 [H, W, 3] on `device`, as many as `limit` bytes hold."""
+    kept: list[Tensor] = []
+    start, num_kept = 0, len(images)
+    while start < num_kept:
+        batch = torch.stack([to_chw(image) for image in images[start : start + BATCH_SIZE]])
+        fresh = compute(to_unit(batch.to(device)))
+        if not kept:
             bytes_each = sum(x[0].numel() * x.element_size() for x in fresh)
-            self.num_places = min(len(self.slots), self.limit // bytes_each)
-            self.maps = [_places(self.num_places, x) for x in fresh]
-        for position, number in enumerate(numbers.tolist()):
-            if self.slots[number] < 0 and self.num_kept < self.num_places:
-                for maps, x in zip(self.maps, fresh, strict=True):
-                    maps[self.num_kept] = x[position]
-                self.slots[number] = self.num_kept
-                self.num_kept += 1
+            num_kept = min(num_kept, limit // bytes_each)
+            kept = [_places(num_kept, x) for x in fresh]
+        stop = min(start + len(batch), num_kept)
+        for maps, x in zip(kept, fresh, strict=True):
+            maps[start:stop] = x[: stop - start]
+        start = stop
+        if progress is not None:
+            progress(stop, num_kept)
+    return FeatureCache(kept)
 
 
 def _places(num_places: int, like: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import WATCH_FILE, Watch
 from detect.options import TrainOptions
 from detect.realnet.afs import AFSResult, best_channels
-from detect.realnet.cache import FeatureCache
 from detect.realnet.config import PRESETS, RealNetConfig
 from detect.realnet.model import RealNet
 from detect.realnet.selection import AFS_FILE, known_scores, selected_channels, whole_layers
@@ -270,10 +270,11 @@ def train_realnet(
         files = [product.source.digest() for product in products]
         data = {**facts, "files": files[0] if len(files) == 1 else files}
         afs = selected_channels(accelerator, out, data, backbone, config, blended, bars)
-        detector = RealNet(config, backbone, afs.indices)
+        detector = RealNet(config, backbone, afs.indices).to(accelerator.device)
         images = [product.normals.fit for product in products]
         dataset = blended_samples(images, draws, prepared, derive_seed(config.seed, TRAINING_KEY))
-        detector.cache = FeatureCache(dataset.num_images)
+        with accelerator.autocast(), bars("features of the normal images", "image") as update:
+            detector.remember([*chain.from_iterable(images)], update)
         checks = None
         if options.patience is not None:
             seed = derive_seed(config.seed, JUDGES_KEY)
