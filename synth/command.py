@@ -25,6 +25,7 @@ from synth.data.catalog import categories as category_names
 from synth.errors import DataWarning, ImageWarning, SharedError, UserError
 from synth.memory import is_out_of_memory, steady_malloc
 from synth.progress import Update
+from synth.usage import parse
 
 OF_PRESET = "(default: the preset's)"
 PresetInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=OF_PRESET)]
@@ -234,13 +235,7 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
     show_data_warnings()
     steady_malloc()
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            dict(commands),
-            prog=name,
-            description=description,
-            config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
-            console_outputs=is_first_process(),
-        )
+        parse(name, description, commands, sys.argv[1:], is_first_process())()
     except SharedError:
         return 2
     except UserError as error:
