@@ -43,8 +43,11 @@ def run_steps(
     ema: EMAModel | None = None,
     checkpoint_steps: int | None = None,
     on_step: OnStep | None = None,
+    start: int | None = None,
 ) -> None:
     """Run steps up to `num_steps`, going on from the state in `folder` when there is one.
+
+    start: how many steps model, optimiser and averages have had as they are; None reads the state.
 
     The state is written every `checkpoint_steps`; None is every minute, or more rarely where
     writing would take more than a twentieth of the time. When it is written changes no result.
@@ -53,23 +56,27 @@ def run_steps(
     """
     if accelerator.is_main_process:
         remove_partials(folder / STATE_FILE)
-    start, trace = 0, list[str]()
-    if (folder / STATE_FILE).exists():
-        start = load_state(folder / STATE_FILE, accelerator.unwrap_model(model), optimizer, ema)
-        trace = read_trace(folder / TRACE_FILE, start)
+    if start is None:
+        start = 0
+        if (folder / STATE_FILE).exists():
+            start = load_state(folder / STATE_FILE, accelerator.unwrap_model(model), optimizer, ema)
+    trace = read_trace(folder / TRACE_FILE, start) if start else []
     if start > num_steps:
         raise UserError(
             f"num_steps: got {num_steps}, but {folder} has done {start} already; "
             "give that many or more, or another --out"
         )
-    saved_at, save_seconds = time.monotonic(), 0.0
+    saved_at, save_seconds, saved_step = time.monotonic(), 0.0, start
     for step in range(start, num_steps):
         terms = step_function(step)
         row = {name: float(mean) for name, mean in reduce_terms(accelerator, terms).items()}
         if not all(map(math.isfinite, row.values())):
+            loss = ", ".join(f"{name} {mean:.4g}" for name, mean in row.items())
+            kept = f"{folder} keeps the last good state, of step {saved_step}"
             raise UserError(
-                f"the loss became {row} at step {step + 1}; {folder} keeps the last good state: "
-                "lower the learning rate, or use fp32, and run again into another --out"
+                f"the loss became {loss} at step {step + 1}; "
+                f"{kept if saved_step else 'nothing was saved yet'}: lower the learning rate, or "
+                "use fp32, and run again into another --out"
             )
         trace.append(json.dumps({"step": step + 1, **row}))
         done = step + 1
@@ -84,7 +91,7 @@ def run_steps(
             began = time.monotonic()
             write_text(folder / TRACE_FILE, "\n".join(trace) + "\n")
             save_state(folder / STATE_FILE, done, accelerator.unwrap_model(model), optimizer, ema)
-            saved_at = time.monotonic()
+            saved_at, saved_step = time.monotonic(), done
             save_seconds = saved_at - began
     accelerator.wait_for_everyone()
 

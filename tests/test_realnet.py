@@ -369,7 +369,7 @@ def test_a_training_that_goes_on_has_the_features_that_it_had(tmp_path: Path) ->
         [cv2.GaussianBlur(rng.integers(0, 256, (64, 64, 3), np.uint8), (0, 0), 3) for _ in range(9)]
     )
     noise = open_source([Part("noise")]).load((64, 64), False, no_bars)
-    dataset = BlendedDataset(normals, EVERYTHING, noise, seed=1)
+    dataset = BlendedDataset(normals.astype(np.uint8), EVERYTHING, noise, seed=1)
     backbone = BackboneConfig(name="resnet18", layers=(1, 2, 3), weights="random")
     config = replace(TINY, image_size=(64, 64), backbone=backbone, batch_size=4)
 

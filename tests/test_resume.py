@@ -132,11 +132,14 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
     def step(number: int) -> Mapping[str, Tensor]:
         return toy.step(number) | ({"loss": torch.tensor(float("nan"))} if number == 6 else {})
 
-    with pytest.raises(UserError, match=r"nan.* at step 7; .* keeps the last good state"):
+    with pytest.raises(UserError, match=r"nan at step 7; .* last good state, of step 4"):
         toy.run(tmp_path, 10, step)
     fresh = Toy(seed=1)
     assert load_state(tmp_path / STATE_FILE, fresh.model, fresh.optimizer, fresh.ema) == 4
     assert len((tmp_path / TRACE_FILE).read_text().splitlines()) == 4
+    early = lambda number: {"loss": torch.tensor(float("inf"))}  # noqa: E731
+    with pytest.raises(UserError, match=r"loss inf at step 1; nothing was saved yet"):
+        Toy().run(tmp_path / "early", 10, early)
 
 
 def test_a_lost_trace_costs_its_rows_only(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def train_detector(
         )
         work = folder / stage.name
         checked, watched = (checks, watch) if stage is stages[-1] else (None, None)
+        reached: int | None = None
         for goal in goals(stage.num_steps, checked, watched, num_steps_done(work)):
             run_steps(
                 accelerator,
@@ -74,7 +75,9 @@ def train_detector(
                 ema=ema,
                 checkpoint_steps=checkpoint_steps,
                 on_step=of_all(on_step, stage.num_steps),
+                start=reached,
             )
+            reached = goal
             if checked is not None or (watched is not None and watched.lacks(goal)):
                 kept = as_averaged(accelerator, detector, stage, ema, dataset, batch_size)
                 with kept if average else nullcontext():
