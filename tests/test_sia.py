@@ -273,9 +273,9 @@ def test_damaged_metadata_is_named(tmp_path: Path, line: str, message: str) -> N
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 2}, "format 2, this version reads format 1"),
+        ({"format": 2}, "format 2, this version reads format 1; update siaforge, or make"),
         ({"kind": "other"}, r"damaged \(kind\)"),
-        ({"kind": "blended"}, "kind is 'blended', expected 'source'"),
+        ({"kind": "blended"}, "kind is 'blended', expected 'source': give anomaly images"),
         ({"category": None}, r"damaged \(category\)"),
     ],
 )
@@ -289,7 +289,7 @@ def test_other_headers_are_refused(tmp_path: Path, change: dict[str, Any], messa
 
 
 def test_the_only_folder_below_is_found_and_several_are_listed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"expected one SIA folder .*found none"):
+    with pytest.raises(UserError, match=r"expected one SIA folder .*found none; name"):
         open_sia(tmp_path)
     write_sia(tmp_path / "data" / "nut", header(), 1, make_items)
     assert open_sia(tmp_path).path == tmp_path / "data" / "nut"

@@ -307,7 +307,7 @@ def test_sia_folder_of_another_version_or_without_rows(tmp_path):
     sia = write_sources(tmp_path / "sia")
     header = json.loads((sia / "sia.json").read_text())
     (sia / "sia.json").write_text(json.dumps(header | {"format": 2}))
-    refused(Part("sia", sia), "format 2, this version reads format 1")
+    refused(Part("sia", sia), "format 2, this version reads format 1; update siaforge, or make")
     (sia / "sia.json").write_text(json.dumps(header | {"kind": "blended"}))
     refused(Part("sia", sia), "kind is 'blended', expected 'source'")
     (sia / "sia.json").write_text(json.dumps(header))

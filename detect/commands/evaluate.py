@@ -71,7 +71,10 @@ def evaluate(
         for category in categories:
             if category.name not in made_for:
                 names = " and ".join(made_for)
-                warn(f"{folder} is of category {names}, the test images of {category.name}")
+                warn(
+                    f"{folder} is of category {names}, the test images of {category.name}: these "
+                    "figures are not of what it is made for; unless that is meant, give others"
+                )
     tests = [open_test_set(category, progress_bar) for category in categories]
     rows: list[Comparison] = []
     for test in tests:

@@ -59,7 +59,10 @@ def train(
     sources = open_sources(parts, categories)
     for category, anomalies in zip(categories, sources, strict=True):
         for other in anomalies.other_categories(category.name):
-            warn(f"{sia} is of category {other}, the normal images of {category.name}")
+            warn(
+                f"{sia} is of category {other}, the normal images of {category.name}: its images "
+                "are blended into them all the same; unless that is meant, give others with --sia"
+            )
     size = realnet_config(training).image_size
     normals = [load_normals(category, size, progress_bar) for category in categories]
     tests = [open_test_set(category, progress_bar) for category in categories] if watch_test else ()

@@ -35,6 +35,14 @@ class SiaHeader(NamedTuple):
         return {"format": FORMAT, **self._asdict()}
 
 
+def other_format(found: object) -> str:
+    """What to say of a folder whose header does not name FORMAT."""
+    return (
+        f"format {found!r}, this version reads format {FORMAT}; update siaforge, or make the "
+        "folder anew with this version"
+    )
+
+
 def image_path(index: int) -> str:
     """Where image `index` lies, relative to its SIA folder."""
     return f"images/{index // IMAGES_PER_FOLDER:03d}/{index:06d}.png"

@@ -24,10 +24,16 @@ from synth.sia.format import (
     Row,
     SiaHeader,
     check_row,
+    other_format,
 )
 from synth.sia.writer import Item, OnImage, Written, write_sia
 
 __all__ = ["Item", "Kind", "OnImage", "SiaFolder", "SiaHeader", "Written", "open_sia", "write_sia"]
+
+MADE_BY: Mapping[Kind, str] = {
+    "source": "anomaly images, such as `synth generate` makes",
+    "blended": "images with masks, such as `synth blend` makes",
+}
 
 
 class SiaFolder(NamedTuple):
@@ -71,17 +77,20 @@ def open_sia(folder: Path, kind: Kind | None = None) -> SiaFolder:
     )
     if len(headers) != 1:
         found = ", ".join(str(path.parent) for path in headers) or "none"
-        raise UserError(f"{folder}: expected one SIA folder (with {HEADER_FILE}), found {found}")
+        raise UserError(
+            f"{folder}: expected one SIA folder (with {HEADER_FILE}), found {found}; name its own "
+            "folder"
+        )
     folder, header = headers[0].parent, read_json(headers[0])
     if header.get("format") != FORMAT:
-        raise UserError(
-            f"{headers[0]}: format {header.get('format')}, this version reads format {FORMAT}"
-        )
+        raise UserError(f"{headers[0]}: {other_format(header.get('format'))}")
     lacking = [name for name in SiaHeader._fields if name not in header]
     if lacking or header["kind"] not in ("source", "blended"):
         raise UserError(f"{headers[0]}: damaged ({', '.join(lacking) or 'kind'}); make it anew")
     if kind is not None and header["kind"] != kind:
-        raise UserError(f"{folder}: kind is {header['kind']!r}, expected {kind!r}")
+        raise UserError(
+            f"{folder}: kind is {header['kind']!r}, expected {kind!r}: give {MADE_BY[kind]}"
+        )
     metadata = folder / METADATA_FILE
     if not metadata.exists():
         raise UserError(

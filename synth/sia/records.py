@@ -7,7 +7,7 @@ from typing import Any
 
 from synth.errors import UserError
 from synth.files import read_json
-from synth.sia.format import FORMAT, METADATA_FILE, SHARD_SIZE, Row
+from synth.sia.format import FORMAT, METADATA_FILE, SHARD_SIZE, Row, other_format
 from synth.sia.image_files import SHARDS
 from synth.sia.rows import index_of
 
@@ -31,7 +31,7 @@ def read_header(path: Path) -> tuple[Header, list[str]]:
     except UserError as error:
         return {}, [str(error)]
     if header.get("format") != FORMAT:
-        fault = f"format {header.get('format')!r}, this version reads format {FORMAT}"
+        fault = other_format(header.get("format"))
         return {"format": None}, [f"{path}: {fault}; nothing else was checked"]
     return header, [f"{path}: {fault}" for fault in header_faults(header)]
 
