@@ -352,7 +352,7 @@ def test_a_growing_folder_goes_on(run, model, tmp_path):
     write_png(folder / "5.png", normal_image(5))
     ended = run(*words(model, out, folder))
     assert ended.code == 0, ended
-    assert "1 other files have rows of earlier runs\n" in ended.out
+    assert "other files, with rows of earlier runs: 1\n" in ended.out
     second = scores_of(out)
     assert {**second, **first} == second
     assert second.keys() == {f"{n}.png" for n in range(6)}

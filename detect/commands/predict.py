@@ -145,7 +145,7 @@ def predict(
                     say(f"{done.throughput} (batches of {predictor.scorer.batch_size})")
                 others = log.known.keys() - set(map(str, paths))
                 if others:
-                    say(f"{len(others)} other files have rows of earlier runs")
+                    say(f"other files, with rows of earlier runs: {len(others)}")
             else:
                 watch_folder(work, folder)
     unreadable = sum(not known.is_scored for known in log.known.values())
@@ -183,5 +183,5 @@ def watch_folder(work: "Run", folder: Path) -> None:
 
 
 def printable(line: str) -> str:
-    """A line with a name that need not be UTF-8."""
-    return line.encode("utf-8", "replace").decode("utf-8")
+    """One line, with a name that need not be UTF-8 and may have newlines."""
+    return " ".join(line.encode("utf-8", "replace").decode("utf-8").splitlines())
