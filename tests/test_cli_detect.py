@@ -151,7 +151,10 @@ def test_anomaly_images_of_another_category_are_told(run, product, tmp_path):
     words = train_words(product, tmp_path / "out", steps=1, source=("--sia", sia))
     ended = run(*words)
     assert ended.code == 0, ended
-    assert f"warning: {sia} is of category gadget, the normal images of widget" in ended.err
+    assert (
+        f"warning: {sia} is of category gadget, the normal images of widget: its images"
+        in ended.err
+    )
     assert "A false-reject rate of 0.05 needs 19" in ended.err
 
 
@@ -274,6 +277,7 @@ def test_model_that_is_none(run, product, own, tmp_path):
         return run.refused(*words, "--out", tmp_path / "out")
 
     assert "no such file" in refused(tmp_path / "nowhere")
+    assert "no such file; is this the folder that you meant?" in refused(own / "config.json")
     (own / "model.safetensors").write_bytes(b"odd")
     assert "model.safetensors: damaged" in refused(own)
     (own / "config.json").write_text('{"train": {"unet": {}}}')
@@ -301,14 +305,19 @@ def test_test_set_that_cannot_be_measured(run, detector, tmp_path):
     assert "4 normal and 0 anomalous" in run.refused(*words)
 
 
-def test_prediction_names_a_broken_file_before_it_scores(run, product, detector, tmp_path):
+def test_prediction_scores_the_others_and_names_a_broken_file(run, product, detector, tmp_path):
     write_png(tmp_path / "in/a.png", normal_image(0))
     (tmp_path / "in/b.png").write_bytes(b"")
     out = ("--model", detector, "--out", tmp_path / "out")
-    assert "1 of 2 images cannot be read" in run.refused("detect", "predict", tmp_path / "in", *out)
-    assert not (tmp_path / "out/scores.csv").exists()
+    ended = run("detect", "predict", tmp_path / "in", *out)
+    assert ended.code == 2
+    assert "1 of 2 images cannot be read, the first: " in ended.line
+    assert "b.png: the file is empty" in ended.line
+    rows = (tmp_path / "out/scores.csv").read_text().splitlines()[1:]
+    assert [Path(row.split(",")[0]).name for row in rows] == ["a.png", "b.png"]
     assert "no such file or folder" in run.refused("detect", "predict", tmp_path / "no", *out)
     assert "images: none given" in run.refused("detect", "predict", *out)
+    assert "File name too long" in run.refused("detect", "predict", "x" * 300, *out)
 
 
 def test_wrong_choice_is_readable(run):
