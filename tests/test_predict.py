@@ -480,6 +480,22 @@ def test_a_damaged_record_is_named(run, model, photos, tmp_path):
     )
 
 
+def test_a_folder_of_others_keeps_its_files(run, model, photos, tmp_path):
+    """Rows without what they were made with are not gone on with, nor cut, nor removed."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "scores.jsonl").write_bytes(b"not ended by a newline")
+    (out / "normals.json").write_text("mine")
+    before = tree(out)
+    assert "predict.json is not beside it; give another --out" in run.refused(
+        *words(model, out, photos)
+    )
+    assert tree(out) == before
+    (out / "scores.jsonl").unlink()
+    assert run(*words(model, out, photos)).code == 0
+    assert (out / "normals.json").read_text() == "mine"
+
+
 def test_a_damaged_threshold_is_set_again(run, model, photos, tmp_path):
     out = tmp_path / "out"
     command = (*words(model, out, photos), "--normals", photos / "0")

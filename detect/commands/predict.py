@@ -123,7 +123,12 @@ def predict(
     config = run.description(model, predictor, held, every, pictures, precision)
     with sole_user(out):
         is_own = (out / run.CONFIG_FILE).exists()
-        if not claim_folder(out, config, run.CONFIG_FILE, out / LOG_FILE):
+        if not is_own and (out / LOG_FILE).exists():
+            raise UserError(
+                f"{out / LOG_FILE}: what it was made with is not known, {run.CONFIG_FILE} is not "
+                "beside it; give another --out"
+            )
+        if not claim_folder(out, config, run.CONFIG_FILE, out / LOG_FILE) and held:
             (out / run.NORMALS_FILE).unlink(missing_ok=True)  # of other normal images
         log = ScoreLog(out, with_frames=any(map(is_video, paths)))
         if held:
