@@ -133,6 +133,34 @@ def test_pixel_metrics_equal_scikit_learn(monkeypatch, levels, stretch):
     assert got.aupro_005 == pytest.approx(brute_force_aupro(masks, maps, 0.05), abs=1e-9)
 
 
+def test_no_stretch_is_larger_than_it_may_be_of_however_many_pixels(monkeypatch):
+    """As ten thousand maps of 1024 px are to 2,048 bins and 2^22 pixels; ties are counts alone."""
+    monkeypatch.setattr(pixels, "NUM_BINS", 64)
+    for module in (pixels, exact):
+        monkeypatch.setattr(module, "STRETCH_PIXELS", 2**10)
+    read, sizes = exact.read_stretch, []
+
+    def watched(*args):
+        stretch = read(*args)
+        sizes.append(stretch.num_normal(("all",)) + stretch.num_anomalous(("all",)))
+        return stretch
+
+    monkeypatch.setattr(exact, "read_stretch", watched)
+    rng = np.random.default_rng(5)
+    masks = [np.pad(np.full((9, 9), n % 2 == 1), ((3, 52), (4, 51))) for n in range(16)]
+    maps = [rng.normal(rng.normal(), 1, (64, 64)).astype(np.float32) + m for m in masks]
+    for scores in maps:
+        scores[:20] = scores[:20].clip(0.5)  # a frequent score
+    got = metrics.pixel_metrics(masks, maps)
+    assert max(sizes) <= 2**10
+    assert 0.4 * 16 * 64**2 < sum(sizes) < 16 * 64**2
+    assert len(sizes) < 2 * sum(sizes) / 2**10
+    labels, scores = np.concatenate([m.ravel() for m in masks]), np.concatenate(maps).ravel()
+    assert got.auroc == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-9)
+    expected = sk.average_precision_score(labels, scores)
+    assert got.average_precision == pytest.approx(expected, abs=1e-9)
+
+
 def test_constant_scores_give_exactly_one_half():
     labels = np.arange(7) < 3
     assert metrics.auroc(labels, np.full(7, 0.1)) == 0.5
@@ -237,24 +265,32 @@ def test_metrics_leave_their_arguments_alone():
     assert all((a == b).all() for a, b in zip(before, maps, strict=True))
 
 
-def peak_memory(num_images, folder):
-    """Bytes that exact metrics of 128 px maps on disk take at most, but for the maps' making."""
+def peak_memory(num_images, folder, side=128):
+    """Bytes taken at most, but for the maps' making: in parking and binning, and in measuring."""
     rng = np.random.default_rng(0)
     tracemalloc.start()
     with Scratch(folder) as scratch:
         runs = pixels.PixelRuns(scratch)
         for number in range(num_images):
-            mask = np.zeros((128, 128), bool)
-            mask[10:30, 40:60] = number % 2
-            runs.add(rng.random((128, 128), np.float32), mask if number % 2 else None, "all")
+            mask = np.zeros((side, side), bool)
+            mask[10:30, 10:30] = number % 2
+            runs.add(rng.random((side, side), np.float32), mask if number % 2 else None, "all")
         binned = pixels.BinnedPixels(runs, scratch)
+        before = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
         exact.exact_sums(runs, binned, {"all": ("all",)}, (0.3,))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    return peak
+    return before, peak
 
 
 def test_memory_does_not_hold_the_maps(monkeypatch, tmp_path):
     monkeypatch.setattr(exact, "STRETCH_PIXELS", 2**15)
-    few, many = peak_memory(8, tmp_path), peak_memory(72, tmp_path)
+    few, many = max(peak_memory(8, tmp_path)), max(peak_memory(72, tmp_path))
     assert many - few < 64 * 16_000, "64 more maps have 64 KiB of pixels each"
+
+
+def test_memory_of_a_stretch_does_not_grow_with_stretches_times_images(monkeypatch, tmp_path):
+    monkeypatch.setattr(exact, "STRETCH_PIXELS", 2**10)
+    (_, few), (_, many) = peak_memory(20, tmp_path, 32), peak_memory(80, tmp_path, 32)
+    assert many - few < 60 * 1_000, "80 bounds of 16 bytes would be more"

@@ -1,10 +1,10 @@
 """Exact pixel metrics of any number of images in bounded memory.
 
-The runs of all images are merged from the highest scores down, in stretches of at most
-STRETCH_PIXELS pixels. Each stretch adds its part of every metric and is forgotten, so that the
-result equals one sort of all pixels and the memory is that of one stretch. Every pixel is sorted
-twice; a piece of every image is read per stretch. The disk holds 4 bytes per normal pixel and 8 per
-anomalous one.
+The runs of all images are merged from the highest scores down, in stretches of about
+STRETCH_PIXELS pixels at most. Each stretch adds its part of every metric and is forgotten, so that
+the result equals one sort of all pixels and the memory is that of one stretch. Every pixel is
+sorted twice; a piece of every image is read per stretch, so that time grows with the number of
+images times that of all pixels. The disk holds 4 bytes per normal pixel and 8 per anomalous one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +12,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from detect.evaluation.pixels import BinnedPixels, Bins, Float32Array, PixelRuns
+from detect.evaluation.pixels import (
+    STRETCH_PIXELS,
+    BinnedPixels,
+    Bins,
+    Float32Array,
+    IntArray,
+    PixelRuns,
+)
 from detect.evaluation.ranking import (
     Float64Array,
     Ranking,
@@ -24,8 +31,6 @@ from detect.evaluation.ranking import (
     rank_bins,
     roc_area,
 )
-
-STRETCH_PIXELS = 2**22
 
 
 class Sums(NamedTuple):
@@ -157,14 +162,15 @@ def stretches(
     """Cut the scores into stretches, the highest first."""
     sizes = sum(bins.normal + bins.hits for bins in per_group.values())
     bounds = stretch_bounds(np.asarray(sizes))
-    places = rank_bounds(binned, bounds)  # [runs, bounds, 2]
     tied = single_valued(binned.edges)
+    upto = np.array([(run.num_normal, run.num_anomalous) for run in pixels.runs])  # [runs, 2]
     for number in reversed(range(len(bounds) - 1)):
         start, stop = bounds[number : number + 2]
+        stops, upto = upto, upto - binned.num_within(start, stop)
         if stop - start == 1 and tied[start] and np.asarray(sizes)[start] > STRETCH_PIXELS:
             yield TiedStretch(per_group, start)
         else:
-            yield read_stretch(pixels, places[:, number : number + 2], tuple(per_group))
+            yield read_stretch(pixels, upto, stops, tuple(per_group))
 
 
 def stretch_bounds(sizes: Float64Array) -> list[int]:
@@ -178,29 +184,22 @@ def stretch_bounds(sizes: Float64Array) -> list[int]:
     return [*bounds, len(sizes)]
 
 
-def rank_bounds(binned: BinnedPixels, bounds: Sequence[int]) -> np.ndarray:
-    """How many normal and anomalous pixels of each run lie below each bound: int64 [runs, B, 2]."""
-    rows = []
-    for index in range(len(binned.runs)):
-        bins = binned.read([index])
-        below = [np.r_[0, part[0].cumsum()][list(bounds)] for part in (bins.normal, bins.hits)]
-        rows.append(np.stack(below, axis=1))
-    return np.stack(rows).astype(np.int64)
-
-
 def single_valued(edges: Float32Array) -> np.ndarray:
     """Whether a bin holds one score only: bool [K]."""
     after = np.nextafter(edges, np.float32(np.inf))
     return np.r_[edges[1:] == after[:-1], False]
 
 
-def read_stretch(pixels: PixelRuns, places: np.ndarray, groups: Groups) -> Stretch:
-    """Read every run between two bounds, int64 [runs, 2, 2], and sort the normal pixels."""
+def read_stretch(pixels: PixelRuns, starts: IntArray, stops: IntArray, groups: Groups) -> Stretch:
+    """Read every run from rank to rank, normal and anomalous, and sort the normal pixels.
+
+    starts, stops: int64 [runs, 2].
+    """
     normal: dict[str, list[Float32Array]] = {group: [] for group in groups}
     anomalous: dict[str, list[tuple[Float32Array, Float64Array]]] = {g: [] for g in groups}
-    for run, ((low, low_hit), (high, high_hit)) in zip(pixels.runs, places.tolist(), strict=True):
-        normal[run.group].append(pixels.normal(run, low, high))
-        anomalous[run.group].append(pixels.anomalous(run, low_hit, high_hit))
+    for run, start, stop in zip(pixels.runs, starts.tolist(), stops.tolist(), strict=True):
+        normal[run.group].append(pixels.normal(run, start[0], stop[0]))
+        anomalous[run.group].append(pixels.anomalous(run, start[1], stop[1]))
     return Stretch(
         {group: np.sort(np.concatenate(parts)) for group, parts in normal.items()},
         {group: joined(parts) for group, parts in anomalous.items()},

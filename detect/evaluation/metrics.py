@@ -64,7 +64,7 @@ def _exact(value: Float64Array) -> float:
 
 
 class Interval(NamedTuple):
-    """A 95 % confidence interval over the choice of the test images (detect/bootstrap.py)."""
+    """A 95 % confidence interval over the choice of the test images (bootstrap.py)."""
 
     low: float
     high: float
@@ -141,7 +141,7 @@ def roc_curve(labels: BoolArray, scores: FloatArray, max_points: int = 500) -> C
     return thin(roc_vertices(rank_items(labels, scores)), max_points)
 
 
-# Pixels of maps in memory; detect/evaluation.py streams them from disk
+# Pixels of maps in memory; measure.py streams them from disk
 
 
 def pixel_metrics(masks: Sequence[BoolArray], maps: Sequence[FloatArray]) -> PixelMetrics:

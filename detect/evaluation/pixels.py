@@ -2,7 +2,7 @@
 
 An image's pixels become one run: its normal scores ascending, its anomalous scores ascending and
 the size of each anomalous pixel's region. Exact metrics merge the runs stretch by stretch
-(detect/exact.py); curves and confidence intervals need the runs' counts in bins only.
+(exact.py); curves and confidence intervals need the runs' counts in bins only.
 
 Shapes: H, W pixels of an image; n normal and m anomalous ones; K bins.
 """
@@ -23,6 +23,7 @@ IntArray = npt.NDArray[np.int64]
 
 NUM_BINS = 2048  # of scores; on 100 to 1,000 maps they moved no metric by more than 0.0002
 NUM_SAMPLES = 256  # of each run's scores, twice, to place the bins
+STRETCH_PIXELS = 2**22  # in memory at once
 
 
 class Run(NamedTuple):
@@ -100,17 +101,18 @@ class PixelRuns:
 
         A quarter of the bins parts the normal pixels evenly, a quarter ever finer towards the
         highest scores, half of them the anomalous pixels evenly. A frequent score has a bin of its
-        own, so that ties stay ties.
+        own, so that ties stay ties. Of more than 5 * 10^8 pixels there are more bins: none but
+        those of a frequent score holds more than STRETCH_PIXELS.
         """
         num_normal = sum(run.num_normal for run in self.runs)
         num_anomalous = sum(run.num_anomalous for run in self.runs)
-        even = np.linspace(0, num_normal, NUM_BINS // 4)
+        even = np.linspace(0, num_normal, num_bins(NUM_BINS // 4, num_normal))
         fine = np.geomspace(1, max(num_normal, 2), NUM_BINS // 4)
         normal = [self._sample(parked) for parked in self._normal_samples]
         anomalous = [self._sample(parked) for parked in self._anomalous_samples]
         picked = np.r_[
             pick(normal, np.r_[even, fine]),
-            pick(anomalous, np.linspace(0, num_anomalous, NUM_BINS // 2)),
+            pick(anomalous, np.linspace(0, num_anomalous, num_bins(NUM_BINS // 2, num_anomalous))),
         ]
         values, counts = np.unique(picked, return_counts=True)
         infinity = np.float32(np.inf)
@@ -143,12 +145,11 @@ class BinnedPixels:
         self._places = [self._append(pixels, run) for run in self.runs]
 
     def _append(self, pixels: PixelRuns, run: Run) -> int:
-        """Write a run's counts as int32 [K], int32 [K] and float64 [K]."""
-        normal = pixels.normal(run, 0, run.num_normal)
-        place = self._scratch.append(self._counts(normal).astype(np.int32))
+        """Write a run's counts, normal and anomalous: int32 [K, 2]; and overlaps: float64 [K]."""
+        normal = self._counts(pixels.normal(run, 0, run.num_normal))
         anomalous, overlap = pixels.anomalous(run, 0, run.num_anomalous)
         hits = self._counts(anomalous)
-        self._scratch.append(hits.astype(np.int32))
+        place = self._scratch.append(np.stack([normal, hits], axis=1).astype(np.int32))
         before = np.r_[0.0, overlap.cumsum()]
         self._scratch.append(np.diff(before[np.r_[0, hits.cumsum()]]))
         return place
@@ -160,11 +161,19 @@ class BinnedPixels:
         """Read the counts of some runs: float64 [runs, K] each."""
         num, rows = len(self.edges), []
         for place in (self._places[i] for i in indices):
-            counts = self._scratch.read(place, 2 * num, np.int32).reshape(2, num)
+            counts = self._scratch.read(place, 2 * num, np.int32).reshape(num, 2).T
             overlap = self._scratch.read(place + 8 * num, num, np.float64)
             rows.append(np.vstack([counts, overlap]))
         normal, hits, overlap = np.stack(rows, axis=1)
         return Bins(normal, hits, overlap)
+
+    def num_within(self, start: int, stop: int) -> IntArray:
+        """Count each run's normal and anomalous pixels in bins start..stop-1: int64 [runs, 2]."""
+        counts = (
+            self._scratch.read(place + 8 * start, 2 * (stop - start), np.int32)
+            for place in self._places
+        )
+        return np.stack([each.reshape(-1, 2).sum(0, dtype=np.int64) for each in counts])
 
     def total(self, group: str | None = None) -> Bins:
         """Sum the counts of a group, or of all runs: float64 [K] each."""
@@ -173,6 +182,11 @@ class BinnedPixels:
             if group in (None, run.group):
                 sums += np.stack([bins[0] for bins in self.read([index])])
         return Bins(*sums)
+
+
+def num_bins(least: int, num_pixels: int) -> int:
+    """How many bins share so many pixels evenly: `least`, or four per stretch."""
+    return max(least, 4 * num_pixels // STRETCH_PIXELS)
 
 
 def check_mask(mask: BoolArray, scores: FloatArray, number: int) -> None:

@@ -5,7 +5,7 @@ of the anomalous lies there and how many normals lie above it and at it. Sorting
 (values only), sorting the few anomalous with their weights, and two binary searches give that.
 
 A ranking may be one stretch of a longer one: AUROC, AP and AUPRO are sums over its steps and F1-max
-is a maximum, so stretches are measured one after the other (detect/exact.py).
+is a maximum, so stretches are measured one after the other (exact.py).
 
 Shapes: N items; K distinct anomalous scores, or bins of scores; P points of a curve. "..." stands
 for leading axes, such as one per resample.

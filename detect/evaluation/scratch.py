@@ -42,6 +42,8 @@ class Scratch:
 
     def read(self, place: int, count: int, dtype: type[T]) -> npt.NDArray[T]:
         """Read `count` items of `dtype` from a place, as a flat read-only array."""
+        if not count:
+            return np.empty(0, dtype)
         with self._told():
             self._file.seek(place)
             data = self._file.read(count * np.dtype(dtype).itemsize)
