@@ -48,9 +48,16 @@ class Unpacked(Detector):
         self.detector, self.dtype = detector, dtype
 
     def forward(self, images: Tensor) -> Scores:
-        """Score images as `Detector.predict`."""
+        """Score images as `Detector.predict`.
+
+        Without TF32, which is torch's default for a GPU's convolutions: a threshold holds for
+        other devices and exported files, too.
+        """
         low = self.dtype != torch.float32
-        with torch.autocast(images.device.type, self.dtype, enabled=low):
+        with (
+            torch.autocast(images.device.type, self.dtype, enabled=low),
+            torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+        ):
             return self.detector(images)
 
 

@@ -1,6 +1,7 @@
 """Where and in which arithmetic to compute."""
 
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -10,6 +11,9 @@ from torch import nn
 
 from synth.config import Precision, Tracker
 
+PATIENCE = timedelta(hours=12)
+"""That processes wait for the first, which measures, scores and writes for all of them; torch's own
+is ten minutes."""
 MAX_BATCH_SIZE = 256
 """More is no faster on any device, and a batch is what a kill loses."""
 MEMORY_SHARE = 0.7
@@ -27,7 +31,7 @@ def make_accelerator(
     """
     device = default_device()
     cpu = device.type == "cpu"
-    state = PartialState(cpu=cpu)
+    state = PartialState(cpu=cpu, timeout=PATIENCE)
     chosen = [precision]
     if precision == "auto" and state.is_main_process:
         chosen = [fastest_precision(device)]

@@ -35,8 +35,9 @@ CONTROLLERS = (
 )
 """Versions 2 and 1."""
 
-NO_MEMORY = ("out of memory", "can't allocate memory")
-"""What torch says on a device and on a processor; it must not be imported for its error's type."""
+NO_MEMORY = ("out of memory", "can't allocate memory", "STATUS_ALLOC_FAILED")
+"""What torch says on a device and on a processor, and CUDA's libraries say of themselves; torch
+must not be imported for its error's type."""
 
 MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4  # of malloc.h
 STEADY = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 256 << 20, MMAP_MAX: 65536}

@@ -10,6 +10,7 @@ from synth.command import (
     say,
     warn,
 )
+from synth.config import Tracker
 
 
 def train(
@@ -22,6 +23,7 @@ def train(
     textures: OptionalFolder = None,
     multi_class: bool = False,
     watch_test: bool = False,
+    tracker: Tracker = "none",
 ) -> None:
     """Train a detector on normal images and anomalies blended into them.
 
@@ -41,6 +43,8 @@ def train(
             all together.
         watch_test: Also measure the test images twenty times on the way, for comparison with papers
             that report the best of these. Chooses nothing; takes a while with large images.
+        tracker: Where losses are logged besides realnet/trace.jsonl; tensorboard shows them with
+            `tensorboard --logdir OUT`.
 
     """
     training.check()
@@ -67,7 +71,7 @@ def train(
     normals = [load_normals(category, size, progress_bar) for category in categories]
     tests = [open_test_set(category, progress_bar) for category in categories] if watch_test else ()
     products = [Product(*pair) for pair in zip(normals, sources, strict=True)]
-    calibration = train_realnet(products, training, out, progress_bar, say, tests)
+    calibration = train_realnet(products, training, out, progress_bar, say, tests, tracker)
     if calibration is None:
         return
     if calibration.note:

@@ -12,7 +12,8 @@ from detect.heatmap import Image
 from detect.scoring import CPU_BATCH, Scored, Scorer
 from synth.device import fitting_batch_size
 from synth.images import resize
-from synth.sia.candidates import half, is_out_of_memory
+from synth.memory import is_out_of_memory
+from synth.sia.candidates import half
 
 NUM_PROBED = 2
 

@@ -38,6 +38,7 @@ from detect.training.stopping import (
     blended_once,
     without_judges,
 )
+from synth.config import Tracker
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
 from synth.device import make_accelerator
@@ -46,6 +47,7 @@ from synth.pictures import Images, all_grey
 from synth.progress import Bars
 from synth.run_folder import run_folder, saved_precision
 from synth.seeding import derive_seed
+from synth.tracking import require_tracker, tracked
 
 AFS_SEED = 0
 """Of the samples that channels are chosen on: trainings of other seeds share the choice."""
@@ -231,15 +233,17 @@ def train_realnet(
     bars: Bars,
     tell: Callable[[str], None] = lambda line: None,
     tests: Sequence[TestSet] = (),
+    tracker: Tracker = "none",
 ) -> Calibration | None:
     """Train one detector on one category or several into the folder `out`, or go on with it.
 
     products: of one dataset, at the size of `realnet_config(options)`. Held-out images set the
     thresholds, one of all together and one of each category, and nothing else. `tell` is told where
     AFS chooses nothing, and what was best on `tests`, which are measured on every now and then and
-    change nothing. Returns the calibration of all together, None on all processes but the
-    first. Raises UserError for unreadable images, an empty foreground, a folder that was made with
-    another configuration, and one that another command is training in.
+    change nothing. tracker: where losses go besides the trace. Returns the calibration of all
+    together, None on all processes but the first. Raises UserError for unreadable images, an empty
+    foreground, a folder that was made with another configuration, and one that another command is
+    training in.
     """
     judges: list[Images] = []
     if options.patience is not None:
@@ -249,7 +253,9 @@ def train_realnet(
             product._replace(normals=normals)
             for product, (normals, _) in zip(products, parted, strict=True)
         ]
-    accelerator = make_accelerator(saved_precision(out, options.precision, ("precision",)))
+    require_tracker(tracker)
+    precision = saved_precision(out, options.precision, ("precision",))
+    accelerator = make_accelerator(precision, tracker, out)
     require_equal_shares(accelerator, realnet_config(options).batch_size)
     prepared = prepare(products, options)
     config, _, backbone, facts = prepared
@@ -282,7 +288,10 @@ def train_realnet(
             checks = Checks(out, blended_once(judged), options.patience)
         watch = Watch(out, tests, config.image_size, bars) if tests else None
         has_gpu = accelerator.device.type == "cuda"
-        with bars("training", "step", continues=True) as update:
+        with (
+            bars("training", "step", continues=True) as update,
+            tracked(accelerator, update) as on_step,
+        ):
             train_detector(
                 accelerator,
                 detector,
@@ -290,7 +299,7 @@ def train_realnet(
                 batch_size=config.batch_size,
                 folder=out,
                 num_workers=4 * has_gpu if options.workers is None else options.workers,
-                on_step=update,
+                on_step=on_step,
                 checks=checks,
                 watch=watch,
                 average=not config.official,

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from synth.config import RunConfig, Tracker, TrainConfig
+from synth.config import RunConfig, TrainConfig
 from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
 from synth.device import make_accelerator
@@ -14,7 +13,6 @@ from synth.diffusion.init_from import Fit, Source, fit_source
 from synth.diffusion.looks import Looks
 from synth.diffusion.model import CONFIG_FILE, DiffusionModel, load_model, save_model
 from synth.diffusion.training import train_ddpm
-from synth.errors import UserError
 from synth.files import read_json, write_json
 from synth.images import write_png
 from synth.pictures import SheetRow, all_grey, contact_sheet
@@ -23,12 +21,11 @@ from synth.quality.check import SampleCheck, check_samples
 from synth.quality.reference import make_reference, save_reference
 from synth.quality.sheets import STRENGTHS, draw_samples, strength_rows
 from synth.run_folder import run_folder, saved_precision
+from synth.tracking import require_tracker, tracked
 
 NUM_CHECK_SAMPLES = 32
 NUM_SHEET_IMAGES = 8
 CHECK_FILE, SHEET_FILE = "check.json", "samples.png"
-PROJECT = "siaforge"
-"""What trackers call the run; TensorBoard's files lie in a folder of this name."""
 
 
 def train_model(
@@ -78,14 +75,10 @@ def train_model(
         num_steps=config.num_steps,
         prepare=lambda: fill_in_defaults(out),
     ):
-        if run.tracker != "none":
-            accelerator.init_trackers(PROJECT)
-        with bars("training", "step", continues=True) as update:
-
-            def on_step(done: int, total: int, terms: Mapping[str, float]) -> None:
-                accelerator.log(dict(terms), step=done)
-                update(done, total, terms)
-
+        with (
+            bars("training", "step", continues=True) as update,
+            tracked(accelerator, update) as on_step,
+        ):
             unet = train_ddpm(
                 accelerator,
                 config,
@@ -96,8 +89,6 @@ def train_model(
                 initial=None if fit is None else fit.weights,
                 look=Looks(about, out, run.keep_checkpoints),
             )
-        for tracker in accelerator.trackers:
-            tracker.finish()
         if not accelerator.is_main_process:
             return None
         save_model(out, unet)
@@ -105,15 +96,6 @@ def train_model(
 
 
 # What is decided before
-
-
-def require_tracker(tracker: Tracker) -> None:
-    """Raise UserError where the tracker's package is not installed."""
-    if tracker != "none" and find_spec(tracker) is None:
-        raise UserError(
-            f"--tracker: {tracker} is not installed; install it beside siaforge, or give "
-            "--tracker none (trace.jsonl has the losses in any case)"
-        )
 
 
 def fill_in_defaults(out: Path) -> None:

@@ -9,7 +9,7 @@ from synth.device import fastest_precision, fitting_batch_size
 from synth.diffusion.model import DiffusionModel
 from synth.diffusion.sampling import sample_images
 from synth.files import read_json
-from synth.sia.candidates import is_out_of_memory
+from synth.memory import is_out_of_memory
 from synth.sia.format import HEADER_FILE
 
 CPU_BATCH_SIZE = 8

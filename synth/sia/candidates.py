@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from synth.errors import UserError
+from synth.memory import is_out_of_memory
 from synth.pictures import Images
 
 MAX_ATTEMPTS = 50
@@ -124,16 +125,6 @@ def draw_or_none(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
-
-
-def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:
-    """Whether a device, the processor's allocator or Python found no memory."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    )
 
 
 def half(batch_size: int) -> int:
