@@ -89,10 +89,10 @@ class DataOptions:
 
 
 def require_output(folder: Path) -> None:
-    """Make the folder that results go to, before long work; UserError where nothing can go."""
+    """Raise UserError before long work where no results can go; nothing is made for this."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise UserError(

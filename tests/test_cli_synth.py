@@ -228,6 +228,7 @@ def test_model_that_is_none(run, product, model, tmp_path):
     assert f"{weights}: damaged" in refused(own)
     weights.unlink()
     assert f"{own}: training is unfinished" in refused(own)
+    assert not (tmp_path / "out").exists()
     (own / "config.json").write_text('{"method": "realnet"}')
     assert f"{own}: not a diffusion model; give the --out of `synth train`" in refused(own)
     (own / "config.json").write_text("[]")
@@ -299,7 +300,6 @@ def test_results_among_the_images_that_are_read(run, product, model, sia, tmp_pa
         ("inspect", "--foreground", *data),
         ("export", sia, "--layout", "folder", *data),
         ("generate", "--model", model, "--pair", 0.5, *data),
-        ("import-textures", ".", "--out", "runs/x"),
     ):
         assert "--out: runs/x lies in ., whose images are read" in run.refused("synth", *words)
     assert len(list(photos.rglob("*.png"))) == 10

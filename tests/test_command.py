@@ -297,7 +297,7 @@ def test_checks_of_options():
 
 def test_output_must_be_a_folder(tmp_path):
     require_output(tmp_path / "new" / "deep")
-    assert list((tmp_path / "new/deep").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []  # a command that is refused leaves no empty folder
     (tmp_path / "file").write_text("kept")
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match=r"--out: .* is no folder that can be written to"):

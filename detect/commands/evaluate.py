@@ -81,7 +81,7 @@ def evaluate(
         for caution in test.cautions():
             warn(caution)
         place = out / test.category.name if multi_class else out
-        require_output(place)
+        place.mkdir(parents=True, exist_ok=True)
         report = report_on(
             test, model, compare, place, device, batch_size, progress_bar, false_reject_rate
         )

@@ -27,11 +27,9 @@ def import_textures(
     """
     require_size(size)
     from synth.data import baselines
-    from synth.data.catalog import require_outside
     from synth.images import require_images
 
     paths = baselines.texture_files(folder)
-    require_outside(out, [folder])
     require_output(out)
     with progress_bar("checking images", "image") as update:
         require_images(paths, update)
