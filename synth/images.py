@@ -125,15 +125,17 @@ def list_images(folder: Path, recursive: bool = False) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; check the path")
     files = sorted(_walk(folder, recursive), key=Path.as_posix)
+    found = [path for path in files if path.suffix.lower() in SUFFIXES]
     others = [path for path in files if path.suffix.lower() in OTHER_SUFFIXES]
     if others:
+        total = len(found) + len(others)
         warnings.warn(
-            f"{folder}: {len(others)} images are left out, the first: {others[0]}; only "
+            f"{folder}: {len(others)} of {total} images are left out, the first: {others[0]}; only "
             f"{', '.join(SUFFIXES)} are read: convert the others",
             DataWarning,
             stacklevel=2,
         )
-    return [path for path in files if path.suffix.lower() in SUFFIXES]
+    return found
 
 
 def check_images(paths: Sequence[Path], progress: Progress | None = None) -> list[BrokenImage]:
