@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
+from rights import ordinary_rights
 from safetensors.torch import load_file, save_file
 from tiny import UNET, write_model
 
@@ -72,6 +73,14 @@ def test_damaged_weights_are_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / WEIGHTS_FILE).write_bytes(content)
     with pytest.raises(UserError, match=r"\.safetensors: damaged"):
         load_model(tmp_path, CPU)
+
+
+def test_weights_without_rights_are_not_called_damaged(tmp_path: Path) -> None:
+    weights = write_model(tmp_path / "model") / WEIGHTS_FILE
+    weights.chmod(0)
+    with ordinary_rights(), pytest.raises(PermissionError) as caught:  # one line of a command
+        load_model(tmp_path / "model", torch.device("cpu"))
+    assert caught.value.filename == str(weights)
 
 
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "shape"])

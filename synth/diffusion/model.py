@@ -108,6 +108,8 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
         raise UserError(
             f"{folder}: training is unfinished; run its `synth train` command again to complete it"
         )
+    with weights.open("rb") as file:  # safetensors calls what it may not read missing
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     try:
         unet.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
@@ -115,8 +117,6 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
             f"{weights}: damaged ({str(error).splitlines()[0]}); "
             "delete it and run its `synth train` command again"
         ) from error
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     unet.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     unet.eval().requires_grad_(False)
     return DiffusionModel(unet, config, digest)
