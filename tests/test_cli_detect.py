@@ -12,6 +12,7 @@ import pytest
 import torch
 from commands import MAINS, Command
 from products import normal_image, write_product, write_sources
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from synth.images import write_png
 
@@ -137,6 +138,20 @@ def test_steps_can_be_raised_but_not_lowered(run, product, own):
     line = run.refused(*train_words(product, own, steps=4))
     assert line.startswith("detect: --num-steps: got 4, but")
     assert "give --num-steps 5" in line
+
+
+def test_losses_go_to_the_tracker_asked_for(run, product, own):
+    before = (own / "realnet/trace.jsonl").read_text()
+    assert not (own / "siaforge").exists()
+    assert run(*train_words(product, own, steps=5), "--tracker", "tensorboard").code == 0
+    events = EventAccumulator(str(own / "siaforge"))
+    events.Reload()
+    rows = [json.loads(row) for row in (own / "realnet/trace.jsonl").read_text().splitlines()]
+    assert len(before.splitlines()) == 3
+    for name in ("loss", "segmentation", "reconstruction"):
+        logged = [(event.step, event.value) for event in events.Scalars(name)]
+        assert logged == [(n, pytest.approx(rows[n - 1][name])) for n in (4, 5)]
+    assert "wandb is not installed" in run.refused(*train_words(product, own), "--tracker", "wandb")
 
 
 def test_other_rate_only_sets_another_threshold(run, product, own):
@@ -346,7 +361,7 @@ def test_a_loss_without_a_number_stops_and_the_last_good_state_stays(
         line = run.refused(*train_words(product, own, steps=6))
     assert "nan" in line
     assert "at step 5" in line
-    assert "keeps the last good state: lower the learning rate" in line
+    assert "keeps the last good state, of step 3: lower the learning rate" in line
     assert [weights.read_bytes(), state.read_bytes()] == before
     assert run("detect", "predict", product / "test", "--model", own, "--out", tmp_path).code == 0
     assert run(*train_words(product, own, steps=4)).code == 0
