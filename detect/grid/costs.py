@@ -20,7 +20,10 @@ NUM_WARM, NUM_TIMED = 3, 15
 
 
 class Stopwatch:
-    """Bars that also measure how long the units under one title take; pass it on as `Bars`."""
+    """Bars that also measure how long the units under one title take; pass it on as `Bars`.
+
+    What is done between two units counts, as checks are under --patience: no bar tells of them.
+    """
 
     def __init__(self, bars: Bars, title: str) -> None:
         self.bars, self.title = bars, title
