@@ -96,6 +96,7 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
         own = {name: Calibration.from_json(each) for name, each in categories}
     num_steps, state = read_weights(folder / WEIGHTS_FILE)
     with naming(folder / CONFIG_FILE, "train into another folder"):
+        _ = config["dataset"], config["category"]  # whoever uses it asks for them
         about = {**config["detector"], "num_steps": num_steps}
         height, width = map(index, about["image_size"])
         detector = rebuild(about, state)

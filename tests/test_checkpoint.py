@@ -33,7 +33,7 @@ def saved(tmp_path):
         for parameter in detector.head.parameters():
             parameter.add_(0.01)  # unlike any fresh model
     config = {key: value for key, value in CONFIG.to_json().items() if key != "num_steps"}
-    about = {"method": "realnet", "category": "widget", "detector": config}
+    about = {"method": "realnet", "dataset": "folder", "category": "widget", "detector": config}
     write_json(tmp_path / "config.json", about)
     save_detector(tmp_path, detector, 7, calibrate([0.1, 0.2, 0.3], 0.25))
     return tmp_path, detector
@@ -122,6 +122,8 @@ def spoil(name, *fields, value=None):
         (break_json, r"config\.json: damaged"),
         (other_kind, "not a detector"),
         (spoil("config.json", "method", value=["realnet"]), "not a detector"),
+        (spoil("config.json", "category"), r"config\.json: damaged \(field 'category'\)"),
+        (spoil("config.json", "dataset"), r"config\.json: damaged \(field 'dataset'\)"),
         (spoil("config.json", "detector"), r"config\.json: damaged \(field 'detector'\)"),
         (spoil("config.json", "detector", value=[]), r"config\.json: damaged"),
         (spoil("config.json", "detector", "num_max"), r"config\.json: .*num_max"),
@@ -132,8 +134,8 @@ def spoil(name, *fields, value=None):
         (spoil("config.json", "detector", "head_widths", value=[-8, 8, 4, 4]), r"\.json: damaged"),
         (spoil("config.json", "detector", "odd", value=1), r"config\.json: .*unknown fields"),
         (spoil("calibration.json", "scores", value=[]), r"calibration\.json: scores: got none"),
-        (spoil("calibration.json", "scores", value=["x"]), r"calibration\.json: damaged"),
-        (spoil("calibration.json", "scores", value=[None]), r"calibration\.json: damaged"),
+        (spoil("calibration.json", "scores", value=["x"]), r"calibration\.json: .*needs scores"),
+        (spoil("calibration.json", "scores", value=[None]), r"calibration\.json: .*needs scores"),
         (spoil("calibration.json", "categories", value=[1]), r"calibration\.json: damaged"),
         (spoil("calibration.json", "categories", value={"a": 1}), r"calibration\.json: damaged"),
     ],

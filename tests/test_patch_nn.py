@@ -125,7 +125,8 @@ def test_coreset_covers_more_than_chance(backbone):
 
 def test_saved_and_loaded_it_scores_the_same(backbone, tmp_path):
     detector = PatchNN(CONFIG, backbone, build_bank(backbone, IMAGES, CONFIG, CPU))
-    about = {"method": "patch-nn", "detector": CONFIG.to_json()}
+    product = {"dataset": "folder", "category": "widget"}
+    about = {"method": "patch-nn", **product, "detector": CONFIG.to_json()}
     write_json(tmp_path / "config.json", about)
     save_detector(tmp_path, detector, 0, calibrate([0.1, 0.2], 0.5))
     loaded = load_detector(tmp_path, CPU)
