@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,9 @@ def test_a_model_is_measured_at_every_strength_and_drawn_once(run, product, mode
     assert ended.code == 0, ended
     assert ended.out.splitlines()[-1] == f"to look at: {tmp_path / 'inspect.html'}"
     assert "samples at strength 0 look unlike the product" in ended.out
+    assert ended.out.startswith(
+        "samples to draw: 6 (3 at each strength); a smaller --num is quicker"
+    )
     found = groups(tmp_path)
     assert [s for _, s in found] == [None, 0, 0.2]
     assert found["held-out normal images", None]["num_images"] == 2
@@ -93,7 +97,7 @@ def test_a_model_is_measured_at_every_strength_and_drawn_once(run, product, mode
     before = {path: path.stat().st_mtime_ns for path in drawn}
     lost = drawn[3].read_bytes()
     drawn[3].unlink()
-    assert run(*words).code == 0
+    assert run(*words).out.startswith("samples to draw: 1 (3 at each strength)")
     assert drawn[3].read_bytes() == lost
     assert all(p.stat().st_mtime_ns == before[p] for p in drawn if p != drawn[3])
 
@@ -128,6 +132,8 @@ def test_every_image_of_a_folder_has_a_score(run, product, normals, sources, tmp
         rows = list(csv.DictReader(file))
     assert [(int(r["index"]), float(r["strength"])) for r in rows] == [(n, 0.1) for n in range(6)]
     assert [float(row["quality"]) for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert "0 % are near-copies of a training image" in ended.out
+    assert len(groups(tmp_path)) == 2  # one strength is no group beside all images
     group = groups(tmp_path)["folder, all images", None]
     assert group["quality"]["value"] == pytest.approx(float(expected.mean()), rel=1e-4)
 
@@ -171,6 +177,7 @@ def test_masks_and_the_normal_images_of_pairs_are_shown(run, product, tmp_path, 
     out = tmp_path / "out"
     ended = run(*inspect(product, out, "--folder", folder))
     assert ended.code == 0, ended
+    assert re.search(r"\d+ % show hardly any defect", ended.out)
     sheet = read_image(out / "sheet.png")
     captions = 2 * 22  # below the held-out images and the folder's
     assert sheet.shape[0] == num_rows * (30 + 128 + 6) + captions

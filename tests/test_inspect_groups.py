@@ -71,8 +71,13 @@ def test_one_image_has_no_spread(reference: Reference) -> None:
 
 
 def test_few_strengths_are_groups_of_their_own(reference: Reference) -> None:
-    found = measure_by_strength(reference, examined([0.5, 0.1, 0.5, 0.2, 0.1, 0.5]))
-    assert [(g.strength, g.num_images) for g in found] == [(0.1, 2), (0.2, 1), (0.5, 3)]
+    found = measure_by_strength(reference, examined(2 * [0.5, 0.1, 0.5, 0.2, 0.1, 0.5]))
+    assert [(g.strength, g.num_images) for g in found] == [(0.1, 4), (0.2, 2), (0.5, 6)]
+
+
+def test_few_images_of_a_range_are_one_group(reference: Reference) -> None:
+    found = measure_by_strength(reference, examined([0.11, 0.17, 0.125, 0.19]))
+    assert [(g.strength, g.num_images) for g in found] == [(pytest.approx(0.14875), 4)]
 
 
 def test_many_strengths_are_bins_of_equally_many_images(reference: Reference) -> None:

@@ -85,6 +85,7 @@ def inspect(
                 out,
                 progress_bar,
                 warn,
+                say,
                 model=open_model(model),
                 folder=open_folder(folder, category),
                 sampling=Sampling(strengths, num, seed),

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 
 from synth.progress import Bars
 from synth.quality.check import copy_distance, far_distance
-from synth.quality.kid import Measured, kid, thinned
+from synth.quality.kid import MIN_IMAGES, Measured, kid, thinned
 from synth.quality.reference import Features, Reference, nearest_distance
 
 MAX_BINS = 5
 IMAGES_PER_BIN = 20
 MAX_VALUES = 8
-"""Up to so many different strengths are groups of their own; more are binned."""
+"""Up to so many different strengths are groups of their own, if all have enough images for KID on
+average; else they are binned."""
 
 ReadImage = Callable[[int], NDArray[np.uint8]]
 """Image by number, uint8 [H, W, 3] RGB."""
@@ -105,7 +106,7 @@ def measure_by_strength(reference: Reference, examined: Examined) -> list[Group]
         return []
     strengths = examined.strengths[known]
     values = np.unique(strengths)
-    if len(values) <= MAX_VALUES:
+    if len(values) <= min(MAX_VALUES, len(known) // MIN_IMAGES):
         parts = [known[strengths == value] for value in values]
     else:
         num_bins = min(MAX_BINS, max(1, len(known) // IMAGES_PER_BIN))

@@ -15,7 +15,7 @@ from synth.images import read_image
 from synth.progress import Bars
 from synth.quality.groups import Examined, examine
 from synth.quality.reference import Reference, make_reference, save_reference
-from synth.quality.sheets import draw_files
+from synth.quality.sheets import draw_files, sample_files
 from synth.sia.reader import SiaFolder
 
 SAMPLES_FOLDER = "samples"
@@ -58,9 +58,14 @@ def open_normals(
 
 
 def add_samples(
-    data: Inspected, model: DiffusionModel, sampling: Sampling, out: Path, bars: Bars
+    data: Inspected,
+    model: DiffusionModel,
+    sampling: Sampling,
+    out: Path,
+    bars: Bars,
+    tell: Callable[[str], None],
 ) -> Inspected:
-    """Draw samples into `out`/samples, where they stay, and look at them.
+    """Draw samples into `out`/samples, where they stay, and look at them; first `tell` how many.
 
     Raises UserError for a category that a conditional model does not know.
     """
@@ -68,8 +73,15 @@ def add_samples(
     model.label(category)
     key = "-".join([model.digest, f"seed{sampling.seed}", *([category] if category else [])])
     samples = []
-    for s in sorted(set(sampling.strengths)):
-        folder = out / SAMPLES_FOLDER / key / f"s{s:g}"
+    at = {s: out / SAMPLES_FOLDER / key / f"s{s:g}" for s in sorted(set(sampling.strengths))}
+    files = [path for folder in at.values() for path in sample_files(folder, sampling.num)]
+    missing = sum(not path.exists() for path in files)
+    if missing:
+        tell(
+            f"samples to draw: {missing} ({sampling.num} at each strength); a smaller --num is "
+            "quicker, its figures are rougher"
+        )
+    for s, folder in at.items():
         paths = draw_files(model, s, sampling.num, sampling.seed, folder, bars, category)
 
         def read(number: int, paths: Sequence[Path] = paths) -> NDArray[np.uint8]:

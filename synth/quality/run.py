@@ -90,6 +90,7 @@ def look_at_images(
     out: Path,
     bars: Bars,
     warn: Callable[[str], None],
+    tell: Callable[[str], None],
     *,
     model: tuple[Path, DiffusionModel] | None,
     folder: SiaFolder | None,
@@ -99,8 +100,9 @@ def look_at_images(
     """Compare a model's samples, a folder's images, or both with a category's normal images.
 
     All are compared at the model's image size, else at the folder's. A model that was trained on
-    these images gets its reference; `warn` is told where it was not. Raises UserError for
-    unreadable images, and for a category that a conditional model does not know.
+    these images gets its reference; `warn` is told where it was not, and `tell` how many samples
+    are to be drawn. Raises UserError for unreadable images, and for a category that a conditional
+    model does not know.
     """
     if model is not None:
         size = model[1].image_size
@@ -111,7 +113,7 @@ def look_at_images(
     data = open_normals(category, size, bars, backbone)
     if model is not None:
         path, diffusion = model
-        data = add_samples(data, diffusion, sampling, out, bars)
+        data = add_samples(data, diffusion, sampling, out, bars, tell)
         keep_reference(data, diffusion, path, warn)
     if folder is not None:
         data = add_folder(data, folder, bars)
@@ -130,10 +132,11 @@ def judge(data: Inspected, out: Path) -> Part:
         bins = measure_by_strength(reference, data.images)
         write_scores(out / SCORES_FILE, data.images, data.folder)
     check = check_plain_samples(data)
-    groups = [floor, *samples, *whole, *bins]
+    groups = [floor, *samples, *whole, *(bins if len(bins) > 1 else [])]
     write_json(out / FIGURES_FILE, figures(data, groups, check))
     findings = [] if check is None else [check.sentence]
-    findings += strength_findings(samples, floor) + folder_findings(whole, floor)
+    findings += strength_findings(samples, floor)
+    findings += folder_findings(whole, floor, data.folder)
     curve = out / CURVE_FILE
     pictures = write_sheets(data, out)
     if samples or bins:

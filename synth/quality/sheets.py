@@ -67,6 +67,11 @@ def strength_label(strength: float, category: str | None = None) -> str:
     return f"{of}SDAS from the same noise, strength s = {strength:g}{plain}"
 
 
+def sample_files(folder: Path, num: int) -> list[Path]:
+    """Where samples 0..num-1 of one strength lie."""
+    return [folder / f"{number:06d}.png" for number in range(num)]
+
+
 def draw_files(
     model: DiffusionModel,
     strength: float,
@@ -77,7 +82,7 @@ def draw_files(
     category: str | None = None,
 ) -> list[Path]:
     """SDAS images 0..num-1 at one strength as PNGs in `folder`; those that are there stay."""
-    paths = [folder / f"{number:06d}.png" for number in range(num)]
+    paths = sample_files(folder, num)
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     with bars(f"sampling at strength {strength:g}", "image", continues=True) as update:
         for start in range(0, len(missing), BATCH_SIZE):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from synth.quality.check import copy_distance, percent
 from synth.quality.groups import Group
 from synth.quality.inspect_data import Inspected
+from synth.sia.reader import SiaFolder
 
 FEW_IMAGES = 100
 """Below this many, KID says little."""
@@ -22,13 +23,14 @@ def strength_findings(samples: Sequence[Group], floor: Group) -> list[str]:
     ]
 
 
-def folder_findings(whole: Sequence[Group], floor: Group) -> list[str]:
-    """Where the folder's images lie."""
+def folder_findings(whole: Sequence[Group], floor: Group, folder: SiaFolder | None) -> list[str]:
+    """Where the folder's images lie. Blended ones start as training images: no copying is told."""
+    is_blended = folder is not None and folder.kind == "blended"
+    near = "show hardly any defect" if is_blended else "are near-copies of a training image"
     return [
         f"the folder's {group.num_images} images lie at a mean distance of "
         f"{group.quality.value:.2f}, held-out normal images at {floor.quality.value:.2f}; "
-        f"{percent(group.share_far)} look unlike the product, {percent(group.share_copies)} are "
-        "near-copies of a training image"
+        f"{percent(group.share_far)} look unlike the product, {percent(group.share_copies)} {near}"
         for group in whole
     ]
 
@@ -41,7 +43,8 @@ def notes(data: Inspected, groups: Sequence[Group]) -> list[str]:
         f"features of {data.backbone.name} ({data.backbone.weights} weights) at {height} x {width} "
         "px (height x width); 1 is the median of the held-out normal images. Unlike the product: "
         "farther than 95 % of these. Near-copies: nearer than "
-        f"{copy_distance(data.reference):.2f}, half of what their nearest 5 % reach.",
+        f"{copy_distance(data.reference):.2f}, half of what their nearest 5 % reach; of blended "
+        "images, those whose defect hardly shows. Strength s: of a group of several, their mean.",
         "KID: squared kernel distance (MMD) to all training images, unbiased, kernel (x.y/d + 1)^3 "
         "on the features as they are; 0 is no difference. Diversity: mean distance between two "
         "images over that between two training images. After ± stands one standard error.",
