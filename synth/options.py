@@ -72,8 +72,8 @@ class TrainOptions:
     keep_checkpoints: int = 0
     """How many past models, one each --sample-every, to keep in checkpoints/step_N."""
     tracker: Tracker = "tensorboard"
-    """Where losses are logged besides trace.jsonl; tensorboard shows them with
-    `tensorboard --logdir OUT`."""
+    """Where losses are logged besides trace.jsonl; `tensorboard --logdir OUT` shows those of
+    tensorboard."""
 
     def require_in_range(self) -> None:
         """Raise UserError for values out of range; nothing is loaded or downloaded for this."""

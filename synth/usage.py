@@ -18,6 +18,8 @@ Commands = Mapping[str, Callable[..., Any]]
 
 HELP = ("-h", "--help")
 OF_PARSER = "--tyro-"
+BREAK = r"(?<=\S)\n(?: {8,})?(?=\S)"
+"""Within a paragraph of a docstring, or within what it says of an option."""
 RULE = r"[-─╰╯]{8,}"
 IN_WORDS = {"INT": "a whole number", "FLOAT": "a number"}
 
@@ -51,12 +53,15 @@ def parse(
 
 
 def deferred(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Parsed as `command`, but only tied to its options."""
+    """Parsed as `command`, but only tied to its options; its help has no breaks in sentences."""
 
     @wraps(command)
     def tied(*positional: Any, **options: Any) -> Callable[[], Any]:
         return partial(command, *positional, **options)
 
+    tied.__doc__ = re.sub(BREAK, " ", inspect.cleandoc(command.__doc__ or ""))
+    vars(tied)["__signature__"] = inspect.signature(command)
+    del vars(tied)["__wrapped__"]  # whose docstring would be read
     return tied
 
 
