@@ -42,8 +42,8 @@ class RRS(nn.Module):
         index = self.select(residual.detach())  # [N, r]
         chosen = torch.zeros(N, C, index.shape[1], dtype=residual.dtype, device=residual.device)
         chosen.scatter_(1, index.unsqueeze(1), 1.0)
-        # A product with ones and zeros gathers exactly (in bfloat16 under autocast, which the head's
-        # convolutions would round to anyway), and keeps channels last: half the time on a CPU,
+        # A product with ones and zeros gathers exactly (under autocast in bfloat16, to which the
+        # head's convolutions would round anyway), and keeps channels last: half the time on a CPU,
         # forward and backward.
         rows = residual.permute(0, 2, 3, 1).reshape(N, h * w, C) @ chosen  # [N, h w, r]
         return rows.view(N, h, w, -1).permute(0, 3, 1, 2)

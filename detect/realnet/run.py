@@ -7,8 +7,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from detect.calibration import Calibration, calibrate
 from detect.checkpoint import CALIBRATION_FILE, save_detector
@@ -48,6 +50,8 @@ from synth.progress import Bars
 from synth.run_folder import run_folder, saved_precision
 from synth.seeding import derive_seed
 from synth.tracking import require_tracker, tracked
+
+Mask = NDArray[np.bool_]
 
 AFS_SEED = 0
 """Of the samples that channels are chosen on: trainings of other seeds share the choice."""
@@ -95,12 +99,14 @@ class Product(NamedTuple):
 class Prepared(NamedTuple):
     """What is decided before anything is computed.
 
-    config: fitted to the backbone, its length in steps. rules: the products' foregrounds. facts:
-    what a choice of channels depends on, but for the sources' files.
+    config: fitted to the backbone, its length in steps. rules, foregrounds: how the products are
+    found, and where they are in the images to train on. facts: what a choice of channels depends
+    on, but for the sources' files.
     """
 
     config: RealNetConfig
     rules: tuple[ForegroundRule, ...]
+    foregrounds: Sequence[Sequence[Mask]]
     backbone: Backbone
     facts: dict[str, Any]
 
@@ -114,8 +120,10 @@ def prepare(products: Sequence[Product], options: TrainOptions) -> Prepared:
     """
     config = realnet_config(options)
     rules = tuple(product.normals.foreground_rule(options.foreground) for product in products)
-    for product, rule in zip(products, rules, strict=True):
+    foregrounds = [
         find_foregrounds(product.normals.fit, rule)
+        for product, rule in zip(products, rules, strict=True)
+    ]
     backbone = build_backbone(config.backbone)
     backbone.require_image_size(config.image_size)
     facts = {**product_facts(products, rules), "backbone_digest": backbone.digest}
@@ -123,7 +131,7 @@ def prepare(products: Sequence[Product], options: TrainOptions) -> Prepared:
     config = config.fitted(backbone.channels).for_images(num_images)
     if config.scale_features:
         config = config.scaled(feature_rms(backbone, products))
-    return Prepared(config, rules, backbone, facts)
+    return Prepared(config, rules, foregrounds, backbone, facts)
 
 
 @torch.no_grad()
@@ -172,12 +180,16 @@ def load_sources(products: Sequence[Product], bars: Bars) -> list[DrawAnomaly]:
 
 def blended_samples(
     images: Sequence[Images],
+    foregrounds: Sequence[Sequence[Mask] | None],
     draws: Sequence[DrawAnomaly],
     prepared: Prepared,
     seed: int,
     anomalous_share: float = ANOMALOUS_SHARE,
 ) -> BlendedDataset | JoinedDataset:
-    """Samples over the products' images, each with its own foreground and its own anomalies."""
+    """Samples over the products' images, each with its own foreground and its own anomalies.
+
+    foregrounds: None is found by the product's rule.
+    """
     parts = [
         BlendedDataset(
             normals,
@@ -186,8 +198,11 @@ def blended_samples(
             seed=seed,
             anomalous_share=anomalous_share,
             official=prepared.config.official,
+            foregrounds=masks,
         )
-        for normals, rule, draw in zip(images, prepared.rules, draws, strict=True)
+        for normals, masks, rule, draw in zip(
+            images, foregrounds, prepared.rules, draws, strict=True
+        )
     ]
     return parts[0] if len(parts) == 1 else JoinedDataset(parts, seed=seed)
 
@@ -197,7 +212,8 @@ def afs_samples(
 ) -> BlendedDataset | JoinedDataset:
     """The samples that channels are chosen on, all blended."""
     images = [product.normals.fit for product in products]
-    return blended_samples(images, draws, prepared, derive_seed(AFS_SEED, AFS_KEY), 1.0)
+    seed = derive_seed(AFS_SEED, AFS_KEY)
+    return blended_samples(images, prepared.foregrounds, draws, prepared, seed, 1.0)
 
 
 class Choice(NamedTuple):
@@ -258,7 +274,7 @@ def train_realnet(
     accelerator = make_accelerator(precision, tracker, out)
     require_equal_shares(accelerator, realnet_config(options).batch_size)
     prepared = prepare(products, options)
-    config, _, backbone, facts = prepared
+    config, backbone, facts = prepared.config, prepared.backbone, prepared.facts
     about = description(facts, config, accelerator)
     if options.patience is not None:
         about["patience"] = options.patience
@@ -278,13 +294,14 @@ def train_realnet(
         afs = selected_channels(accelerator, out, data, backbone, config, blended, bars)
         detector = RealNet(config, backbone, afs.indices).to(accelerator.device)
         images = [product.normals.fit for product in products]
-        dataset = blended_samples(images, draws, prepared, derive_seed(config.seed, TRAINING_KEY))
+        seed = derive_seed(config.seed, TRAINING_KEY)
+        dataset = blended_samples(images, prepared.foregrounds, draws, prepared, seed)
         with accelerator.autocast(), bars("features of the normal images", "image") as update:
             detector.remember([*chain.from_iterable(images)], update)
         checks = None
         if options.patience is not None:
             seed = derive_seed(config.seed, JUDGES_KEY)
-            judged = blended_samples(judges, draws, prepared, seed, 1.0)
+            judged = blended_samples(judges, [None] * len(judges), draws, prepared, seed, 1.0)
             checks = Checks(out, blended_once(judged), options.patience)
         watch = Watch(out, tests, config.image_size, bars) if tests else None
         has_gpu = accelerator.device.type == "cuda"

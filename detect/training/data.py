@@ -38,8 +38,8 @@ class BlendedDataset(Dataset[Sample]):
 
     A sample is blended with probability `anomalous_share`. Source: RealNet, local anomaly
     synthesis; empty masks are drawn again, so that the share holds, and pixels are rounded, unless
-    `official` asks for the authors' way. Raises UserError where the rule finds no foreground in an
-    image.
+    `official` asks for the authors' way. foregrounds: the rule's, where they are known. Raises
+    UserError where the rule finds no foreground in an image.
     """
 
     def __init__(
@@ -51,10 +51,11 @@ class BlendedDataset(Dataset[Sample]):
         seed: int,
         anomalous_share: float = ANOMALOUS_SHARE,
         official: bool = False,
+        foregrounds: Sequence[NDArray[np.bool_]] | None = None,
     ) -> None:
         self.normals, self.source, self.seed = normals, source, seed
         self.anomalous_share, self.official = anomalous_share, official
-        self.foregrounds = find_foregrounds(normals, rule)
+        self.foregrounds = find_foregrounds(normals, rule) if foregrounds is None else foregrounds
 
     @property
     def num_images(self) -> int:
