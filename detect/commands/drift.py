@@ -7,10 +7,10 @@ from detect.commands.shared import (
     CategoryName,
     Paths,
     lines_for_dash,
-    require_outside,
     require_share,
 )
 from synth.command import Folder, progress_bar, require_output, require_positive, say, warn
+from synth.data.catalog import require_outside
 from synth.errors import UserError
 
 DRIFT_EXIT_CODE = 3

@@ -12,7 +12,6 @@ from detect.commands.shared import (
     Paths,
     Rate,
     lines_for_dash,
-    require_outside,
     require_share,
 )
 from synth.command import (
@@ -25,6 +24,7 @@ from synth.command import (
     warn,
 )
 from synth.config import Precision
+from synth.data.catalog import require_outside
 from synth.errors import UserError
 
 if TYPE_CHECKING:

@@ -36,13 +36,6 @@ def require_share(**options: float | None) -> None:
             raise UserError(f"{option_name(name)}: got {value}, must lie between 0 and 1")
 
 
-def require_outside(out: Path, places: Sequence[Path]) -> None:
-    """Raise UserError where --out lies in a folder of images: its pictures would be scored too."""
-    for place in places:
-        if place.is_dir() and out.resolve().is_relative_to(place.resolve()):
-            raise UserError(f"--out: {out} lies in {place}, whose images are scored; give another")
-
-
 def lines_for_dash(places: Sequence[Path]) -> list[str]:
     """What stdin lists where "-" is among the places; nothing else waits for it."""
     if Path("-") not in places:

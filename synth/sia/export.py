@@ -243,10 +243,11 @@ def link_or_copy(source: Path, path: Path) -> bool:
     """Hard-link a file, or copy it where that cannot be; whether it is linked."""
     if path.exists():
         return path.samefile(source)
-    with atomic_path(path) as partial:
-        try:
-            os.link(source, partial)
-        except OSError:  # another file system, or one without links
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, path)
+    except OSError:  # another file system, or one without links
+        with atomic_path(path) as partial:
             shutil.copyfile(source, partial)
     return path.samefile(source)
 
