@@ -30,6 +30,8 @@ from synth.errors import UserError
 if TYPE_CHECKING:
     from detect.prediction.run import Run
 
+OF_OTHERS = ("config.json", "results.json")
+"""What lies in folders of models and of evaluations."""
 TileSize = Annotated[
     tuple[int, int] | None,
     tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint="(default: the detector's own)"),
@@ -96,7 +98,7 @@ def predict(
         raise UserError("--tile-size, --overlap: not used without --tile; add it or leave them out")
     from detect.prediction import run
     from detect.prediction.inputs import files_at, find_inputs
-    from detect.prediction.log import LOG_FILE, ScoreLog
+    from detect.prediction.log import LOG_FILE, TABLE_FILE, ScoreLog
     from detect.prediction.overlays import remove_pictures_from
     from detect.prediction.predictor import load_predictor, require_normals
     from detect.prediction.tiles import OVERLAP
@@ -123,9 +125,10 @@ def predict(
     config = run.description(model, predictor, held, every, pictures, precision)
     with sole_user(out):
         is_own = (out / run.CONFIG_FILE).exists()
-        if not is_own and (out / LOG_FILE).exists():
+        foreign = [name for name in (LOG_FILE, TABLE_FILE, *OF_OTHERS) if (out / name).exists()]
+        if not is_own and foreign:
             raise UserError(
-                f"{out / LOG_FILE}: what it was made with is not known, {run.CONFIG_FILE} is not "
+                f"{out / foreign[0]}: not known to be of a prediction, {run.CONFIG_FILE} is not "
                 "beside it; give another --out"
             )
         if not claim_folder(out, config, run.CONFIG_FILE, out / LOG_FILE) and held:

@@ -59,7 +59,10 @@ def select(
     parts = parse_parts(source, {"sia": sia, "textures": textures})
     anomalies = open_source(parts, category)
     for other in anomalies.other_categories(category.name):
-        warn(f"{sia} is of category {other}, the normal images of {category.name}")
+        warn(
+            f"{sia} is of category {other}, the normal images of {category.name}: channels are "
+            "chosen on its images all the same"
+        )
     normals = load_normals(category, realnet_config(training).image_size, progress_bar)
     choice = choose_channels(normals, anomalies, training, progress_bar)
     layers = by_layer(choice.config.backbone.layers, choice.afs)

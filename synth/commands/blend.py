@@ -54,7 +54,10 @@ def blend(
 
     sources = open_sia(sia, kind="source")
     if sources.product not in (None, category.name):
-        warn(f"{sia} is of category {sources.category}, the normal images of {category.name}")
+        warn(
+            f"{sia} is of category {sources.category}, the normal images of {category.name}: its "
+            "images are blended into them all the same"
+        )
     normals = load_normals(category, size, progress_bar)
     rule = normals.foreground_rule(foreground)
     with progress_bar("blending", "image") as update:
