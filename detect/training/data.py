@@ -71,7 +71,8 @@ class BlendedDataset(Dataset[Sample]):
         H, W = normal.shape[:2]
         if rng.random() >= self.anomalous_share:
             image = to_chw(normal)
-            return Sample(image, image, torch.zeros(H, W, dtype=torch.bool), n)
+            # torch.zeros is computed in parallel: its idle threads hold up numpy's and OpenCV's
+            return Sample(image, image, torch.from_numpy(np.zeros((H, W), np.bool_)), n)
         source, opacity = self.source(rng, normal)
         blended = blend_random(
             normal, self.foregrounds[n], source, rng, opacity=opacity, official=self.official
