@@ -30,8 +30,6 @@ from synth.errors import UserError
 if TYPE_CHECKING:
     from detect.prediction.run import Run
 
-OF_OTHERS = ("config.json", "results.json")
-"""What lies in folders of models and of evaluations."""
 TileSize = Annotated[
     tuple[int, int] | None,
     tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint="(default: the detector's own)"),
@@ -125,7 +123,7 @@ def predict(
     config = run.description(model, predictor, held, every, pictures, precision)
     with sole_user(out):
         is_own = (out / run.CONFIG_FILE).exists()
-        foreign = [name for name in (LOG_FILE, TABLE_FILE, *OF_OTHERS) if (out / name).exists()]
+        foreign = [name for name in (LOG_FILE, TABLE_FILE) if (out / name).exists()]
         if not is_own and foreign:
             raise UserError(
                 f"{out / foreign[0]}: not known to be of a prediction, {run.CONFIG_FILE} is not "
