@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from detect.prediction.predictor import Given, Predictor
-    from synth.config import Precision
+    from synth.base.options import Precision
 
 
 def load(
@@ -45,7 +45,7 @@ def load(
 
     from detect.prediction.inputs import files_at
     from detect.prediction.predictor import load_predictor, require_normals
-    from synth.errors import DataWarning
+    from synth.base.errors import DataWarning
 
     require_normals(tile, normals)
     predictor = load_predictor(

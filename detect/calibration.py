@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from detect.calibration import Calibration
 from detect.detector import Detector
-from detect.patch_nn.model import PatchNN, PatchNNConfig
-from detect.realnet.config import RealNetConfig
-from detect.realnet.model import RealNet
-from synth.errors import UserError
-from synth.files import atomic_path, read_fault, read_json, write_json
-from synth.memory import is_out_of_memory
+from detect.methods.patch_nn.model import PatchNN, PatchNNConfig
+from detect.methods.realnet.config import RealNetConfig
+from detect.methods.realnet.model import RealNet
+from synth.base.errors import UserError
+from synth.base.files import atomic_path, read_fault, read_json, write_json
+from synth.base.memory import is_out_of_memory
 
 CONFIG_FILE, WEIGHTS_FILE, CALIBRATION_FILE = "config.json", "model.safetensors", "calibration.json"
 AGAIN = "run its `detect train` command again"

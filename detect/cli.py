@@ -10,7 +10,7 @@ from detect.commands.export import export
 from detect.commands.predict import predict
 from detect.commands.select import select
 from detect.commands.train import train
-from synth.command import run_command
+from synth.base.command import run_command
 
 COMMANDS = {
     "train": train,

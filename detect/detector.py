@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 
 class Scores(NamedTuple):

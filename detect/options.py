@@ -5,8 +5,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from synth.command import (
+from synth.base.errors import UserError
+from synth.base.options import (
     OF_PRESET,
+    Precision,
     PresetFloat,
     PresetInt,
     PresetSize,
@@ -15,8 +17,7 @@ from synth.command import (
     require_positive,
     require_size,
 )
-from synth.config import Foreground, Precision
-from synth.errors import UserError
+from synth.data.options import Foreground
 
 Workers = Annotated[
     int | None,
@@ -78,7 +79,7 @@ class ChannelOptions:
         """
         if self.backbone_layers is not None or self.backbone is None:
             return self.backbone_layers
-        from synth.features import spread_blocks  # torch would hold up `--help`
+        from synth.base.backbones import spread_blocks  # torch would hold up `--help`
 
         return spread_blocks(self.backbone, count)
 

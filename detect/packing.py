@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detect.detector import Detector, Scores
-from detect.realnet.model import ChannelSelection
-from detect.realnet.reconstruction import SelfAttention
-from detect.realnet.rrs import RRS
-from synth.config import Precision
-from synth.device import fastest_precision
+from detect.methods.realnet.model import ChannelSelection
+from detect.methods.realnet.reconstruction import SelfAttention
+from detect.methods.realnet.rrs import RRS
+from synth.base.device import fastest_precision
+from synth.base.options import Precision
 
 LONGEST_ATTENTION = 2048  # pixels; the weights of all pairs of more would take too much memory
 

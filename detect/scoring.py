@@ -13,7 +13,7 @@ from detect.evaluation.scratch import Scratch
 from detect.packing import packed
 from detect.pooling import image_scores
 from detect.training.data import to_chw, to_unit
-from synth.config import Precision
+from synth.base.options import Precision
 from synth.images import Progress, read_image, resize
 from synth.pictures import Images
 

@@ -38,13 +38,13 @@ from threadpoolctl import threadpool_limits
 from detect.evaluation.metrics import pixel_metrics
 from detect.training.data import BlendedDataset
 from detect.training.sources import Part, open_source
-from synth.config import PRESETS
+from synth.base.progress import no_bars
+from synth.base.seeding import generator
 from synth.data.foreground import ForegroundRule
+from synth.diffusion.config import PRESETS
 from synth.diffusion.ddpm import build_unet, noise_schedule
 from synth.diffusion.sdas import sample_sdas
 from synth.perlin import perlin_mask
-from synth.progress import no_bars
-from synth.seeding import generator
 from synth.sia.reader import Item, SiaHeader, write_sia
 
 

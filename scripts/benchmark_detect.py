@@ -28,15 +28,15 @@ import torch
 from detect.detector import Batch
 from detect.exporting.formats import onnx_session, quiet, write_onnx
 from detect.exporting.graph import INPUT, record
+from detect.methods.realnet import PRESETS, RealNet
 from detect.packing import packed
-from detect.realnet import PRESETS, RealNet
 from detect.training.data import BlendedDataset
 from detect.training.sources import AnomalySource, LoadedPart
+from synth.base.backbones import build_backbone
+from synth.base.device import fastest_precision
+from synth.base.memory import keeping_freed_memory, steady_malloc
 from synth.blend import OPACITY
 from synth.data.foreground import ForegroundRule
-from synth.device import fastest_precision
-from synth.features import build_backbone
-from synth.memory import keeping_freed_memory, steady_malloc
 
 SIZE_PX = 256
 ARITHMETIC = ("plain", "fp32", "bf16", "onnxruntime")

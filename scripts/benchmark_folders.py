@@ -75,10 +75,10 @@ def write_images(folder: Path, count: int) -> None:
 
 def generate_images(folder: Path, count: int) -> None:
     """Generate with a very small untrained network: the memory is that of the loop."""
-    from synth.config import UNetConfig
+    from synth.base.seeding import generator
+    from synth.diffusion.config import UNetConfig
     from synth.diffusion.ddpm import build_unet, noise_schedule
     from synth.diffusion.sdas import sample_sdas
-    from synth.seeding import generator
 
     config = UNetConfig(
         image_size=(16, 16),
@@ -218,7 +218,7 @@ def export(work: Path) -> list[Figure]:
 
 def generation(work: Path) -> list[Figure]:
     """`synth generate` with the preset tiny, 64 px: images per second, waits for the writer."""
-    from synth.config import PRESETS, SdasConfig
+    from synth.diffusion.config import PRESETS, SdasConfig
     from synth.diffusion.model import load_model
     from synth.sia.generate import generate_sia
     from tests.tiny import write_model

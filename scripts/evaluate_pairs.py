@@ -30,16 +30,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detect.evaluation.metrics import auroc
+from synth.base.backbones import Backbone, BackboneConfig, build_backbone
+from synth.base.files import write_json
+from synth.base.progress import no_bars
 from synth.data.catalog import open_category
 from synth.data.normals import load_normals
 from synth.diffusion.model import DiffusionModel, load_model
 from synth.diffusion.pair import make_pairing, pair_images, timestep
 from synth.diffusion.sampling import sample_images
-from synth.features import Backbone, BackboneConfig, build_backbone
-from synth.files import write_json
 from synth.images import write_png
 from synth.pictures import Images, SheetRow, contact_sheet
-from synth.progress import no_bars
 
 Masks = NDArray[np.bool_]
 """bool [N, H, W]."""

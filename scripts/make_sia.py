@@ -14,14 +14,14 @@ from typing import NamedTuple
 import cv2
 import torch
 
-from synth.command import progress_bar, quiet_libraries
-from synth.config import PRESETS, TrainConfig
+from synth.base.command import progress_bar, quiet_libraries
+from synth.base.device import default_device
+from synth.base.errors import UserError
+from synth.base.files import read_json, write_json
 from synth.data.catalog import Category, categories, open_category
 from synth.data.normals import spread
-from synth.device import default_device
+from synth.diffusion.config import PRESETS, TrainConfig
 from synth.diffusion.ddpm import build_unet
-from synth.errors import UserError
-from synth.files import read_json, write_json
 from synth.images import read_image, resize
 from synth.publishing.card_figures import figures_section
 from synth.publishing.licence import choose_licence, load_source_card

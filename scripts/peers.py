@@ -25,13 +25,13 @@ from detect.evaluation.measure import evaluate
 from detect.evaluation.testset import open_test_set
 from detect.scoring import Scored, Scorer, score_batches
 from detect.training.data import to_chw, to_unit
-from synth.command import progress_bar
+from synth.base.backbones import Backbone, BackboneConfig, build_backbone
+from synth.base.command import progress_bar
+from synth.base.files import write_json
+from synth.base.progress import Bars
 from synth.data.catalog import open_category
 from synth.data.normals import load_normals
-from synth.features import Backbone, BackboneConfig, build_backbone
-from synth.files import write_json
 from synth.pictures import Images
-from synth.progress import Bars
 
 
 def to_batch(images: Images) -> Tensor:

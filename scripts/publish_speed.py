@@ -93,9 +93,9 @@ def write_images(folder: Path, count: int) -> None:
 
 def publish_here(folder: Path) -> Publishing:
     """Publish in this process, to the Hub that the environment names."""
-    from synth.command import warn
+    from synth.base.command import warn
+    from synth.base.progress import no_bars
     from synth.commands.publish import quiet_client
-    from synth.progress import no_bars
     from synth.publishing.hub import Repository, connect, publish
     from synth.publishing.hub_retry import Backoff
     from synth.publishing.publication import (

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from synth.features import BUNDLED, Backbone, BackboneConfig, build_backbone
+from synth.base.backbones import BUNDLED, Backbone, BackboneConfig, build_backbone
 
 Pool = NDArray[np.uint8]
 """Samples in the order of their materials: [K x samples, S, S, 3], RGB."""

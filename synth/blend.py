@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.perlin import perlin_mask
 
 MAX_DRAWS = 64

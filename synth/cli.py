@@ -2,7 +2,7 @@
 
 import sys
 
-from synth.command import run_command
+from synth.base.command import run_command
 from synth.commands.baseline import baseline
 from synth.commands.blend import blend
 from synth.commands.export import export

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from synth.errors import DataWarning, ImageWarning, UserError
-from synth.files import atomic_path, read_fault
+from synth.base.errors import DataWarning, ImageWarning, UserError
+from synth.base.files import atomic_path, read_fault
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".gif", ".raw", ".dng", ".cr2", ".nef")

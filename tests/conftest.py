@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from synth import cache
+from synth.base import cache
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,10 +8,10 @@ from products import normal_image
 
 from detect.calibration import calibrate
 from detect.checkpoint import save_detector
-from detect.realnet import RealNet, RealNetConfig
+from detect.methods.realnet import RealNet, RealNetConfig
 from detect.scoring import detector_scorer
-from synth.features import BackboneConfig, build_backbone
-from synth.files import write_json
+from synth.base.backbones import BackboneConfig, build_backbone
+from synth.base.files import write_json
 
 CONFIG = RealNetConfig(
     image_size=(32, 32),

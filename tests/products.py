@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from detect.training.sources import AnomalySource, Part, open_source
+from synth.base.progress import no_bars
 from synth.images import write_png
-from synth.progress import no_bars
 from synth.sia.reader import Item, SiaHeader, write_sia
 
 SIZE = (32, 32)

@@ -6,7 +6,7 @@ import numpy as np
 from hub_server import TOKEN
 from huggingface_hub import HfApi
 
-from synth.progress import no_bars
+from synth.base.progress import no_bars
 from synth.publishing.hub import Repository, publish
 from synth.publishing.hub_retry import Backoff
 from synth.publishing.licence import choose_licence, load_source_card

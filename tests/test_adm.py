@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from synth.config import PRESETS
+from synth.base.errors import UserError
 from synth.diffusion.adm import convert_adm
+from synth.diffusion.config import PRESETS
 from synth.diffusion.ddpm import build_unet
 from synth.diffusion.init_from import load_source
-from synth.errors import UserError
 
 HEAD = 64
 

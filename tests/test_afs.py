@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from detect.detector import Batch
-from detect.realnet import select_channels
-from synth.errors import UserError
+from detect.methods.realnet import select_channels
+from synth.base.errors import UserError
 
 
 def batches(count: int, seed: int = 0, size: tuple[int, int] = (16, 24)) -> list[Batch]:

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from synth.base.errors import UserError
 from synth.data.catalog import Category, categories, open_category
-from synth.errors import UserError
 
 
 def tree(root: Path, *names: str) -> Path:

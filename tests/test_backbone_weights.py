@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from synth.features import BUNDLED, BackboneConfig, build_backbone
+from synth.base.backbones import BUNDLED, BackboneConfig, build_backbone
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = BUNDLED["resnet10t"]

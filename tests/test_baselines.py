@@ -9,6 +9,8 @@ from PIL import Image
 from products import write_product
 
 from detect.training.sources import TEXTURE_OPACITY, Part, open_source
+from synth.base.errors import UserError
+from synth.base.progress import no_bars
 from synth.data import baselines
 from synth.data.baselines import (
     BASELINES,
@@ -22,9 +24,7 @@ from synth.data.baselines import (
 )
 from synth.data.catalog import open_category
 from synth.data.normals import Normals, load_normals
-from synth.errors import UserError
 from synth.images import write_png
-from synth.progress import no_bars
 from synth.sia.reader import open_sia
 
 

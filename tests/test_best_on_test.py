@@ -20,12 +20,12 @@ from detect.evaluation.watch import Watch, best_on_test
 from detect.training.data import BlendedDataset
 from detect.training.loop import train_detector
 from detect.training.stopping import Checks, synthetic_test
+from synth.base.device import make_accelerator
+from synth.base.errors import UserError
+from synth.base.progress import no_bars
 from synth.data.catalog import open_category
 from synth.data.foreground import EVERYTHING
-from synth.device import make_accelerator
-from synth.errors import UserError
 from synth.images import read_image
-from synth.progress import no_bars
 
 SIZE = (32, 32)
 NORMALS = np.stack([normal_image(n) for n in range(4)])

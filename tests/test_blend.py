@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from synth.base.errors import UserError
 from synth.blend import blend, blend_random
-from synth.errors import UserError
 from synth.perlin import perlin_mask
 
 

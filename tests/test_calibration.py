@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import beta, betabinom, kstest, lognorm
 
 from detect.calibration import Calibration, calibrate
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 from publishing import make_parcel, write_folder
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.publishing.card_figures import figures_section
 from synth.publishing.card_tables import histogram, settings_tables, table
 from synth.publishing.licence import (

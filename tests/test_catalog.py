@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from synth.base.errors import UserError
 from synth.data import textures
 from synth.data.archives import MTD_DEFECTS
 from synth.data.catalog import (
@@ -15,7 +16,6 @@ from synth.data.catalog import (
     open_category,
 )
 from synth.data.layouts import READERS
-from synth.errors import UserError
 
 
 def tree(root: Path, *names: str) -> Path:

@@ -7,10 +7,10 @@ from safetensors.torch import load_file, save_file
 
 from detect.calibration import calibrate
 from detect.checkpoint import METHODS, load_detector, save_detector
-from detect.realnet import RealNet, RealNetConfig
-from synth.errors import UserError
-from synth.features import BackboneConfig, build_backbone
-from synth.files import write_json
+from detect.methods.realnet import RealNet, RealNetConfig
+from synth.base.backbones import BackboneConfig, build_backbone
+from synth.base.errors import UserError
+from synth.base.files import write_json
 
 CONFIG = RealNetConfig(
     image_size=(32, 32),

@@ -345,7 +345,7 @@ def test_wrong_choice_is_readable(run):
 def test_a_loss_without_a_number_stops_and_the_last_good_state_stays(
     run, product, own, monkeypatch, tmp_path
 ):
-    from detect.realnet.model import RealNet
+    from detect.methods.realnet.model import RealNet
 
     weights, state = own / "model.safetensors", own / "realnet/state.safetensors"
     before = [weights.read_bytes(), state.read_bytes()]
@@ -372,7 +372,7 @@ def test_too_little_memory_names_what_to_lower(run, product, tmp_path, monkeypat
     def full(*args, **kwargs):
         raise MemoryError if error is None else torch.OutOfMemoryError(error)
 
-    monkeypatch.setattr("detect.realnet.run.train_detector", full)
+    monkeypatch.setattr("detect.methods.realnet.run.train_detector", full)
     line = run.refused(*train_words(product, tmp_path / "out"))
     assert line == (
         "detect: out of memory; lower --batch-size or --size, or give a smaller --preset"

@@ -8,21 +8,11 @@ import pytest
 from commands import Command
 from rights import ordinary_rights
 
-from synth.command import (
-    DATASET_NAMES,
-    MORE_MEMORY,
-    OUT_OF_MEMORY,
-    DataOptions,
-    progress_bar,
-    require_not_negative,
-    require_output,
-    require_positive,
-    require_size,
-    run_command,
-    warn,
-)
+from synth.base.command import MORE_MEMORY, OUT_OF_MEMORY, progress_bar, run_command, warn
+from synth.base.errors import DataWarning, ImageWarning, SharedError, UserError
+from synth.base.options import require_not_negative, require_output, require_positive, require_size
 from synth.data.layouts import READERS
-from synth.errors import DataWarning, ImageWarning, SharedError, UserError
+from synth.data.options import DATASET_NAMES, DataOptions
 
 
 def test_every_layout_is_on_offer():
@@ -48,7 +38,7 @@ def raising(error):
 def test_a_refusal_is_printed_by_the_first_process_at_once_and_by_others_late(monkeypatch, capsys):
     """The launcher has ended the others by then, unless they gave up alone."""
     waits = []
-    monkeypatch.setattr("synth.command.time.sleep", waits.append)
+    monkeypatch.setattr("synth.base.command.time.sleep", waits.append)
     refusal = raising(UserError("--num: got 0"))
     for rank, line, waited in (("0", "tool: --num: got 0\n", []),
                                ("1", "tool: --num: got 0 (process 1)\n", [5.0])):  # fmt: skip
@@ -117,7 +107,7 @@ def test_advice_on_memory_names_options_that_are_there(monkeypatch, capsys):
 
 def test_a_reader_that_has_enough_is_no_fault():
     code = (
-        "import sys; from synth.command import run_command, say\n"
+        "import sys; from synth.base.command import run_command, say\n"
         "def many():\n"
         "    for number in range(100_000): say(str(number))\n"
         "sys.argv = ['tool', 'many']\n"

@@ -3,8 +3,15 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from synth.config import PRESETS, RunConfig, SdasConfig, TrainConfig, UNetConfig, nearest_multiple
-from synth.errors import UserError
+from synth.base.errors import UserError
+from synth.diffusion.config import (
+    PRESETS,
+    RunConfig,
+    SdasConfig,
+    TrainConfig,
+    UNetConfig,
+    nearest_multiple,
+)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import torch
 from products import SIZE, draw_noise, normal_image
 
 from detect.training.data import BlendedDataset, batches, shuffled
+from synth.base.errors import UserError
+from synth.base.seeding import derive_seed
 from synth.data.foreground import EVERYTHING, ForegroundRule
-from synth.errors import UserError
-from synth.seeding import derive_seed
 
 NORMALS = np.stack([normal_image(n) for n in range(5)])
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from scipy.stats import norm
 from torch import Tensor
 
-from synth.config import PRESETS, Style, UNetConfig
+from synth.diffusion.config import PRESETS, Style, UNetConfig
 from synth.diffusion.ddpm import (
     NoiseSchedule,
     add_noise,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.training.data import BlendedDataset, batches
 from detect.training.loop import NUM_NORM_BATCHES, settle_batch_norms, train_detector
+from synth.base.errors import UserError
 from synth.data.foreground import EVERYTHING
-from synth.errors import UserError
 
 NORMALS = np.stack([normal_image(n) for n in range(4)])
 CPU = torch.device("cpu")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from synth.device import default_device, fastest_precision, make_accelerator, time_convolution
+from synth.base.device import default_device, fastest_precision, make_accelerator, time_convolution
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ def test_a_cpu_takes_bf16_only_where_it_is_clearly_faster(
     bf16_seconds: float, precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = {torch.bfloat16: bf16_seconds, torch.float32: 1.0}
-    monkeypatch.setattr("synth.device.time_convolution", seconds.__getitem__)
+    monkeypatch.setattr("synth.base.device.time_convolution", seconds.__getitem__)
     assert fastest_precision(torch.device("cpu")) == precision
 
 

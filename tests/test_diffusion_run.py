@@ -15,17 +15,17 @@ from tiny import write_model
 import synth.diffusion.looks
 import synth.diffusion.run
 import synth.quality.reference
-from synth.config import RunConfig, TrainConfig, UNetConfig
+from synth.base.errors import UserError
+from synth.base.files import write_json
+from synth.base.locks import sole_user
+from synth.base.progress import no_bars
 from synth.data.catalog import Category, categories, open_category
+from synth.diffusion.config import RunConfig, TrainConfig, UNetConfig
 from synth.diffusion.init_from import load_source
 from synth.diffusion.model import load_model
 from synth.diffusion.run import train_model
 from synth.diffusion.sampling import sample_images
-from synth.errors import UserError
-from synth.files import write_json
 from synth.images import read_image, write_png
-from synth.locks import sole_user
-from synth.progress import no_bars
 from synth.quality.reference import load_reference
 
 CPU = torch.device("cpu")

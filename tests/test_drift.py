@@ -14,7 +14,7 @@ from products import normal_image
 from detect.calibration import calibrate
 from detect.prediction.drift import fewest_images, measure_drift
 from detect.prediction.drift_plot import write_drift_plot
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.images import read_image, write_png
 
 

@@ -16,10 +16,10 @@ from detect.evaluation.results import make_report, write_results
 from detect.evaluation.scratch import Scratch
 from detect.evaluation.testset import open_test_set
 from detect.scoring import ParkedMaps, Scored
+from synth.base.errors import UserError
+from synth.base.progress import no_bars
 from synth.data.catalog import open_category
-from synth.errors import UserError
 from synth.images import write_png
-from synth.progress import no_bars
 
 
 @pytest.fixture

@@ -8,14 +8,14 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from synth.base.errors import UserError
+from synth.base.locks import sole_user
+from synth.base.progress import no_bars
 from synth.commands.export import LAYOUT_NAMES
 from synth.data.catalog import open_category
 from synth.data.normals import Normals, load_normals
-from synth.errors import UserError
 from synth.images import read_image, read_mask
-from synth.locks import sole_user
 from synth.pictures import digest
-from synth.progress import no_bars
 from synth.sia.export import LAYOUTS, export_sia, other_normals
 from synth.sia.reader import Item, SiaHeader, open_sia, write_sia
 from tests.commands import Command

@@ -25,10 +25,10 @@ from detect.exporting import formats, graph
 from detect.exporting import run as exporting
 from detect.exporting.formats import FORMATS
 from detect.exporting.graph import resized
-from detect.realnet import RealNet, RealNetConfig
-from synth.errors import UserError
-from synth.features import BackboneConfig, build_backbone
-from synth.files import write_json
+from detect.methods.realnet import RealNet, RealNetConfig
+from synth.base.backbones import BackboneConfig, build_backbone
+from synth.base.errors import UserError
+from synth.base.files import write_json
 from synth.images import resize, write_png
 
 CONFIG = RealNetConfig(

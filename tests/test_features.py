@@ -6,8 +6,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from synth.errors import UserError
-from synth.features import Backbone, BackboneConfig, build_backbone, seeded_init
+from synth.base.backbones import Backbone, BackboneConfig, build_backbone, seeded_init
+from synth.base.errors import UserError
 
 RESNET = BackboneConfig(name="resnet18", layers=(1, 2), weights="random")
 

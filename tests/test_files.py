@@ -10,9 +10,9 @@ import torch
 from rights import ordinary_rights
 from safetensors.torch import load_file, save_file
 
-from synth.claims import claim_folder
-from synth.errors import UserError
-from synth.files import (
+from synth.base.claims import claim_folder
+from synth.base.errors import UserError
+from synth.base.files import (
     atomic_path,
     config_differences,
     read_json,

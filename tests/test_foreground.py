@@ -8,6 +8,7 @@ import skimage.data
 from numpy.typing import NDArray
 from skimage.morphology import closing, opening
 
+from synth.base.errors import UserError
 from synth.data.foreground import (
     EVERYTHING,
     RULES,
@@ -18,7 +19,6 @@ from synth.data.foreground import (
     opened,
     with_holes_filled,
 )
-from synth.errors import UserError
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from tiny import UNET, write_model
 
-from synth.config import SdasConfig
+from synth.base.device import fitting_batch_size
+from synth.base.errors import UserError
 from synth.data.catalog import Category, Record
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
-from synth.device import fitting_batch_size
+from synth.diffusion.config import SdasConfig
 from synth.diffusion.model import DiffusionModel, load_model
 from synth.diffusion.sampling import sample_images
 from synth.diffusion.speed import CPU_BATCH_SIZE, auto_batch_size, choose_precision
 from synth.diffusion.strength import Strength
-from synth.errors import UserError
 from synth.images import write_png
 from synth.pictures import Images
 from synth.sia.blended import blend_sia

@@ -28,16 +28,16 @@ from detect.grid.page import Section, differences_section
 from detect.grid.plot import draw
 from detect.grid.tables import ALPHA, Spread, Table, holm, spread
 from detect.grid.text import best, differences, duration, notes, told_from_chance
+from detect.methods.realnet.config import PRESETS
 from detect.options import TrainOptions
-from detect.realnet.config import PRESETS
 from detect.report.data import COLUMNS
 from detect.training.source_words import parse_named
 from detect.training.sources import ImagePool, Part
 from detect.training.stopping import without_judges
+from synth.base.errors import UserError
+from synth.base.progress import no_bars
 from synth.data.catalog import open_category
 from synth.data.normals import load_normals
-from synth.errors import UserError
-from synth.progress import no_bars
 
 QUICK = ("--num-steps", 1, "--batch-size", 2, "--precision", "fp32")
 

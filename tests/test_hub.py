@@ -17,7 +17,7 @@ from hub_server import READ_TOKEN, TOKEN, Fault, Repo, running_hub, sha256
 from publishing import Publisher, image_of, make_parcel, write_folder
 
 import synth.publishing.parquet
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.publishing.hub import connect, require_repo_name
 from synth.publishing.hub_retry import one_line, retry_after_s
 
@@ -379,8 +379,8 @@ for name in get_dataset_config_names("me/data"):
 
 from pathlib import Path
 from synth.data import hub_data
-from synth.errors import UserError
-from synth.progress import no_bars
+from synth.base.errors import UserError
+from synth.base.progress import no_bars
 
 try:
     hub_data.write_hub_dataset(Path("me/plain"), "plain", no_bars)

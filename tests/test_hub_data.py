@@ -14,8 +14,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from synth.base.errors import UserError
 from synth.data.catalog import categories, open_category
-from synth.errors import UserError
 from synth.images import read_image, read_mask
 
 LABELS = ClassLabel(names=["deep scratch", "good"])
@@ -215,7 +215,7 @@ server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
 from synth.data.catalog import open_category
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 def refusal(name):
     try:

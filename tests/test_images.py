@@ -14,7 +14,7 @@ from PIL import Image
 from rights import ordinary_rights
 
 from synth import images
-from synth.errors import DataWarning, ImageWarning, UserError
+from synth.base.errors import DataWarning, ImageWarning, UserError
 from synth.images import (
     check_images,
     list_images,

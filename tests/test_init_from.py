@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from tiny import UNET, write_model
 
 import synth.diffusion.hub_download
-from synth.config import PRESETS, UNetConfig
+from synth.base.errors import UserError
+from synth.diffusion.config import PRESETS, UNetConfig
 from synth.diffusion.ddpm import STYLES, build_unet, unet_arguments
 from synth.diffusion.init_from import Source, fit_source, load_source, shape_of
-from synth.errors import UserError
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # config.json of the public google/ddpm-cat-256 (celebahq-256 has the same)

@@ -13,10 +13,10 @@ from products import SIZE, normal_image, write_product, write_sources
 from tiny import UNET, write_model
 
 import synth.quality.reference
+from synth.base.progress import no_bars
 from synth.data.catalog import open_category
 from synth.data.normals import load_normals
 from synth.images import read_image, write_png
-from synth.progress import no_bars
 from synth.quality.reference import load_reference, make_reference, quality_scores
 from synth.sia.reader import Item, SiaHeader, open_sia, write_sia
 
@@ -29,7 +29,7 @@ def quick(monkeypatch):
     """Figures are compared with their definition, for which random weights do."""
     untrained = replace(synth.quality.reference.DEFAULT_BACKBONE, weights="random")
     monkeypatch.setattr(synth.quality.reference, "DEFAULT_BACKBONE", untrained)
-    monkeypatch.setattr("synth.features.DEFAULT_BACKBONE", untrained)
+    monkeypatch.setattr("synth.base.backbones.DEFAULT_BACKBONE", untrained)
     monkeypatch.setattr("synth.quality.inspect_data.DEFAULT_BACKBONE", untrained)
     monkeypatch.setattr("synth.quality.sheets.NUM_STEPS", 2)
 

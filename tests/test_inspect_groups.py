@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synth.features import DEFAULT_BACKBONE, build_backbone
+from synth.base.backbones import DEFAULT_BACKBONE, build_backbone
 from synth.images import read_image
 from synth.quality.groups import Examined, closest, mean_pairwise, measure, measure_by_strength
 from synth.quality.kid import Measured, kid

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from synth.memory import free_in_groups, free_memory
+from synth.base.memory import free_in_groups, free_memory
 
 TOP_V2, TOP_V1 = "sys/fs/cgroup", "sys/fs/cgroup/memory"
 
@@ -84,7 +84,7 @@ def test_this_machine():
 FAULTS = """
 import numpy as np
 from resource import RUSAGE_SELF, getrusage
-from synth.memory import keeping_freed_memory
+from synth.base.memory import keeping_freed_memory
 
 def faults():
     before = getrusage(RUSAGE_SELF).ru_minflt

@@ -7,7 +7,7 @@ from sklearn import metrics as sk
 
 from detect.evaluation import exact, metrics, pixels, ranking
 from detect.evaluation.scratch import Scratch
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 
 def random_maps(rng, num_images=6, levels=None):

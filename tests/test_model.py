@@ -13,10 +13,10 @@ from rights import ordinary_rights
 from safetensors.torch import load_file, save_file
 from tiny import UNET, write_model
 
+from synth.base.errors import UserError
+from synth.base.files import write_json
 from synth.diffusion.model import CONFIG_FILE, WEIGHTS_FILE, DiffusionModel, load_model
 from synth.diffusion.sampling import sample_images
-from synth.errors import UserError
-from synth.files import write_json
 
 CPU = torch.device("cpu")
 

@@ -7,12 +7,12 @@ import numpy as np
 import psutil
 import pytest
 
+from synth.base.errors import DataWarning, UserError
+from synth.base.progress import no_bars
 from synth.data.catalog import held_out, open_category
 from synth.data.foreground import MAX_FIT_IMAGES
 from synth.data.normals import load_normals, require_memory, spread
-from synth.errors import DataWarning, UserError
 from synth.images import write_png
-from synth.progress import no_bars
 
 SIZE = (16, 16)
 

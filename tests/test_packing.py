@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from detect.methods.realnet import RealNet, RealNetConfig
+from detect.methods.realnet.reconstruction import ReconstructionUNet
 from detect.packing import PackedConv2d, PackedUpsampling, packed
-from detect.realnet import RealNet, RealNetConfig
-from detect.realnet.reconstruction import ReconstructionUNet
-from synth.features import BackboneConfig, build_backbone
+from synth.base.backbones import BackboneConfig, build_backbone
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="without oneDNN")
 

@@ -9,10 +9,13 @@ from commands import Command
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from tiny import UNET, write_model
 
-from synth.config import SdasConfig
+from synth.base.errors import UserError
+from synth.base.progress import no_bars
+from synth.base.seeding import generator
 from synth.data.catalog import open_category
 from synth.data.foreground import EVERYTHING, ForegroundRule
 from synth.data.normals import Normals, load_normals
+from synth.diffusion.config import SdasConfig
 from synth.diffusion.model import DiffusionModel, load_model
 from synth.diffusion.pair import (
     Pairing,
@@ -23,11 +26,8 @@ from synth.diffusion.pair import (
     timestep,
 )
 from synth.diffusion.strength import Strength
-from synth.errors import UserError
 from synth.images import read_image, write_png
 from synth.pictures import Images
-from synth.progress import no_bars
-from synth.seeding import generator
 from synth.sia.generate import generate_sia, remake_image
 from synth.sia.reader import open_sia
 from synth.sia.validate import validate_sia

@@ -13,7 +13,7 @@ from PIL import Image as Picture
 from publishing import image_of, write_folder
 
 import synth.publishing.parquet
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.publishing.parquet import make_subset, totals, write_shard
 from synth.sia.reader import open_sia
 

@@ -11,14 +11,20 @@ from sklearn.neighbors import NearestNeighbors
 
 from detect.calibration import calibrate
 from detect.checkpoint import load_detector, save_detector
-from detect.patch_nn import bank as bank_module
-from detect.patch_nn import model as model_module
-from detect.patch_nn.bank import build_bank, coreset
-from detect.patch_nn.model import PatchNN, PatchNNConfig, blurred, nearest_distances, patches
+from detect.methods.patch_nn import bank as bank_module
+from detect.methods.patch_nn import model as model_module
+from detect.methods.patch_nn.bank import build_bank, coreset
+from detect.methods.patch_nn.model import (
+    PatchNN,
+    PatchNNConfig,
+    blurred,
+    nearest_distances,
+    patches,
+)
 from detect.pooling import image_scores
-from synth.errors import UserError
-from synth.features import BackboneConfig, build_backbone
-from synth.files import write_json
+from synth.base.backbones import BackboneConfig, build_backbone
+from synth.base.errors import UserError
+from synth.base.files import write_json
 
 CPU = torch.device("cpu")
 CONFIG = PatchNNConfig(

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.images import read_image, resize, write_png
 from synth.pictures import SheetRow, all_grey, cell, contact_sheet, digest, load_images
 

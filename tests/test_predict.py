@@ -31,7 +31,7 @@ from detect.prediction.predictor import load_predictor
 from detect.prediction.run import Run, predict_watched, read_ahead
 from detect.prediction.video import count_frames, read_frames
 from detect.prediction.watch import PATIENCE_SECONDS, Unreadable, Watch, stop_on_interrupt
-from synth.errors import DataWarning, UserError
+from synth.base.errors import DataWarning, UserError
 from synth.images import read_image, write_png
 
 

@@ -23,7 +23,7 @@ from detect.prediction import batches
 from detect.prediction.batches import BatchScorer, chunks, measured_batch_size
 from detect.prediction.predictor import Prediction, Predictor, anomaly_mask
 from detect.scoring import detector_scorer
-from synth.errors import DataWarning, UserError
+from synth.base.errors import DataWarning, UserError
 from synth.images import write_png
 
 CPU = torch.device("cpu")

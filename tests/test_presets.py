@@ -13,17 +13,17 @@ from products import normal_image, write_product
 
 from detect.checkpoint import load_detector
 from detect.detector import Batch
+from detect.methods.patch_nn.run import patch_nn_config
+from detect.methods.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
+from detect.methods.realnet.blocks import aligned, joined
+from detect.methods.realnet.config import HIAD, PAPER_C
+from detect.methods.realnet.run import realnet_config
 from detect.options import TrainOptions
-from detect.patch_nn.run import patch_nn_config
-from detect.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
-from detect.realnet.blocks import aligned, joined
-from detect.realnet.config import HIAD, PAPER_C
-from detect.realnet.run import realnet_config
 from detect.training.data import BlendedDataset
 from detect.training.sources import Anomaly
+from synth.base.backbones import BackboneConfig, build_backbone
+from synth.base.errors import UserError
 from synth.data.foreground import EVERYTHING
-from synth.errors import UserError
-from synth.features import BackboneConfig, build_backbone
 
 SMALLEST = RealNetConfig(
     image_size=(32, 48),

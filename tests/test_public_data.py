@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from synth.base.progress import no_bars
 from synth.data.catalog import open_category
 from synth.data.normals import load_normals
-from synth.progress import no_bars
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from synth.features import DEFAULT_BACKBONE
+from synth.base.backbones import DEFAULT_BACKBONE
 from synth.quality.check import SampleCheck, check_samples, pixel_noise
 from synth.quality.reference import make_reference
 

@@ -10,7 +10,7 @@ import pytest
 
 import detect.cli
 import synth.cli
-from synth.command import run_command
+from synth.base.command import run_command
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TINY = {

@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from detect.detector import Batch, Stage
+from detect.methods.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
+from detect.methods.realnet.cache import CACHE_BYTES, FeatureCache, filled_cache
+from detect.methods.realnet.separable import SeparableUNet
 from detect.packing import packed
-from detect.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
-from detect.realnet.cache import CACHE_BYTES, FeatureCache, filled_cache
-from detect.realnet.separable import SeparableUNet
 from detect.training.data import BlendedDataset, to_chw, to_unit
 from detect.training.loop import train_detector
 from detect.training.sources import Part, open_source
+from synth.base.backbones import BackboneConfig, build_backbone
+from synth.base.device import make_accelerator
+from synth.base.errors import UserError
+from synth.base.progress import no_bars
 from synth.data.foreground import EVERYTHING
-from synth.device import make_accelerator
-from synth.errors import UserError
-from synth.features import BackboneConfig, build_backbone
-from synth.progress import no_bars
 
 CONFIG = RealNetConfig(
     image_size=(32, 48),

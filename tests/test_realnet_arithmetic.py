@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detect.detector import Batch
-from detect.realnet import RealNet, RealNetConfig
-from detect.realnet.reconstruction import group_norm
-from synth.features import BackboneConfig, build_backbone
+from detect.methods.realnet import RealNet, RealNetConfig
+from detect.methods.realnet.reconstruction import group_norm
+from synth.base.backbones import BackboneConfig, build_backbone
 
 SIZE, WINDOW = 64, 4  # the paper's window of 16 px at 256 px
 CONFIG = RealNetConfig(

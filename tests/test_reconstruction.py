@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from detect.realnet.reconstruction import (
+from detect.methods.realnet.reconstruction import (
     ReconstructionUNet,
     ResBlockUp,
     SelfAttention,

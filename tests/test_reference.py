@@ -8,8 +8,8 @@ from products import normal_image
 from safetensors.numpy import load_file, save_file
 from torch import nn
 
-from synth.errors import UserError
-from synth.features import DEFAULT_BACKBONE
+from synth.base.backbones import DEFAULT_BACKBONE
+from synth.base.errors import UserError
 from synth.images import resize
 from synth.quality.reference import (
     Reference,

@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from synth.errors import UserError
-from synth.resume import STATE_FILE, TRACE_FILE, load_state, read_trace, run_steps, save_state
+from synth.base.errors import UserError
+from synth.base.resume import STATE_FILE, TRACE_FILE, load_state, read_trace, run_steps, save_state
 
 
 class Toy:
@@ -70,8 +70,8 @@ def killed_at(toy: Toy, last: int) -> Callable[[int], Mapping[str, Tensor]]:
 def test_without_a_number_of_steps_the_clock_decides_when_to_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, kept: int
 ) -> None:
-    monkeypatch.setattr("synth.resume.CHECKPOINT_SECONDS", seconds)
-    monkeypatch.setattr("synth.resume.SAVE_SHARE", 0.0)
+    monkeypatch.setattr("synth.base.resume.CHECKPOINT_SECONDS", seconds)
+    monkeypatch.setattr("synth.base.resume.SAVE_SHARE", 0.0)
     toy, state = Toy(), tmp_path / STATE_FILE
     with pytest.raises(Killed):
         toy.run(tmp_path, 5, killed_at(toy, 3), checkpoint_steps=None)
@@ -104,7 +104,7 @@ def test_a_kill_between_trace_and_state_is_told_by_the_state(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("synth.resume.save_state", killed)
+        patch.setattr("synth.base.resume.save_state", killed)
         with pytest.raises(Killed):
             stopped.run(tmp_path / "parts", 10)
     assert len((tmp_path / "parts" / TRACE_FILE).read_text().splitlines()) == 8

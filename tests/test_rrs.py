@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from detect.realnet.rrs import RRS, SegmentationHead
-from synth.errors import UserError
+from detect.methods.realnet.rrs import RRS, SegmentationHead
+from synth.base.errors import UserError
 
 
 def random_residual(seed: int = 0, channels: int = 6) -> torch.Tensor:

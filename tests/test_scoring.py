@@ -18,7 +18,7 @@ from detect.scoring import (
     mean_image_scorer,
     score_batches,
 )
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.images import write_png
 
 

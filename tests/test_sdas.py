@@ -6,11 +6,11 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from synth.config import UNetConfig
+from synth.base.backbones import seeded_init
+from synth.base.seeding import generator
+from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import NoiseSchedule, build_unet, noise_schedule
 from synth.diffusion.sdas import Denoiser, Start, sample_sdas, sdas_step
-from synth.features import seeded_init
-from synth.seeding import generator
 
 SHAPE = (3, 16, 16)
 

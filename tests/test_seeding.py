@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import torch
 
-from synth.seeding import derive_seed, generator
+from synth.base.seeding import derive_seed, generator
 
 
 def test_seeds_differ_for_every_tuple_trailing_zeros_and_lengths_included() -> None:

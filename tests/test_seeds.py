@@ -3,7 +3,7 @@ import pytest
 
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from detect.evaluation.seeds import Training, spread, summarise
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 PIXEL = PixelMetrics(0.9, 0.5, 0.5, 0.8, 0.6)
 

@@ -13,24 +13,24 @@ from accelerate import Accelerator
 from commands import Command
 from products import normal_image, write_product, write_sources
 
-import detect.realnet.selection as selection
+import detect.methods.realnet.selection as selection
+from detect.methods.realnet import TINY, select_channels
+from detect.methods.realnet.afs import AFSResult
+from detect.methods.realnet.channels import LayerScores, by_layer, empty_score
+from detect.methods.realnet.run import choose_channels
+from detect.methods.realnet.selection import whole_layers
 from detect.options import TrainOptions
-from detect.realnet import TINY, select_channels
-from detect.realnet.afs import AFSResult
-from detect.realnet.channels import LayerScores, by_layer, empty_score
-from detect.realnet.run import choose_channels
-from detect.realnet.selection import whole_layers
 from detect.training.data import BlendedDataset, batches
 from detect.training.sources import Part, open_source
-from synth import cache
+from synth.base import cache
+from synth.base.backbones import DEFAULT_BACKBONE, build_backbone
+from synth.base.errors import DataWarning, UserError
+from synth.base.progress import no_bars
+from synth.base.run_folder import agreed
 from synth.data.catalog import open_category
 from synth.data.foreground import EVERYTHING
 from synth.data.normals import load_normals
-from synth.errors import DataWarning, UserError
-from synth.features import DEFAULT_BACKBONE, build_backbone
 from synth.images import write_png
-from synth.progress import no_bars
-from synth.run_folder import agreed
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_what_the_first_process_refuses_all_refuse(monkeypatch):
         raise UserError("no")
 
     sent = []
-    monkeypatch.setattr("synth.run_folder.broadcast_object_list", sent.append)
+    monkeypatch.setattr("synth.base.run_folder.broadcast_object_list", sent.append)
     with pytest.raises(UserError, match="no"):
         agreed(Accelerator(cpu=True), refuse)
     assert sent == [[None, "no"]]
@@ -213,7 +213,7 @@ def test_what_the_first_process_refuses_all_refuse(monkeypatch):
     def receive(outcome):
         outcome[:] = sent[0]
 
-    monkeypatch.setattr("synth.run_folder.broadcast_object_list", receive)
+    monkeypatch.setattr("synth.base.run_folder.broadcast_object_list", receive)
     monkeypatch.setattr(Accelerator, "is_main_process", False)
     with pytest.raises(UserError, match="no"):
         agreed(Accelerator(cpu=True), lambda: pytest.fail("only the first process decides"))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.images import read_image, read_mask, write_png
 from synth.sia.reader import Item, Kind, SiaHeader, open_sia, write_sia
 

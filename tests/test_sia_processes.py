@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synth.claims import claim_folder
-from synth.errors import UserError
-from synth.locks import sole_user, take_lock
+from synth.base.claims import claim_folder
+from synth.base.errors import UserError
+from synth.base.locks import sole_user, take_lock
 from synth.sia.writer import Item, SiaHeader, write_sia
 
 ROOT = Path(__file__).parents[1]
@@ -196,7 +196,7 @@ def test_a_lock_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 LOCKED = """
     import os, signal, sys, time
     from pathlib import Path
-    from synth.locks import sole_user
+    from synth.base.locks import sole_user
 
     with sole_user(Path(sys.argv[1])):
         if os.fork() == 0:

@@ -24,12 +24,12 @@ from detect.training.sources import (
     Part,
     open_source,
 )
+from synth.base.errors import UserError
+from synth.base.progress import no_bars
 from synth.blend import OPACITY
 from synth.data.baselines import shifted
 from synth.data.foreground import EVERYTHING
-from synth.errors import UserError
 from synth.images import write_png
-from synth.progress import no_bars
 
 NORMAL = normal_image(0)
 SIZE_BYTES = SIZE[0] * SIZE[1] * 3

@@ -16,10 +16,10 @@ from detect.scoring import detector_scorer
 from detect.training.data import BlendedDataset
 from detect.training.loop import train_detector
 from detect.training.stopping import Check, Checks, measure, synthetic_test, without_judges
+from synth.base.errors import UserError
 from synth.data.catalog import Category, Record
 from synth.data.foreground import EVERYTHING
 from synth.data.normals import Normals
-from synth.errors import UserError
 
 NORMALS = np.stack([normal_image(n) for n in range(4)])
 TEST = synthetic_test(NORMALS, EVERYTHING, draw_noise, seed=7)

@@ -3,9 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from synth.config import SdasConfig
+from synth.base.errors import UserError
+from synth.diffusion.config import SdasConfig
 from synth.diffusion.strength import PAPER, Strength
-from synth.errors import UserError
 
 
 @pytest.mark.parametrize(

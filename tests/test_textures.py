@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import skimage.data
 
+from synth.base.errors import UserError
 from synth.data import textures
 from synth.data.textures import MARKER, PAINTERS, PHOTOGRAPHS, defect_crop, write_textures
-from synth.errors import UserError
 from synth.images import read_image, read_mask
 
 CASES = [(category, name) for category in PHOTOGRAPHS for name in PAINTERS]
@@ -61,8 +61,8 @@ def test_the_painters_share_nothing_with_the_synthesis() -> None:
         for alias in node.names
     }
     assert {module for module in modules if module and module.startswith("synth")} == {
-        "synth.cache",
-        "synth.errors",
+        "synth.base.cache",
+        "synth.base.errors",
         "synth.images",
     }
     assert "noise" not in modules

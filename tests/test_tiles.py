@@ -14,7 +14,7 @@ from detect.prediction.batches import BatchScorer
 from detect.prediction.predictor import Predictor
 from detect.prediction.tiles import Tiling, axis_starts, axis_weights, tiled_map
 from detect.scoring import detector_scorer
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 CPU = torch.device("cpu")
 SIZES = [(32, 32), (33, 90), (100, 75), (64, 200), (20, 50), (9, 8)]

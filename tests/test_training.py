@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d import UNet2DModel
 
-from synth.config import RunConfig, TrainConfig, UNetConfig
+from synth.base.errors import UserError
+from synth.base.resume import STATE_FILE, TRACE_FILE
+from synth.diffusion.config import RunConfig, TrainConfig, UNetConfig
 from synth.diffusion.training import draw_batch, train_ddpm
-from synth.errors import UserError
-from synth.resume import STATE_FILE, TRACE_FILE
 
 TINY = UNetConfig(
     image_size=(16, 16),
@@ -40,7 +40,7 @@ PROGRAM = """
     import numpy as np
     import torch
     from accelerate import Accelerator
-    from synth.config import RunConfig, TrainConfig
+    from synth.diffusion.config import RunConfig, TrainConfig
     from synth.diffusion.training import train_ddpm
 
     torch.set_num_threads(1)

@@ -7,8 +7,8 @@ import pytest
 
 import detect.cli
 import synth.cli
-from synth.errors import UserError
-from synth.usage import options_of, parse
+from synth.base.errors import UserError
+from synth.base.usage import options_of, parse
 
 COMMANDS = {"synth": synth.cli.COMMANDS, "detect": detect.cli.COMMANDS}
 TRAIN = "synth train --root photos --out model"

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.sia.reader import Item, SiaHeader, write_sia
 from synth.sia.validate import sia_folders, validate_sia
 from tests.commands import Command

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from synth.config import TrainConfig, UNetConfig
+from synth.base.files import write_json
+from synth.diffusion.config import TrainConfig, UNetConfig
 from synth.diffusion.ddpm import build_unet
 from synth.diffusion.model import CONFIG_FILE, save_model
-from synth.files import write_json
 
 UNET = UNetConfig(
     image_size=(16, 24),

@@ -5,15 +5,9 @@ from typing import Annotated
 import tyro
 
 from detect.options import Seeds, Sources, TrainOptions
-from synth.command import (
-    DATASET_NAMES,
-    Folder,
-    OptionalFolder,
-    progress_bar,
-    require_output,
-    say,
-    warn,
-)
+from synth.base.command import progress_bar, say, warn
+from synth.base.options import Folder, OptionalFolder, require_output
+from synth.data.options import DATASET_NAMES
 
 Methods = Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD[:PRESET] [...]")]
 Categories = Annotated[tuple[str, ...], tyro.conf.arg(metavar="all|STR [STR ...]")]

@@ -5,14 +5,9 @@ from typing import Annotated
 import tyro
 
 from detect.options import Seeds, TrainOptions
-from synth.command import (
-    DataOptions,
-    Folder,
-    progress_bar,
-    require_output,
-    say,
-    warn,
-)
+from synth.base.command import progress_bar, say, warn
+from synth.base.options import Folder, require_output
+from synth.data.options import DataOptions
 
 NamedSources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[NAME=]SOURCE [...]")]
 

@@ -9,9 +9,10 @@ from detect.commands.shared import (
     lines_for_dash,
     require_share,
 )
-from synth.command import Folder, progress_bar, require_output, require_positive, say, warn
+from synth.base.command import progress_bar, say, warn
+from synth.base.errors import UserError
+from synth.base.options import Folder, require_output, require_positive
 from synth.data.catalog import require_outside
-from synth.errors import UserError
 
 DRIFT_EXIT_CODE = 3
 
@@ -51,7 +52,7 @@ def drift(
     from detect.prediction.inputs import find_inputs
     from detect.prediction.predictor import all_loaded, load_predictor
     from detect.prediction.video import is_video
-    from synth.files import write_json
+    from synth.base.files import write_json
     from synth.images import require_images
 
     lines = lines_for_dash(images)

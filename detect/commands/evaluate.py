@@ -6,16 +6,10 @@ from typing import Annotated
 import tyro
 
 from detect.commands.shared import BatchSize, Rate, require_share
-from synth.command import (
-    DataOptions,
-    Folder,
-    progress_bar,
-    require_output,
-    require_positive,
-    say,
-    warn,
-)
-from synth.errors import UserError
+from synth.base.command import progress_bar, say, warn
+from synth.base.errors import UserError
+from synth.base.options import Folder, require_output, require_positive
+from synth.data.options import DataOptions
 
 Models = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FOLDER [FOLDER ...]")]
 Folders = Annotated[
@@ -64,7 +58,7 @@ def evaluate(
     from detect.evaluation.testset import open_test_set
     from detect.report.data import Comparison
     from detect.report.text import findings
-    from synth.device import make_accelerator
+    from synth.base.device import make_accelerator
 
     device = make_accelerator("fp32").device
     for folder, made_for in check_detectors((*model, *compare)).items():

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from synth.command import Folder, OptionalFolder, say, warn
-from synth.errors import UserError
+from synth.base.command import say, warn
+from synth.base.errors import UserError
+from synth.base.options import Folder, OptionalFolder
 
 FORMAT_NAMES = Literal["onnx", "openvino", "pt2"]
 FileOrFolder = Annotated[Path, tyro.conf.arg(metavar="FILE_OR_FOLDER")]

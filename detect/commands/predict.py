@@ -14,18 +14,10 @@ from detect.commands.shared import (
     lines_for_dash,
     require_share,
 )
-from synth.command import (
-    Folder,
-    OptionalFolder,
-    progress_bar,
-    require_output,
-    require_positive,
-    say,
-    warn,
-)
-from synth.config import Precision
+from synth.base.command import progress_bar, say, warn
+from synth.base.errors import UserError
+from synth.base.options import Folder, OptionalFolder, Precision, require_output, require_positive
 from synth.data.catalog import require_outside
-from synth.errors import UserError
 
 if TYPE_CHECKING:
     from detect.prediction.run import Run
@@ -101,8 +93,8 @@ def predict(
     from detect.prediction.predictor import load_predictor, require_normals
     from detect.prediction.tiles import OVERLAP
     from detect.prediction.video import is_video
-    from synth.claims import claim_folder
-    from synth.locks import sole_user
+    from synth.base.claims import claim_folder
+    from synth.base.locks import sole_user
 
     require_normals(tile, normals)
     folder = folder_to_watch(images) if watch else None

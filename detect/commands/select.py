@@ -3,15 +3,9 @@
 from dataclasses import fields
 
 from detect.options import ChannelOptions, Sources, TrainOptions
-from synth.command import (
-    DataOptions,
-    Folder,
-    OptionalFolder,
-    progress_bar,
-    require_output,
-    say,
-    warn,
-)
+from synth.base.command import progress_bar, say, warn
+from synth.base.options import Folder, OptionalFolder, require_output
+from synth.data.options import DataOptions
 
 
 def select(
@@ -43,7 +37,7 @@ def select(
     training.check()
     category = data.open(out)
     require_output(out)
-    from detect.realnet.channels import (
+    from detect.methods.realnet.channels import (
         by_layer,
         empty_score,
         example_of,
@@ -51,7 +45,7 @@ def select(
         write_picture,
         write_table,
     )
-    from detect.realnet.run import choose_channels, realnet_config
+    from detect.methods.realnet.run import choose_channels, realnet_config
     from detect.training.source_words import parse_parts
     from detect.training.sources import open_source
     from synth.data.normals import load_normals

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from synth.command import option_name
-from synth.errors import UserError
+from synth.base.errors import UserError
+from synth.base.options import option_name
 
 Paths = Annotated[
     tuple[Path, ...],

@@ -1,16 +1,9 @@
 """`detect train`."""
 
 from detect.options import Sources, TrainOptions
-from synth.command import (
-    DataOptions,
-    Folder,
-    OptionalFolder,
-    progress_bar,
-    require_output,
-    say,
-    warn,
-)
-from synth.config import Tracker
+from synth.base.command import progress_bar, say, warn
+from synth.base.options import Folder, OptionalFolder, Tracker, require_output
+from synth.data.options import DataOptions
 
 
 def train(
@@ -54,7 +47,7 @@ def train(
     for category in categories if watch_test else ():
         require_both_labels(category)
     require_output(out)
-    from detect.realnet.run import Product, realnet_config, train_realnet
+    from detect.methods.realnet.run import Product, realnet_config, train_realnet
     from detect.training.source_words import parse_parts
     from detect.training.sources import open_sources
     from synth.data.normals import load_normals

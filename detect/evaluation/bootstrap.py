@@ -20,7 +20,7 @@ from detect.evaluation.exact import sums
 from detect.evaluation.metrics import FPR_LIMIT, STRICT_FPR_LIMIT, Interval
 from detect.evaluation.pixels import BinnedPixels, Bins
 from detect.evaluation.ranking import Float64Array, FloatArray, Ranking, rank_bins
-from synth.seeding import derive_seed
+from synth.base.seeding import derive_seed
 
 NUM_RESAMPLES = 1000
 COVERAGE = 0.95

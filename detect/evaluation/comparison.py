@@ -21,8 +21,8 @@ from detect.scoring import (
     mean_image_scorer,
     score_batches,
 )
+from synth.base.progress import Bars
 from synth.data.catalog import held_out
-from synth.progress import Bars
 
 AUROC, AUPRO = ImageMetrics._fields.index("auroc"), PixelMetrics._fields.index("aupro")
 

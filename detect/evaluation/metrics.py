@@ -25,7 +25,7 @@ from detect.evaluation.ranking import (
     thin,
 )
 from detect.evaluation.scratch import Scratch
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 FPR_LIMIT = 0.3  # of AUPRO where nothing else is said
 STRICT_FPR_LIMIT = 0.05  # of AUPRO where false positives are dear

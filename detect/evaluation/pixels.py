@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from detect.evaluation.ranking import BoolArray, Float64Array, FloatArray, require_finite
 from detect.evaluation.scratch import Scratch
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 Float32Array = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

@@ -18,7 +18,7 @@ from detect.evaluation.testset import TestSet
 from detect.heatmap import heat_range
 from detect.report.data import Comparison, Example, ReportData, pick_examples
 from detect.scoring import ParkedMaps
-from synth.files import atomic_path, write_json
+from synth.base.files import atomic_path, write_json
 from synth.images import read_image
 
 NUM_HEAT_MAPS = 256  # the colour scale is taken from this many maps, evenly over the test set

@@ -20,8 +20,8 @@ from detect.evaluation.watch import best_on_test
 from detect.report.data import Comparison, ReportData
 from detect.report.page import write_report
 from detect.scoring import ParkedMaps
-from synth.files import write_json
-from synth.progress import Bars
+from synth.base.files import write_json
+from synth.base.progress import Bars
 
 
 class Measured(NamedTuple):

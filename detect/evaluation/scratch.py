@@ -10,8 +10,8 @@ from typing import Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from synth.errors import UserError
-from synth.files import write_fault
+from synth.base.errors import UserError
+from synth.base.files import write_fault
 
 T = TypeVar("T", bound=np.generic)
 

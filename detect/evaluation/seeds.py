@@ -9,8 +9,8 @@ from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
-from synth.errors import UserError
-from synth.files import config_differences
+from synth.base.errors import UserError
+from synth.base.files import config_differences
 
 
 class Training(NamedTuple):

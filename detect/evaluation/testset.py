@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.base.errors import UserError
+from synth.base.progress import Bars
 from synth.data.catalog import Category, Record
-from synth.errors import UserError
 from synth.images import read_graded_mask, read_image, read_mask
-from synth.progress import Bars
 
 ALL_DEFECTS = ""  # all defect types together; no folder has this name
 

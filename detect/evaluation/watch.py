@@ -11,10 +11,10 @@ from detect.evaluation.testset import TestSet, listing_digest
 from detect.report.text import auroc_words, best_words
 from detect.scoring import Scorer, image_batches
 from detect.training.sources import CACHE_BYTES, ImagePool
+from synth.base.errors import UserError
+from synth.base.files import read_json, write_json
+from synth.base.progress import Bars
 from synth.data.catalog import Category
-from synth.errors import UserError
-from synth.files import read_json, write_json
-from synth.progress import Bars
 
 WATCH_FILE = "watch_test.json"
 

@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 from types import ModuleType
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 
 def runtime(name: str) -> ModuleType:

@@ -20,10 +20,10 @@ from detect.exporting.formats import FORMATS, Format, Run, quiet
 from detect.exporting.graph import ABOUT_INPUT, ABOUT_OUTPUTS, record
 from detect.packing import packed
 from detect.training.data import to_chw, to_unit
-from synth.errors import UserError
-from synth.files import PARTIAL_SUFFIX, write_fault
+from synth.base.errors import UserError
+from synth.base.files import PARTIAL_SUFFIX, write_fault
+from synth.base.memory import is_out_of_memory
 from synth.images import read_image, resize
-from synth.memory import is_out_of_memory
 from synth.pictures import Images
 
 TOLERANCE = 1e-3  # of scores and maps

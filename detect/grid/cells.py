@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from detect.evaluation.testset import listing_digest
+from synth.base.errors import UserError
+from synth.base.files import config_differences, read_json, write_json
 from synth.data.catalog import Category
-from synth.errors import UserError
-from synth.files import config_differences, read_json, write_json
 
 RESULTS_FILE = "results.json"
 LONGEST_FOLDER = 100

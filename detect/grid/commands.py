@@ -13,13 +13,13 @@ from detect.grid.plan import Entry, Plan, Study, make_plan
 from detect.grid.run import run_grid
 from detect.grid.tables import Table
 from detect.grid.text import best, differences, notes, one_seed
+from detect.methods.realnet.config import PRESETS
 from detect.options import TrainOptions
-from detect.realnet.config import PRESETS
 from detect.training.source_words import parse_named
 from detect.training.sources import Part, open_source
+from synth.base.errors import UserError
+from synth.base.progress import Bars
 from synth.data.catalog import Category
-from synth.errors import UserError
-from synth.progress import Bars
 
 
 def check_grid(options: TrainOptions, seeds: Sequence[int]) -> None:

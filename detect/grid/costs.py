@@ -12,8 +12,8 @@ import torch
 
 from detect.detector import Detector
 from detect.packing import packed
-from synth.memory import give_back_freed_memory
-from synth.progress import Bars, Update
+from synth.base.memory import give_back_freed_memory
+from synth.base.progress import Bars, Update
 
 SAMPLE_SECONDS = 0.02
 NUM_WARM, NUM_TIMED = 3, 15

@@ -7,17 +7,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detect.calibration import Calibration
+from detect.methods.patch_nn.model import Choice, PatchNNConfig
+from detect.methods.patch_nn.run import patch_nn_config, train_patch_nn
+from detect.methods.realnet.config import RealNetConfig
+from detect.methods.realnet.run import Product, realnet_config, train_realnet
 from detect.options import TrainOptions
-from detect.patch_nn.model import Choice, PatchNNConfig
-from detect.patch_nn.run import patch_nn_config, train_patch_nn
-from detect.realnet.config import RealNetConfig
-from detect.realnet.run import Product, realnet_config, train_realnet
 from detect.training.sources import OpenSource
 from detect.training.stopping import JUDGES_SEED
+from synth.base.backbones import BackboneConfig
+from synth.base.progress import Bars
 from synth.data.catalog import Category, held_out
 from synth.data.normals import Normals
-from synth.features import BackboneConfig
-from synth.progress import Bars
 
 
 class Method(NamedTuple):

@@ -13,7 +13,7 @@ from detect.grid.tables import Table, metric
 from detect.grid.text import COST_NOTE, COSTS, HEADLINES, plus_minus, signed, told_from_chance
 from detect.report.data import COLUMNS
 from detect.report.html import Cell, document, figure, table
-from synth.files import atomic_path, write_text
+from synth.base.files import atomic_path, write_text
 
 ABOUT_ROWS = "Mean ± sample standard deviation over seeds."
 

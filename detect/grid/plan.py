@@ -14,11 +14,11 @@ from detect.grid.methods import METHODS
 from detect.grid.tables import Table
 from detect.options import TrainOptions
 from detect.training.sources import OpenSource, Part, open_source
-from synth.config import Precision
+from synth.base.device import make_accelerator
+from synth.base.errors import DataWarning, UserError
+from synth.base.files import config_differences, read_json, write_json
+from synth.base.options import Precision
 from synth.data.catalog import Category
-from synth.device import make_accelerator
-from synth.errors import DataWarning, UserError
-from synth.files import config_differences, read_json, write_json
 
 GRID_FILE = "grid.json"
 

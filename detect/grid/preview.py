@@ -9,9 +9,9 @@ from detect.grid.methods import METHODS
 from detect.grid.plan import Cell, Plan
 from detect.grid.run import device_name
 from detect.grid.text import duration
+from synth.base.device import default_device
+from synth.base.run_folder import num_steps_done
 from synth.data.catalog import Category
-from synth.device import default_device
-from synth.run_folder import num_steps_done
 
 
 class Work(NamedTuple):

@@ -17,13 +17,13 @@ from detect.grid.methods import METHODS
 from detect.grid.plan import Cell, Plan
 from detect.scoring import Scored, detector_scorer, image_batches
 from detect.training.sources import ImagePool
+from synth.base.device import default_device
+from synth.base.files import read_json, write_json
+from synth.base.locks import sole_user
+from synth.base.progress import Bars, Update
 from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
-from synth.device import default_device
-from synth.files import read_json, write_json
-from synth.locks import sole_user
 from synth.pictures import all_grey
-from synth.progress import Bars, Update
 
 TIMING_FILE = "timing.json"
 

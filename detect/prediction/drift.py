@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.stats import ks_2samp, kstwo
 
 from detect.calibration import Calibration
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 
 class Drift(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from detect.heatmap import Image
 from detect.prediction.video import VIDEO_SUFFIXES, count_frames, is_video, read_frames
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.images import SUFFIXES, list_images, read_image
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from detect.prediction.inputs import Content
-from synth.errors import UserError
-from synth.files import atomic_path, write_fault
+from synth.base.errors import UserError
+from synth.base.files import atomic_path, write_fault
 
 Row = Mapping[str, Any]
 """A line of scores.jsonl: COLUMNS (those of FRAME for videos only), `reason` where unreadable;

@@ -29,9 +29,9 @@ from detect.prediction.batches import BatchScorer, ScoreAndMap, chunks, measured
 from detect.prediction.inputs import Loaded, num_pixels
 from detect.prediction.tiles import OVERLAP, Tiling, tiled_map
 from detect.scoring import detector_scorer
-from synth.config import Precision
-from synth.device import default_device
-from synth.errors import UserError
+from synth.base.device import default_device
+from synth.base.errors import UserError
+from synth.base.options import Precision
 from synth.images import MIN_SIDE_PX, from_pillow, read_image, resize
 
 Given = str | Path | Image | PillowImage

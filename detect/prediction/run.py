@@ -32,11 +32,11 @@ from detect.prediction.overlays import (
 from detect.prediction.predictor import Prediction, Predictor
 from detect.prediction.video import is_video
 from detect.prediction.watch import POLL_SECONDS, Watch
-from synth.config import Precision
-from synth.errors import UserError
-from synth.files import read_json, write_json
+from synth.base.errors import UserError
+from synth.base.files import read_json, write_json
+from synth.base.options import Precision
+from synth.base.progress import Update
 from synth.images import Progress
-from synth.progress import Update
 
 CONFIG_FILE, NORMALS_FILE = "predict.json", "normals.json"
 NUM_WRITERS = min(4, os.cpu_count() or 1)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect.heatmap import Image
-from synth.errors import UserError
+from synth.base.errors import UserError
 from synth.images import MIN_SIDE_PX
 
 OVERLAP = 0.25

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from detect.heatmap import Image
-from synth.errors import DataWarning, UserError
+from synth.base.errors import DataWarning, UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".avi", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import NamedTuple
 
 from detect.prediction.inputs import Content, Loaded, Unreadable, content_of
-from synth.errors import DataWarning, UserError
+from synth.base.errors import DataWarning, UserError
 from synth.images import list_images, read_image
 
 POLL_SECONDS = 0.5

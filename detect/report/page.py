@@ -22,7 +22,7 @@ from detect.report.data import COLUMNS, Comparison, Example, ReportData
 from detect.report.html import Cell, document, figure, table
 from detect.report.plots import pro_plot, roc_plot, score_plot
 from detect.report.text import between, cautions, findings, number, percent, upward
-from synth.files import write_text
+from synth.base.files import write_text
 
 PICTURE_PX = 256  # longest side of an example picture
 WEBP_QUALITY = 85

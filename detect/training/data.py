@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from detect.detector import Batch
 from detect.training.sources import DrawAnomaly
+from synth.base.errors import UserError
+from synth.base.seeding import derive_seed
 from synth.blend import blend_random
 from synth.data.foreground import ForegroundRule
-from synth.errors import UserError
 from synth.pictures import Images
-from synth.seeding import derive_seed
 
 ANOMALOUS_SHARE = 0.5
 
@@ -161,7 +161,7 @@ def batches(
             yield Batch(to_unit(image), to_unit(normal), mask, number)
     except UserError as error:  # a worker's comes wrapped in its traceback
         line = str(error).splitlines()[-1]
-        raise UserError(line.removeprefix("synth.errors.UserError: ")) from None
+        raise UserError(line.removeprefix("synth.base.errors.UserError: ")) from None
 
 
 def to_unit(images: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from detect.evaluation.watch import Watch
 from detect.scoring import detector_scorer
 from detect.training.data import Sample, batches
 from detect.training.stopping import BEST_FILE, Checks, measure, moments
-from synth.errors import UserError
-from synth.files import atomic_path
-from synth.resume import OnStep, StepFunction, run_steps
-from synth.run_folder import agreed, num_steps_done
+from synth.base.errors import UserError
+from synth.base.files import atomic_path
+from synth.base.resume import OnStep, StepFunction, run_steps
+from synth.base.run_folder import agreed, num_steps_done
 
 EMA_DECAY = 0.999
 """Upper limit of the averaging decay (1 + n) / (10 + n) at step n."""

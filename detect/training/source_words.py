@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detect.training.sources import SOURCES, Part
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 
 def parse_parts(words: Sequence[str], folders: Mapping[str, Path | None]) -> tuple[Part, ...]:

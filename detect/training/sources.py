@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect.training.augmentations import augmented
+from synth.base.errors import UserError
+from synth.base.progress import Bars
 from synth.blend import OPACITY
 from synth.data.baselines import Drawn, noise, shifted, texture_files
 from synth.data.catalog import Category
-from synth.errors import UserError
 from synth.images import read_image, require_images, resize
-from synth.progress import Bars
 from synth.sia.format import HEADER_FILE, SHARD_SIZE, count_missing
 from synth.sia.reader import SiaFolder, open_sia
 

@@ -17,11 +17,11 @@ from detect.evaluation.metrics import image_metrics, pixel_metrics
 from detect.scoring import Scorer
 from detect.training.data import BlendedDataset, JoinedDataset
 from detect.training.sources import DrawAnomaly
+from synth.base.errors import UserError
+from synth.base.files import read_json, write_json
 from synth.data.catalog import Record, held_out
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
-from synth.errors import UserError
-from synth.files import read_json, write_json
 from synth.pictures import Images, digest
 
 NUM_CHECKS = 20

@@ -2,17 +2,16 @@
 
 from typing import Literal
 
-from synth.command import (
-    DataOptions,
+from synth.base.command import progress_bar, say
+from synth.base.options import (
     Folder,
     Size,
-    progress_bar,
     require_not_negative,
     require_output,
     require_positive,
     require_size,
-    say,
 )
+from synth.data.options import DataOptions
 
 
 def baseline(

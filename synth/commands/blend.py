@@ -1,18 +1,15 @@
 """`synth blend`."""
 
-from synth.command import (
-    DataOptions,
+from synth.base.command import progress_bar, say, warn
+from synth.base.options import (
     Folder,
     Size,
-    progress_bar,
     require_not_negative,
     require_output,
     require_positive,
     require_size,
-    say,
-    warn,
 )
-from synth.config import Foreground
+from synth.data.options import DataOptions, Foreground
 from synth.sia.shares import Shard, parse_shard
 
 

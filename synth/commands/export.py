@@ -2,8 +2,10 @@
 
 from typing import Literal
 
-from synth.command import DataOptions, Folder, progress_bar, require_output, say, warn
-from synth.errors import UserError
+from synth.base.command import progress_bar, say, warn
+from synth.base.errors import UserError
+from synth.base.options import Folder, require_output
+from synth.data.options import DataOptions
 
 LAYOUT_NAMES = Literal["mvtec", "folder", "tabular", "dtd"]
 

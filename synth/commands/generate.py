@@ -6,19 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from synth.command import (
-    DATASET_NAMES,
-    Folder,
-    OptionalFolder,
-    progress_bar,
-    require_output,
-    require_positive,
-    say,
-    warn,
-)
-from synth.config import Foreground, Precision, SdasConfig
+from synth.base.command import progress_bar, say, warn
+from synth.base.errors import UserError
+from synth.base.options import Folder, OptionalFolder, Precision, require_output, require_positive
+from synth.data.options import DATASET_NAMES, Foreground
+from synth.diffusion.config import SdasConfig
 from synth.diffusion.strength import PAPER, Strength
-from synth.errors import UserError
 from synth.sia.shares import Shard, parse_shard
 
 if TYPE_CHECKING:
@@ -126,7 +119,7 @@ def generate(
     if row is not None:
         again(model, *row, out, pairs)
         return
-    from synth.device import make_accelerator
+    from synth.base.device import make_accelerator
     from synth.diffusion.model import load_model
     from synth.diffusion.pair import chain_position
     from synth.diffusion.speed import auto_batch_size, choose_precision, compiled
@@ -170,8 +163,8 @@ def generate(
 
 def again(model: Path, folder: Path, index: int, out: Path, pairs: PairOptions) -> None:
     """Make one image again and say how it compares."""
+    from synth.base.device import default_device
     from synth.data.foreground import ForegroundRule
-    from synth.device import default_device
     from synth.diffusion.model import load_model
     from synth.sia.generate import remake_image
     from synth.sia.reader import open_sia

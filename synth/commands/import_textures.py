@@ -5,7 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from synth.command import Folder, Size, progress_bar, require_output, require_size, say
+from synth.base.command import progress_bar, say
+from synth.base.options import Folder, Size, require_output, require_size
 
 
 def import_textures(

@@ -5,23 +5,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from synth.command import (
-    DataOptions,
+from synth.base.command import progress_bar, say, warn
+from synth.base.errors import UserError
+from synth.base.options import (
     Folder,
     OptionalFolder,
-    progress_bar,
     require_not_negative,
     require_output,
     require_positive,
-    say,
-    warn,
 )
 from synth.data.catalog import Category
-from synth.errors import UserError
+from synth.data.options import DataOptions
 
 if TYPE_CHECKING:
+    from synth.base.backbones import BackboneConfig
     from synth.diffusion.model import DiffusionModel
-    from synth.features import BackboneConfig
     from synth.sia.reader import SiaFolder
 
 BackboneName = Annotated[
@@ -103,7 +101,7 @@ def open_model(path: Path | None) -> "tuple[Path, DiffusionModel] | None":
     """The model where one is given. Raises UserError as `load_model`."""
     if path is None:
         return None
-    from synth.device import default_device
+    from synth.base.device import default_device
     from synth.diffusion.model import load_model
 
     return path, load_model(path, default_device())
@@ -123,7 +121,7 @@ def open_folder(path: Path | None, category: Category) -> "SiaFolder | None":
 
 def backbone_config(name: str | None, weights: str | None) -> "BackboneConfig":
     """The network that measures: the bundled one, or layers 1 to 3 of another."""
-    from synth.features import DEFAULT_BACKBONE, BackboneConfig
+    from synth.base.backbones import DEFAULT_BACKBONE, BackboneConfig
 
     if name is None and weights is None:
         return DEFAULT_BACKBONE

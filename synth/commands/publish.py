@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from synth.command import OptionalFolder, progress_bar, say, warn
+from synth.base.command import progress_bar, say, warn
+from synth.base.options import OptionalFolder
 
 if TYPE_CHECKING:
     from synth.publishing.licence import Licence
@@ -58,7 +59,7 @@ def publish(
 
     """
     quiet_client()
-    from synth.locks import sole_user
+    from synth.base.locks import sole_user
     from synth.publishing.card_figures import figures_section
     from synth.publishing.hub import Repository, connect, require_repo_name
     from synth.publishing.hub import publish as send
@@ -119,7 +120,7 @@ def without_addresses(record: logging.LogRecord) -> bool:
 
 def staging_folder(first: Path, asked: Path | None, sias: list[Path]) -> Path:
     """Where to make the files. Raises UserError inside an SIA folder, or where nothing can go."""
-    from synth.errors import UserError
+    from synth.base.errors import UserError
 
     whole = first.resolve()
     staging = whole.with_name(f"{whole.name}.publish") if asked is None else asked

@@ -1,13 +1,9 @@
 """`synth train`."""
 
-from synth.command import (
-    DataOptions,
-    Folder,
-    progress_bar,
-    require_output,
-    say,
-)
-from synth.options import TrainOptions
+from synth.base.command import progress_bar, say
+from synth.base.options import Folder, require_output
+from synth.data.options import DataOptions
+from synth.diffusion.options import TrainOptions
 
 
 def train(data: DataOptions, training: TrainOptions, *, out: Folder) -> None:

@@ -1,7 +1,8 @@
 """`synth validate`."""
 
-from synth.command import Folder, progress_bar, say
-from synth.errors import UserError
+from synth.base.command import progress_bar, say
+from synth.base.errors import UserError
+from synth.base.options import Folder
 
 
 def validate(folder: Folder, /) -> None:

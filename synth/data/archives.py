@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from synth.base.errors import UserError
 from synth.data.records import (
     GOOD,
     Reader,
@@ -17,7 +18,6 @@ from synth.data.records import (
     require_mask,
     subfolders,
 )
-from synth.errors import UserError
 from synth.images import list_images
 
 MTD_CATEGORY = "magnetic_tile"

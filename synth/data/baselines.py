@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.base.errors import UserError
+from synth.base.seeding import derive_seed
 from synth.blend import MAX_DRAWS
 from synth.data.normals import Normals
-from synth.errors import UserError
 from synth.images import list_images, read_image, resize
 from synth.pictures import all_grey, digest
-from synth.seeding import derive_seed
 from synth.sia.reader import Item, Kind, OnImage, SiaHeader, Written, write_sia
 
 TEXTURES = "textures"

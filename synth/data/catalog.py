@@ -7,10 +7,10 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from synth.base.errors import UserError
+from synth.base.progress import Bars, no_bars
 from synth.data.layouts import READERS, folders_read
 from synth.data.records import Category, Reader, Record
-from synth.errors import UserError
-from synth.progress import Bars, no_bars
 
 # Opening
 

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.base.errors import UserError
 from synth.data.background import background_distance, pooled_threshold, shows_objects
-from synth.errors import UserError
 
 Method = Literal["everything", "otsu", "triangle", "background"]
 Channel = Literal["grey", "red", "green", "blue"]

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
-from synth.cache import cache_folder
+from synth.base.cache import cache_folder
+from synth.base.errors import UserError
+from synth.base.files import write_json
+from synth.base.progress import Bars
 from synth.data.records import GOOD
-from synth.errors import UserError
-from synth.files import write_json
 from synth.images import FORMATS, write_atomically
-from synth.progress import Bars
 
 NORMAL_LABELS = ("good", "normal", "ok")
 ANOMALOUS = "anomalous"

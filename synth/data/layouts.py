@@ -6,6 +6,8 @@ A new layout is one function for its categories, one for its records, and a row 
 from dataclasses import replace
 from pathlib import Path
 
+from synth.base.errors import UserError
+from synth.base.progress import Bars
 from synth.data import textures
 from synth.data.archives import BTAD, DAGM, MTD
 from synth.data.hub_data import hub_categories, write_hub_dataset
@@ -21,9 +23,7 @@ from synth.data.records import (
     subfolders,
 )
 from synth.data.visa import VISA
-from synth.errors import UserError
 from synth.images import SUFFIXES, list_images
-from synth.progress import Bars
 from synth.sia.format import HEADER_FILE
 
 # Layout "folder": any folder of normal images

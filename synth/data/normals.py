@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from synth.config import Foreground
+from synth.base.errors import DataWarning, UserError
+from synth.base.memory import free_memory
+from synth.base.progress import Bars
 from synth.data.catalog import Category, Record, held_out
 from synth.data.foreground import EVERYTHING, MAX_FIT_IMAGES, ForegroundRule, foreground_for
-from synth.errors import DataWarning, UserError
+from synth.data.options import Foreground
 from synth.images import require_images
-from synth.memory import free_memory
 from synth.pictures import Images, digest, load_images
-from synth.progress import Bars
 
 
 class Normals(NamedTuple):

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from synth.errors import UserError
+from synth.base.errors import UserError
+from synth.base.progress import Bars
 from synth.images import SUFFIXES, list_images
-from synth.progress import Bars
 
 GOOD = "good"
 

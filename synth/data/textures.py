@@ -27,8 +27,8 @@ import numpy as np
 import skimage.data
 from numpy.typing import ArrayLike, NDArray
 
-from synth.cache import cache_folder
-from synth.errors import UserError
+from synth.base.cache import cache_folder
+from synth.base.errors import UserError
 from synth.images import write_atomically, write_png
 
 VERSION = "siaforge textures 2\n"  # new number where any byte of the tree changes

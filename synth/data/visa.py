@@ -8,9 +8,9 @@ ko (RealNet's authors), or with good and bad (the data set's own prepare_data.py
 import csv
 from pathlib import Path
 
+from synth.base.errors import UserError
 from synth.data.archives import two_sided_records
 from synth.data.records import GOOD, Reader, Record, require_mask, require_some, subfolders
-from synth.errors import UserError
 from synth.images import list_images
 
 SPLIT_FILE = "split_csv/1cls.csv"

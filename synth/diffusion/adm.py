@@ -16,8 +16,8 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor
 
-from synth.config import UNetConfig
-from synth.errors import UserError
+from synth.base.errors import UserError
+from synth.diffusion.config import UNetConfig
 
 HEAD_CHANNELS, NORM_GROUPS = 64, 32
 OTHER_ATTENTION = {(192, 384, 576, 768): "64 px", (256, 256, 512, 768, 1024): "128 px"}

@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
-from synth.config import NUM_TRAIN_TIMESTEPS, Style, UNetConfig
+from synth.diffusion.config import NUM_TRAIN_TIMESTEPS, Style, UNetConfig
 
 STYLES: dict[Style, dict[str, Any]] = {
     # ADM: residual blocks resample, and the timestep scales and shifts what is normalised.

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 
 def download_unet(hub_id: str, config_name: str, weight_names: Sequence[str]) -> Path:

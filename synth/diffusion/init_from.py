@@ -16,12 +16,12 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from safetensors import SafetensorError
 from torch import Tensor
 
-from synth.config import UNetConfig
+from synth.base.errors import UserError
+from synth.base.files import read_json
 from synth.diffusion.adm import read_adm
+from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import STYLES, build_unet, unet_arguments
 from synth.diffusion.hub_download import download_unet
-from synth.errors import UserError
-from synth.files import read_json
 
 CONFIG_NAME = "config.json"
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")

@@ -7,11 +7,11 @@ from typing import Any
 
 from diffusers.models.unets.unet_2d import UNet2DModel
 
+from synth.base.files import write_json
+from synth.base.progress import no_bars
 from synth.diffusion.model import CONFIG_FILE, DiffusionModel, save_model
-from synth.files import write_json
 from synth.images import write_png
 from synth.pictures import contact_sheet
-from synth.progress import no_bars
 from synth.quality.sheets import STRENGTHS, strength_rows
 
 SHEETS, CHECKPOINTS = "samples", "checkpoints"

@@ -12,10 +12,11 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from synth.config import Precision, UNetConfig
+from synth.base.errors import UserError
+from synth.base.files import atomic_path, read_json
+from synth.base.options import Precision
+from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import build_scheduler, build_unet
-from synth.errors import UserError
-from synth.files import atomic_path, read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"

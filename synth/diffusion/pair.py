@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from synth.base.errors import UserError
+from synth.base.options import Precision
+from synth.base.seeding import derive_seed
 from synth.blend import MAX_DRAWS, draw_mask
-from synth.config import NUM_TRAIN_TIMESTEPS, Precision
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
+from synth.diffusion.config import NUM_TRAIN_TIMESTEPS
 from synth.diffusion.model import DiffusionModel
 from synth.diffusion.sampling import sample_images
 from synth.diffusion.sdas import Start
-from synth.errors import UserError
 from synth.pictures import Images, all_grey, digest
-from synth.seeding import derive_seed
 
 REGION_STREAM = 2
 """Keeps the seed of an image's region apart from those of its noise and its strength."""

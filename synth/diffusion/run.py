@@ -5,23 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from synth.config import RunConfig, TrainConfig
+from synth.base.device import make_accelerator
+from synth.base.files import read_json, write_json
+from synth.base.progress import Bars
+from synth.base.run_folder import run_folder, saved_precision
+from synth.base.tracking import require_tracker, tracked
 from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
-from synth.device import make_accelerator
+from synth.diffusion.config import RunConfig, TrainConfig
 from synth.diffusion.init_from import Fit, Source, fit_source
 from synth.diffusion.looks import Looks
 from synth.diffusion.model import CONFIG_FILE, DiffusionModel, load_model, save_model
 from synth.diffusion.training import train_ddpm
-from synth.files import read_json, write_json
 from synth.images import write_png
 from synth.pictures import SheetRow, all_grey, contact_sheet
-from synth.progress import Bars
 from synth.quality.check import SampleCheck, check_samples
 from synth.quality.reference import make_reference, save_reference
 from synth.quality.sheets import STRENGTHS, draw_samples, strength_rows
-from synth.run_folder import run_folder, saved_precision
-from synth.tracking import require_tracker, tracked
 
 NUM_CHECK_SAMPLES = 32
 NUM_SHEET_IMAGES = 8

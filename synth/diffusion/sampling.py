@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synth.config import Precision
+from synth.base.options import Precision
+from synth.base.seeding import generator
 from synth.diffusion.ddpm import noise_schedule
 from synth.diffusion.model import DiffusionModel
 from synth.diffusion.sdas import Start, sample_sdas
-from synth.seeding import generator
 
 
 def sample_images(

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from synth.config import Precision
-from synth.device import fastest_precision, fitting_batch_size
+from synth.base.device import fastest_precision, fitting_batch_size
+from synth.base.files import read_json
+from synth.base.memory import is_out_of_memory
+from synth.base.options import Precision
 from synth.diffusion.model import DiffusionModel
 from synth.diffusion.sampling import sample_images
-from synth.files import read_json
-from synth.memory import is_out_of_memory
 from synth.sia.format import HEADER_FILE
 
 CPU_BATCH_SIZE = 8

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 UNIFORM = "uniform:"
 StrengthJson = float | Sequence[float] | Mapping[str, Sequence[float]]

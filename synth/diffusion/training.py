@@ -15,7 +15,11 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.training_utils import EMAModel
 from torch import Tensor
 
-from synth.config import NUM_TRAIN_TIMESTEPS, RunConfig, TrainConfig
+from synth.base.backbones import seeded_init
+from synth.base.errors import UserError
+from synth.base.resume import OnStep, run_steps
+from synth.base.seeding import derive_seed, generator
+from synth.diffusion.config import NUM_TRAIN_TIMESTEPS, RunConfig, TrainConfig
 from synth.diffusion.ddpm import (
     NoiseSchedule,
     add_noise,
@@ -25,11 +29,7 @@ from synth.diffusion.ddpm import (
     stride_loss,
     strided_schedule,
 )
-from synth.errors import UserError
-from synth.features import seeded_init
 from synth.pictures import Images
-from synth.resume import OnStep, run_steps
-from synth.seeding import derive_seed, generator
 
 MAX_GRADIENT_NORM = 1.0
 CHAIN_STRIDE = 50

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from synth.errors import UserError
-from synth.files import Json, read_json
+from synth.base.errors import UserError
+from synth.base.files import Json, read_json
 from synth.publishing.card_tables import table
 
 QUALITY_FILE, CHECK_FILE, CONFIG_FILE = "quality.json", "check.json", "config.json"

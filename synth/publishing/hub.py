@@ -19,9 +19,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from synth.errors import UserError
-from synth.files import read_json
-from synth.progress import Bars
+from synth.base.errors import UserError
+from synth.base.files import read_json
+from synth.base.progress import Bars
 from synth.publishing.hub_retry import Backoff, OnWait, reach
 from synth.publishing.parquet import file_digest
 from synth.publishing.publication import CARD_FILE, MANIFEST_FILE, MANIFEST_FORMAT, Parcel, git_blob

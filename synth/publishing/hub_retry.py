@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 T = TypeVar("T")
 OnWait = Callable[[str], None]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 SYNTH = Path(__file__).parents[1]
 INSTALLED, CHECKOUT = SYNTH / "data_cards", SYNTH.parent / "data_cards"

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from datasets import Features, Image, Value
 from datasets.arrow_writer import ParquetWriter
 
-from synth.errors import UserError
-from synth.files import atomic_path, read_json, remove_partials, write_json
-from synth.progress import Update
+from synth.base.errors import UserError
+from synth.base.files import atomic_path, read_json, remove_partials, write_json
+from synth.base.progress import Update
 from synth.sia.format import METADATA_FILE, Row
 from synth.sia.reader import SiaFolder
 

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from synth.errors import UserError
-from synth.files import write_json, write_text
+from synth.base.errors import UserError
+from synth.base.files import write_json, write_text
+from synth.base.progress import Bars
 from synth.images import write_png
 from synth.pictures import SheetRow, contact_sheet
-from synth.progress import Bars
 from synth.publishing.card import MARK, SHEET_FILE, Entry, Publication, folder_card, repository_card
 from synth.publishing.licence import Licence, SourceCard, choose_licence, load_source_card
 from synth.publishing.parquet import Subset, WrittenShard, file_digest, make_subset, write_shard

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synth.progress import Bars
+from synth.base.progress import Bars
 from synth.quality.check import copy_distance, far_distance
 from synth.quality.kid import MIN_IMAGES, Measured, kid, thinned
 from synth.quality.reference import Features, Reference, nearest_distance

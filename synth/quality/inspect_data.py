@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from synth.base.backbones import DEFAULT_BACKBONE, BackboneConfig
+from synth.base.progress import Bars
 from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
 from synth.diffusion.model import DiffusionModel
-from synth.features import DEFAULT_BACKBONE, BackboneConfig
 from synth.images import read_image
-from synth.progress import Bars
 from synth.quality.groups import Examined, examine
 from synth.quality.reference import Reference, make_reference, save_reference
 from synth.quality.sheets import draw_files, sample_files

@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from synth.files import write_text
+from synth.base.files import write_text
 from synth.quality.check import percent
 from synth.quality.groups import Group
 from synth.quality.kid import Measured

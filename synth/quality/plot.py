@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from synth.files import atomic_path
+from synth.base.files import atomic_path
 from synth.quality.groups import Examined, Group
 from synth.quality.kid import Measured
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from synth.errors import UserError
-from synth.features import DEFAULT_BACKBONE, Backbone, BackboneConfig, build_backbone
-from synth.files import atomic_path
+from synth.base.backbones import DEFAULT_BACKBONE, Backbone, BackboneConfig, build_backbone
+from synth.base.errors import UserError
+from synth.base.files import atomic_path
 from synth.images import resize
 from synth.pictures import Images
 

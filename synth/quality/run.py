@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from synth.base.backbones import DEFAULT_BACKBONE, BackboneConfig
+from synth.base.files import write_json, write_text
+from synth.base.progress import Bars
 from synth.data.catalog import Category
 from synth.data.normals import load_normals
 from synth.diffusion.model import DiffusionModel
-from synth.features import DEFAULT_BACKBONE, BackboneConfig
-from synth.files import write_json, write_text
 from synth.images import write_png
 from synth.pictures import SheetRow, contact_sheet
-from synth.progress import Bars
 from synth.quality.check import SampleCheck, check_samples, copy_distance, percent
 from synth.quality.foreground_sheet import foreground_sheet
 from synth.quality.groups import Examined, Group, closest, measure, measure_by_strength

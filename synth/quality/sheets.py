@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from synth.base.progress import Bars
 from synth.data.catalog import Record
 from synth.diffusion.model import DiffusionModel
 from synth.diffusion.sampling import sample_images
 from synth.images import read_image, read_mask, write_png
 from synth.pictures import Images, SheetRow
-from synth.progress import Bars
 from synth.quality.groups import Examined
 from synth.sia.reader import SiaFolder
 

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from synth.base.errors import UserError
+from synth.base.seeding import derive_seed
 from synth.blend import OPACITY, blend_random
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
-from synth.errors import UserError
 from synth.images import read_image, resize
 from synth.pictures import digest
-from synth.seeding import derive_seed
 from synth.sia.reader import Item, OnImage, SiaFolder, SiaHeader, Written, write_sia
 
 

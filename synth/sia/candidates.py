@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synth.errors import UserError
-from synth.memory import is_out_of_memory
+from synth.base.errors import UserError
+from synth.base.memory import is_out_of_memory
 from synth.pictures import Images
 
 MAX_ATTEMPTS = 50

@@ -18,14 +18,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from synth.claims import claim_folder
+from synth.base.claims import claim_folder
+from synth.base.errors import UserError
+from synth.base.files import atomic_path, write_text
+from synth.base.locks import sole_user
+from synth.base.progress import Bars, no_bars
 from synth.data.normals import Normals
-from synth.errors import UserError
-from synth.files import atomic_path, write_text
 from synth.images import write_png
-from synth.locks import sole_user
 from synth.pictures import digest
-from synth.progress import Bars, no_bars
 from synth.sia.format import METADATA_FILE, Row
 from synth.sia.reader import SiaFolder, open_sia
 from synth.sia.validate import validate_sia

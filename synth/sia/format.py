@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from synth.errors import UserError
-from synth.files import read_json
+from synth.base.errors import UserError
+from synth.base.files import read_json
 
 FORMAT = 1
 SHARD_SIZE = 100

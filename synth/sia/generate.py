@@ -6,15 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from synth.config import Precision, SdasConfig
+from synth.base.errors import UserError
+from synth.base.files import config_differences
+from synth.base.options import Precision
+from synth.base.seeding import derive_seed
+from synth.diffusion.config import SdasConfig
 from synth.diffusion.model import DiffusionModel
 from synth.diffusion.pair import Pairing
 from synth.diffusion.sampling import sample_images
-from synth.errors import UserError
-from synth.files import config_differences
 from synth.images import read_image, write_png
 from synth.pictures import Images
-from synth.seeding import derive_seed
 from synth.sia.candidates import Candidate, QualityRange, draw_accepted
 from synth.sia.format import Row
 from synth.sia.reader import Item, OnImage, SiaFolder, SiaHeader, Written, write_sia

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from synth.files import PARTIAL_SUFFIX
+from synth.base.files import PARTIAL_SUFFIX
 from synth.images import MAX_PIXELS
 from synth.sia.format import HEADER_FILE, METADATA_FILE, Row
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from synth.files import config_differences
+from synth.base.files import config_differences
 from synth.sia.format import Row
 from synth.sia.rows import index_of
 

@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from synth.files import PARTIAL_SUFFIX, write_json
-from synth.locks import Lock
+from synth.base.files import PARTIAL_SUFFIX, write_json
+from synth.base.locks import Lock
 from synth.sia.format import (
     IMAGES_PER_FOLDER,
     SHARD_SIZE,

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from synth.errors import UserError
-from synth.files import read_json
+from synth.base.errors import UserError
+from synth.base.files import read_json
 from synth.images import read_image, read_mask
 from synth.sia.format import (
     FORMAT,

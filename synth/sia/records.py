@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from synth.errors import UserError
-from synth.files import read_json
+from synth.base.errors import UserError
+from synth.base.files import read_json
 from synth.sia.format import FORMAT, METADATA_FILE, SHARD_SIZE, Row, other_format
 from synth.sia.image_files import SHARDS
 from synth.sia.rows import index_of

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import tyro
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 Shard = Annotated[str | None, tyro.conf.arg(metavar="I/N", help_behavior_hint="(optional)")]
 

@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from synth.errors import UserError
-from synth.progress import Bars, no_bars
+from synth.base.errors import UserError
+from synth.base.progress import Bars, no_bars
 from synth.sia.format import (
     FORMAT,
     HEADER_FILE,

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from synth.claims import claim_folder
-from synth.errors import UserError
-from synth.files import atomic_path
+from synth.base.claims import claim_folder
+from synth.base.errors import UserError
+from synth.base.files import atomic_path
+from synth.base.locks import take_lock
 from synth.images import write_png
-from synth.locks import take_lock
 from synth.sia.format import (
     HEADER_FILE,
     METADATA_FILE,

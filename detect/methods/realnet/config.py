@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Literal
 
-from synth.errors import UserError
-from synth.features import BackboneConfig
+from synth.base.backbones import BackboneConfig
+from synth.base.errors import UserError
 
 RESNET_RMS = 1 / 3
 """Root mean square of an ImageNet ResNet-18's features: 0.33, 0.29, 0.39 in layers 1 to 3."""

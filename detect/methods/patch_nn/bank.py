@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detect.patch_nn.model import PatchNNConfig, patches
+from detect.methods.patch_nn.model import PatchNNConfig, patches
 from detect.training.data import to_chw, to_unit
-from synth.features import Backbone
+from synth.base.backbones import Backbone
+from synth.base.seeding import derive_seed, generator
 from synth.pictures import Images
-from synth.seeding import derive_seed, generator
 
 BATCH_SIZE = 16
 MAX_CANDIDATES = 100_000

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from detect.detector import Detector, Scores
 from detect.pooling import image_scores
-from synth.features import Backbone, BackboneConfig, build_backbone
+from synth.base.backbones import Backbone, BackboneConfig, build_backbone
 
 Choice = Literal["random", "coreset"]
 

@@ -17,11 +17,11 @@ from detect.checkpoint import CALIBRATION_FILE, save_detector
 from detect.detector import Detector
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import WATCH_FILE, Watch
+from detect.methods.realnet.afs import AFSResult, best_channels
+from detect.methods.realnet.config import PRESETS, RealNetConfig
+from detect.methods.realnet.model import RealNet
+from detect.methods.realnet.selection import AFS_FILE, known_scores, selected_channels, whole_layers
 from detect.options import TrainOptions
-from detect.realnet.afs import AFSResult, best_channels
-from detect.realnet.config import PRESETS, RealNetConfig
-from detect.realnet.model import RealNet
-from detect.realnet.selection import AFS_FILE, known_scores, selected_channels, whole_layers
 from detect.scoring import detector_scorer, file_scores
 from detect.training.data import (
     ANOMALOUS_SHARE,
@@ -40,16 +40,16 @@ from detect.training.stopping import (
     blended_once,
     without_judges,
 )
-from synth.config import Tracker
+from synth.base.backbones import Backbone, build_backbone
+from synth.base.device import make_accelerator
+from synth.base.options import Tracker
+from synth.base.progress import Bars
+from synth.base.run_folder import run_folder, saved_precision
+from synth.base.seeding import derive_seed
+from synth.base.tracking import require_tracker, tracked
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
-from synth.device import make_accelerator
-from synth.features import Backbone, build_backbone
 from synth.pictures import Images, all_grey
-from synth.progress import Bars
-from synth.run_folder import run_folder, saved_precision
-from synth.seeding import derive_seed
-from synth.tracking import require_tracker, tracked
 
 Mask = NDArray[np.bool_]
 

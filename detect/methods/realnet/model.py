@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detect.detector import Batch, Detector, Scores, Stage
+from detect.methods.realnet.blocks import joined
+from detect.methods.realnet.cache import FeatureCache, filled_cache
+from detect.methods.realnet.config import RealNetConfig
+from detect.methods.realnet.reconstruction import ReconstructionUNet
+from detect.methods.realnet.rrs import RRS, SegmentationHead
+from detect.methods.realnet.separable import SeparableUNet
 from detect.pooling import image_scores
-from detect.realnet.blocks import joined
-from detect.realnet.cache import FeatureCache, filled_cache
-from detect.realnet.config import RealNetConfig
-from detect.realnet.reconstruction import ReconstructionUNet
-from detect.realnet.rrs import RRS, SegmentationHead
-from detect.realnet.separable import SeparableUNet
-from synth.features import Backbone, build_backbone, seeded_init
+from synth.base.backbones import Backbone, build_backbone, seeded_init
 from synth.images import Progress
 
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
-from synth.config import Precision, Tracker
+from synth.base.options import Precision, Tracker
 
 PATIENCE = timedelta(hours=12)
 """That processes wait for the first, which measures, scores and writes for all of them; torch's own

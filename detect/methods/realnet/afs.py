@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detect.detector import Batch
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 Features = Callable[[Tensor], Sequence[Tensor]]
 """Images float32 [N, 3, H, W], RGB in [0, 1] -> feature maps [N, C_k, h_k, w_k] per layer."""

@@ -8,12 +8,12 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from synth.claims import claim_folder
-from synth.config import Precision
-from synth.errors import SharedError, UserError
-from synth.files import read_json
-from synth.locks import sole_user
-from synth.resume import STATE_FILE, TRACE_FILE
+from synth.base.claims import claim_folder
+from synth.base.errors import SharedError, UserError
+from synth.base.files import read_json
+from synth.base.locks import sole_user
+from synth.base.options import Precision
+from synth.base.resume import STATE_FILE, TRACE_FILE
 
 CONFIG_FILE = "config.json"
 

@@ -8,130 +8,28 @@ import errno
 import logging
 import os
 import sys
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
 from tqdm import tqdm
 
-from synth.data.catalog import Category, open_category
-from synth.data.catalog import categories as category_names
-from synth.errors import DataWarning, ImageWarning, SharedError, UserError
-from synth.memory import is_out_of_memory, steady_malloc
-from synth.progress import Update
-from synth.usage import parse
-
-OF_PRESET = "(default: the preset's)"
-PresetInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=OF_PRESET)]
-PresetFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=OF_PRESET)]
-PresetStr = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=OF_PRESET)]
-PresetSize = Annotated[
-    tuple[int, int] | None,
-    tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint=OF_PRESET),
-]
-Size = Annotated[tuple[int, int], tyro.conf.arg(metavar="HEIGHT WIDTH")]
-Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
-OptionalFolder = Annotated[
-    Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(optional)")
-]
+from synth.base.errors import DataWarning, ImageWarning, SharedError, UserError
+from synth.base.memory import is_out_of_memory, steady_malloc
+from synth.base.progress import Update
+from synth.base.usage import parse
 
 BAR_FORMAT = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 """As tqdm's own, but always in units per second, never in seconds per unit."""
-
-DATASET_NAMES = Literal["folder", "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "textures", "hub"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Which images."""
-
-    dataset: DATASET_NAMES = "folder"
-    """Layout: any folder of normal images; a published dataset as it is unpacked (mvtec to dagm);
-    textures: embedded photographs; hub: a dataset of the Hugging Face Hub."""
-    root: OptionalFolder = None
-    """Folder of the data; textures needs none; ORG/NAME with hub."""
-    category: Annotated[
-        str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="(default: the only one)")
-    ] = None
-    """Category below the root; where there is none, a name of your choice for its images."""
-
-    def open_all(self, out: Path) -> list[Category]:
-        """List the images of every category, for results in `out`.
-
-        Raises UserError where one is named, for less than two, and as `open_category`.
-        """
-        if self.category is not None:
-            raise UserError("--category: not used with --multi-class, which takes all categories")
-        names = category_names(self.dataset, self.root)
-        if len(names) < 2:
-            raise UserError(
-                f"--multi-class: categories in {self.root}: {', '.join(names) or 'none'}; give a "
-                "folder of two or more, each with its normal images in train/good, train or good, "
-                "or leave --multi-class out"
-            )
-        return [open_category(self.dataset, self.root, name, progress_bar, out) for name in names]
-
-    def open(self, out: Path) -> Category:
-        """List the images, for results in `out`; none is opened.
-
-        Raises UserError as `open_category`.
-        """
-        return open_category(self.dataset, self.root, self.category, progress_bar, out)
-
-
-# Checks of options
-
-
-def require_output(folder: Path) -> None:
-    """Raise UserError before long work where no results can go; nothing is made for this."""
-    try:
-        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--out: {folder} is no folder that can be written to ({error.strerror}); "
-            "give another one"
-        ) from error
-
-
-def require_positive(**options: float | None) -> None:
-    """Raise UserError for the first option that is given and not greater than 0."""
-    for name, value in options.items():
-        if value is not None and not value > 0:
-            raise UserError(f"{option_name(name)}: got {value}, must be greater than 0")
-
-
-def require_not_negative(**options: int | None) -> None:
-    """Raise UserError for the first option that is given and below 0."""
-    for name, value in options.items():
-        if value is not None and value < 0:
-            raise UserError(f"{option_name(name)}: got {value}, must be 0 or more")
-
-
-def require_size(size: tuple[int, int] | None) -> None:
-    """Raise UserError for a height or width below 8 pixels."""
-    if size is not None and min(size) < 8:
-        raise UserError(f"--size: got {size[0]} {size[1]}, both must be 8 pixels or more")
-
-
-def option_name(name: str) -> str:
-    """`batch_size` as it is typed: `--batch-size`."""
-    return "--" + name.replace("_", "-")
-
 
 # Progress and lines
 
 
 @contextlib.contextmanager
 def progress_bar(title: str, unit: str, *, continues: bool = False) -> Iterator[Update]:
-    """Show a bar on stderr, on the first process only (see `synth.progress.Bars`).
+    """Show a bar on stderr, on the first process only (see `synth.base.progress.Bars`).
 
     The title stands alone until the first unit is done. Where work continues, what was done before
     counts in the percentage but not in the rate.

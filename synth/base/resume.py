@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from synth.errors import UserError
-from synth.files import atomic_path, remove_partials, write_text
-from synth.memory import keeping_freed_memory
+from synth.base.errors import UserError
+from synth.base.files import atomic_path, remove_partials, write_text
+from synth.base.memory import keeping_freed_memory
 
 StepFunction = Callable[[int], Mapping[str, Tensor]]
 """Does optimiser step k; returns the loss terms to be logged, scalar tensors of this process."""

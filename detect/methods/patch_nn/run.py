@@ -6,17 +6,17 @@ from typing import Any
 
 from detect.calibration import Calibration
 from detect.checkpoint import save_detector
+from detect.methods.patch_nn.bank import build_bank
+from detect.methods.patch_nn.model import LAYERS, Choice, PatchNN, PatchNNConfig
+from detect.methods.realnet.config import PRESETS
+from detect.methods.realnet.run import calibrated
 from detect.options import TrainOptions
-from detect.patch_nn.bank import build_bank
-from detect.patch_nn.model import LAYERS, Choice, PatchNN, PatchNNConfig
-from detect.realnet.config import PRESETS
-from detect.realnet.run import calibrated
 from detect.training.sources import OpenSource
+from synth.base.backbones import build_backbone
+from synth.base.device import make_accelerator
+from synth.base.progress import Bars
+from synth.base.run_folder import run_folder
 from synth.data.normals import Normals
-from synth.device import make_accelerator
-from synth.features import build_backbone
-from synth.progress import Bars
-from synth.run_folder import run_folder
 
 
 def patch_nn_config(options: TrainOptions, choice: Choice) -> PatchNNConfig:

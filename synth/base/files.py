@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 Json = dict[str, Any]
 

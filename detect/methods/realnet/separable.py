@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detect.realnet.reconstruction import group_norm
+from detect.methods.realnet.reconstruction import group_norm
 
 
 class SeparableBlock(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any
 
 import tyro
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 Commands = Mapping[str, Callable[..., Any]]
 

@@ -25,7 +25,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models._features import FeatureGetterNet  # timm exports it under no public name
 from torch import Tensor, nn
 
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detect.realnet.afs import AFSResult, Features
+from detect.methods.realnet.afs import AFSResult, Features
 from detect.training.data import Sample, to_unit
-from synth.files import atomic_path
+from synth.base.files import atomic_path
 from synth.quality.plot import DOTS_PER_INCH, LOOK
 
 KEPT, DROPPED, TEXT = "#2563eb", "#9ca3af", "#4b5563"

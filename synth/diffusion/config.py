@@ -5,13 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from synth.base.errors import UserError
+from synth.base.options import Precision, Tracker
 from synth.diffusion.strength import PAPER, Strength
-from synth.errors import UserError
 
-Precision = Literal["auto", "fp32", "bf16"]
-Foreground = Literal["auto", "everything"]
 Style = Literal["adm", "ddpm", "diffusers"]
-Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
 MIN_SIDE_PX = 8
 NUM_TRAIN_TIMESTEPS = 1000
 

@@ -18,16 +18,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detect.detector import Batch
-from detect.realnet.afs import AFSResult, batch_losses, best_channels, mean_scores
-from detect.realnet.blocks import aligned
-from detect.realnet.config import RealNetConfig
+from detect.methods.realnet.afs import AFSResult, batch_losses, best_channels, mean_scores
+from detect.methods.realnet.blocks import aligned
+from detect.methods.realnet.config import RealNetConfig
 from detect.training.data import Sample, batches
-from synth import cache
-from synth.errors import DataWarning, UserError
-from synth.features import Backbone
-from synth.files import read_json, write_json
-from synth.progress import Bars
-from synth.run_folder import agreed
+from synth.base import cache
+from synth.base.backbones import Backbone
+from synth.base.errors import DataWarning, UserError
+from synth.base.files import read_json, write_json
+from synth.base.progress import Bars
+from synth.base.run_folder import agreed
 
 AFS_FILE = "afs.json"
 SCORES_VERSION = 1

@@ -6,19 +6,21 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from synth.command import (
-    DataOptions,
+from synth.base.command import progress_bar
+from synth.base.errors import UserError
+from synth.base.options import (
+    Precision,
     PresetFloat,
     PresetInt,
     PresetSize,
-    progress_bar,
+    Tracker,
     require_not_negative,
     require_positive,
     require_size,
 )
-from synth.config import PRESETS, Precision, RunConfig, Tracker, TrainConfig, UNetConfig
 from synth.data.catalog import Category, choose_categories, open_category
-from synth.errors import UserError
+from synth.data.options import DataOptions
+from synth.diffusion.config import PRESETS, RunConfig, TrainConfig, UNetConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,10 +6,10 @@ from importlib.util import find_spec
 
 from accelerate import Accelerator
 
-from synth.config import Tracker
-from synth.errors import UserError
-from synth.progress import Update
-from synth.resume import OnStep
+from synth.base.errors import UserError
+from synth.base.options import Tracker
+from synth.base.progress import Update
+from synth.base.resume import OnStep
 
 PROJECT = "siaforge"
 """What trackers call the run; TensorBoard's files lie in a folder of this name."""

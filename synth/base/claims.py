@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from synth.errors import UserError
-from synth.files import (
+from synth.base.errors import UserError
+from synth.base.files import (
     FULL_DISK,
     PARTIAL_SUFFIX,
     config_differences,
@@ -16,7 +16,7 @@ from synth.files import (
     write_fault,
     write_json,
 )
-from synth.locks import take_lock
+from synth.base.locks import take_lock
 
 
 def claim_folder(

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from synth.errors import UserError
-from synth.files import write_fault
+from synth.base.errors import UserError
+from synth.base.files import write_fault
 
 try:
     import fcntl

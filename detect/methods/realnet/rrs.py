@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detect.batch_norm import GlobalBatchNorm2d
-from synth.errors import UserError
+from synth.base.errors import UserError
 
 
 class RRS(nn.Module):

@@ -1,0 +1,1 @@
+"""The detectors, each beside its paper."""

@@ -1,0 +1,1 @@
+"""What both packages stand on: nothing here knows of anomalies."""

@@ -1,0 +1,66 @@
+"""Types of options that several commands share, and the checks of their values."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from synth.base.errors import UserError
+
+Precision = Literal["auto", "fp32", "bf16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "none"]
+
+OF_PRESET = "(default: the preset's)"
+PresetInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint=OF_PRESET)]
+PresetFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint=OF_PRESET)]
+PresetStr = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint=OF_PRESET)]
+PresetSize = Annotated[
+    tuple[int, int] | None,
+    tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint=OF_PRESET),
+]
+Size = Annotated[tuple[int, int], tyro.conf.arg(metavar="HEIGHT WIDTH")]
+Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+OptionalFolder = Annotated[
+    Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(optional)")
+]
+
+# Checks of options
+
+
+def require_output(folder: Path) -> None:
+    """Raise UserError before long work where no results can go; nothing is made for this."""
+    try:
+        there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--out: {folder} is no folder that can be written to ({error.strerror}); "
+            "give another one"
+        ) from error
+
+
+def require_positive(**options: float | None) -> None:
+    """Raise UserError for the first option that is given and not greater than 0."""
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise UserError(f"{option_name(name)}: got {value}, must be greater than 0")
+
+
+def require_not_negative(**options: int | None) -> None:
+    """Raise UserError for the first option that is given and below 0."""
+    for name, value in options.items():
+        if value is not None and value < 0:
+            raise UserError(f"{option_name(name)}: got {value}, must be 0 or more")
+
+
+def require_size(size: tuple[int, int] | None) -> None:
+    """Raise UserError for a height or width below 8 pixels."""
+    if size is not None and min(size) < 8:
+        raise UserError(f"--size: got {size[0]} {size[1]}, both must be 8 pixels or more")
+
+
+def option_name(name: str) -> str:
+    """`batch_size` as it is typed: `--batch-size`."""
+    return "--" + name.replace("_", "-")
