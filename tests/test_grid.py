@@ -19,18 +19,18 @@ from products import write_product, write_sources
 from scipy.stats import ttest_rel
 
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
+from detect.evaluation.report_data import COLUMNS
 from detect.grid import plan as grid_plan
 from detect.grid import run as grid_run
 from detect.grid.cells import Cost, Result, cell_folder, read_result, safe_name, write_result
 from detect.grid.costs import AddedMemory, Stopwatch
 from detect.grid.methods import METHODS
-from detect.grid.page import Section, differences_section
 from detect.grid.plot import draw
-from detect.grid.tables import ALPHA, Spread, Table, holm, spread
+from detect.grid.table import ALPHA, Spread, Table, holm, spread
 from detect.grid.text import best, differences, duration, notes, told_from_chance
 from detect.methods.realnet.config import PRESETS
 from detect.options import TrainOptions
-from detect.report.data import COLUMNS
+from detect.report.grid import Section, differences_section
 from detect.training.source_words import parse_named
 from detect.training.sources import ImagePool, Part
 from detect.training.stopping import without_judges

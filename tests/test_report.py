@@ -18,12 +18,13 @@ from detect.evaluation.metrics import (
     TypeMetrics,
 )
 from detect.evaluation.ranking import Curve
+from detect.evaluation.report_data import Comparison, Example, ReportData, pick_examples
 from detect.evaluation.seeds import Training, summarise
+from detect.evaluation.text import number, percent, upward
 from detect.heatmap import HeatRange, overlay
-from detect.report.data import Comparison, Example, ReportData, pick_examples
-from detect.report.page import PICTURE_PX, render_report, write_report
+from detect.report.evaluation import PICTURE_PX, render_report, write_report
 from detect.report.plots import score_plot
-from detect.report.text import cautions, findings, hardest_type, number, percent, upward
+from detect.report.text import cautions, findings, hardest_type
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "stop"}
 NASTY = '<script>alert("x")</script> & $a_b$'

@@ -18,8 +18,9 @@ def trainings(*values, pixel=PIXEL):
 def test_spread_is_numpys_sample_deviation():
     values = [0.91, 0.95, 0.87, 0.99]
     assert spread(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    with pytest.raises(UserError, match="got 1, a spread needs two"):
-        spread([0.9])
+    assert spread([0.9]) == (0.9, None)
+    with pytest.raises(UserError, match="got 1; a spread needs two"):
+        summarise(trainings(0.9), [{}])
 
 
 def test_trainings_are_averaged_and_their_differences_named():

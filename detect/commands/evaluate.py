@@ -54,9 +54,10 @@ def evaluate(
     categories = data.open_all(out) if multi_class else [data.open(out)]
     require_output(out)
     from detect.evaluation.protocol import table
+    from detect.evaluation.report_data import Comparison
     from detect.evaluation.run import averages, check_detectors, report_on, write_averages
     from detect.evaluation.testset import open_test_set
-    from detect.report.data import Comparison
+    from detect.report.evaluation import write_report
     from detect.report.text import findings
     from synth.base.device import make_accelerator
 
@@ -79,6 +80,7 @@ def evaluate(
         report = report_on(
             test, model, compare, place, device, batch_size, progress_bar, false_reject_rate
         )
+        write_report(place / "report.html", report)
         if false_reject_rate is not None and report.calibration.note:
             warn(report.calibration.note)
         if report.seeds is not None and report.seeds.caution:

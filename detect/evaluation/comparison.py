@@ -10,8 +10,8 @@ from detect.evaluation.bootstrap import difference
 from detect.evaluation.measure import Evaluation, evaluate
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from detect.evaluation.protocol import detector_name
+from detect.evaluation.report_data import Comparison
 from detect.evaluation.testset import TestSet
-from detect.report.data import Comparison
 from detect.scoring import (
     ParkedMaps,
     Scored,

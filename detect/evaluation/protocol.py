@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from detect.checkpoint import TrainedDetector
-from detect.report.data import COLUMNS, Comparison
-from detect.report.text import number, percent
+from detect.evaluation.report_data import COLUMNS, Comparison
+from detect.evaluation.text import number, percent
 from synth.data.catalog import Category
 from synth.diffusion.strength import Strength
 

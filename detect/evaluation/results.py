@@ -13,10 +13,10 @@ from detect.evaluation.best import LABEL, Best
 from detect.evaluation.bootstrap import COVERAGE, NUM_RESAMPLES
 from detect.evaluation.measure import Evaluation, native_map
 from detect.evaluation.metrics import FPR_LIMIT, Figures, PixelMetrics
+from detect.evaluation.report_data import Comparison, Example, ReportData, pick_examples
 from detect.evaluation.seeds import Seeds
 from detect.evaluation.testset import TestSet
 from detect.heatmap import heat_range
-from detect.report.data import Comparison, Example, ReportData, pick_examples
 from detect.scoring import ParkedMaps
 from synth.base.files import atomic_path, write_json
 from synth.images import read_image

@@ -12,13 +12,12 @@ from detect.evaluation.comparison import comparison, evaluate_baseline, evaluate
 from detect.evaluation.measure import Evaluation
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from detect.evaluation.protocol import detector_name, protocol
+from detect.evaluation.report_data import Comparison, ReportData
 from detect.evaluation.results import make_report, write_results
 from detect.evaluation.scratch import Scratch
 from detect.evaluation.seeds import Seeds, Training, summarise
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import best_on_test
-from detect.report.data import Comparison, ReportData
-from detect.report.page import write_report
 from detect.scoring import ParkedMaps
 from synth.base.files import write_json
 from synth.base.progress import Bars
@@ -52,7 +51,7 @@ def report_on(
     bars: Bars,
     false_reject_rate: float | None = None,
 ) -> ReportData:
-    """Measure detectors on the test images and write report.html and the results into `out`.
+    """Measure detectors on the test images and write the results into `out`.
 
     models: trainings of one detector, of which the first is shown in full and all are averaged;
     compare: further detectors, one row each. One detector is in memory at a time.
@@ -85,7 +84,6 @@ def report_on(
             best,
         )
         write_results(out, report, test, maps)
-    write_report(out / "report.html", report)
     return report
 
 

@@ -23,10 +23,10 @@ class Training(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean and sample standard deviation of a metric over trainings."""
+    """Mean and sample standard deviation (n - 1) over trainings; no deviation for a single one."""
 
     mean: float
-    deviation: float
+    deviation: float | None
 
 
 class Seeds(NamedTuple):
@@ -57,6 +57,8 @@ def summarise(trainings: Sequence[Training], configs: Sequence[Mapping[str, Any]
 
     Raises UserError for fewer than two.
     """
+    if len(trainings) < 2:
+        raise UserError(f"trainings: got {len(trainings)}; a spread needs two or more")
     pixels = [training.pixel for training in trainings if training.pixel is not None]
     return Seeds(
         tuple(trainings),
@@ -72,10 +74,8 @@ def spreads(rows: Sequence[ImageMetrics] | Sequence[PixelMetrics]) -> dict[str, 
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Mean and sample standard deviation; UserError for fewer than two values."""
-    if len(values) < 2:
-        raise UserError(f"trainings: got {len(values)}, a spread needs two or more")
-    return Spread(mean(values), stdev(values))
+    """Mean and sample standard deviation of one value or more."""
+    return Spread(mean(values), stdev(values) if len(values) > 1 else None)
 
 
 def differing_fields(configs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from detect.evaluation.best import LABEL, Best, Moment, best_of
 from detect.evaluation.measure import measure_points
 from detect.evaluation.testset import TestSet, listing_digest
-from detect.report.text import auroc_words, best_words
+from detect.evaluation.text import auroc_words, best_words
 from detect.scoring import Scorer, image_batches
 from detect.training.sources import CACHE_BYTES, ImagePool
 from synth.base.errors import UserError

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from detect.evaluation.protocol import source_facts, weights_facts
 from detect.grid.methods import METHODS
-from detect.grid.page import Page, write_page
 from detect.grid.plan import Entry, Plan, Study, make_plan
 from detect.grid.run import run_grid
-from detect.grid.tables import Table
+from detect.grid.table import Table
 from detect.grid.text import best, differences, notes, one_seed
 from detect.methods.realnet.config import PRESETS
 from detect.options import TrainOptions
+from detect.report.grid import Page, write_page
 from detect.training.source_words import parse_named
 from detect.training.sources import Part, open_source
 from synth.base.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from detect.evaluation.testset import require_both_labels
 from detect.grid.cells import Result, cell_folder, data_facts, read_result, safe_name
 from detect.grid.methods import METHODS
-from detect.grid.tables import Table
+from detect.grid.table import Table
 from detect.options import TrainOptions
 from detect.training.sources import OpenSource, Part, open_source
 from synth.base.device import make_accelerator

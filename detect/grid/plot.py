@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from detect.grid.tables import Table
+from detect.grid.table import Table
 from detect.grid.text import HEADLINES
 from detect.report.plots import ANOMALOUS, INK, LOOK, NORMAL, to_svg
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from detect.evaluation.text import number
 from detect.grid.cells import Cost
-from detect.grid.tables import ALPHA, Spread, Table, holm
-from detect.report.text import number
+from detect.grid.table import ALPHA, Spread, Table, holm
 
 HEADLINES = ("image AUROC", "AUPRO")
 """The metrics that findings speak of: which images, and where."""

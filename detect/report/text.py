@@ -1,56 +1,13 @@
 """The report's findings in words: what the figures say, no more."""
 
-import math
-
-from detect.evaluation.best import LABEL, Best
-from detect.evaluation.metrics import FPR_LIMIT, STRICT_FPR_LIMIT, Interval, TypeMetrics
-from detect.evaluation.seeds import Seeds, Spread
-from detect.report.data import Caught, Comparison, ReportData
+from detect.evaluation.best import LABEL
+from detect.evaluation.metrics import FPR_LIMIT, STRICT_FPR_LIMIT, TypeMetrics
+from detect.evaluation.report_data import Caught, Comparison, ReportData
+from detect.evaluation.seeds import Seeds
+from detect.evaluation.text import auroc_words, best_words, between, number, percent, plus_minus
 
 LITTLE = 0.01  # an AUROC difference below this is "little", whatever its noise
 SURPRISING = 0.01  # a chance below this is worth a warning
-
-
-def number(value: float | None) -> str:
-    """Format with three decimals, never rounded up to a perfect 1; a dash for None."""
-    if value is None:
-        return "–"
-    return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
-
-
-def auroc_words(image: float, pixel: float | None) -> str:
-    """Format two AUROCs; that of pixels only where there is one."""
-    return f"image AUROC {number(image)}" + (
-        "" if pixel is None else f", pixel AUROC {number(pixel)}"
-    )
-
-
-def best_words(best: Best) -> str:
-    """Format the best figures of a training with their steps."""
-    words = f"image AUROC {number(best.image_auroc)} at step {best.image_step}"
-    if best.pixel_auroc is not None:
-        words += f", pixel AUROC {number(best.pixel_auroc)} at step {best.pixel_step}"
-    return words
-
-
-def between(interval: Interval | None) -> str:
-    """Format an interval; empty where there is none."""
-    return "" if interval is None else f"{number(interval.low)} to {number(interval.high)}"
-
-
-def upward(value: float) -> str:
-    """Format a small bound with one digit, rounded up."""
-    if value <= 0:
-        return "0"
-    digits = 1 - math.floor(math.log10(value)) - 1
-    return f"{math.ceil(value * 10**digits) / 10**digits:.{max(digits, 0)}f}"
-
-
-def percent(share: float) -> str:
-    """Format a share in percent with at most one decimal, never rounded up to 100."""
-    if 0.9995 <= share < 1:
-        return ">99.9 %"
-    return f"{100 * share:.1f}".removesuffix(".0") + " %"
 
 
 def findings(data: ReportData) -> list[str]:
@@ -133,11 +90,6 @@ def _scatter(seeds: Seeds) -> str:
         f"Over {len(seeds.trainings)} trainings (mean ± sample standard deviation): "
         f"{', '.join(figures)}. What follows is of the first, {seeds.trainings[0].name}."
     )
-
-
-def plus_minus(spread: Spread) -> str:
-    """Format a mean and its standard deviation."""
-    return f"{number(spread.mean)} ± {spread.deviation:.3f}"
 
 
 def _hardest(data: ReportData) -> str:

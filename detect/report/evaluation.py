@@ -17,11 +17,12 @@ from detect.evaluation.metrics import (
     PixelMetrics,
 )
 from detect.evaluation.pixels import NUM_BINS
+from detect.evaluation.report_data import COLUMNS, Comparison, Example, ReportData
+from detect.evaluation.text import between, deviation, number, percent, upward
 from detect.heatmap import HeatRange, Image, heat_picture, outline, overlay
-from detect.report.data import COLUMNS, Comparison, Example, ReportData
 from detect.report.html import Cell, document, figure, table
 from detect.report.plots import pro_plot, roc_plot, score_plot
-from detect.report.text import between, cautions, findings, number, percent, upward
+from detect.report.text import cautions, findings
 from synth.base.files import write_text
 
 PICTURE_PX = 256  # longest side of an example picture
@@ -143,7 +144,7 @@ def _seeds(data: ReportData) -> str:
         (row.name, *(number(value(row)) for value in COLUMNS.values())) for row in rows
     ]
     spreads = [*data.seeds.image.values(), *data.seeds.pixel.values()]
-    shown: list[Cell] = [(number(mean), f"± {deviation:.3f}") for mean, deviation in spreads]
+    shown: list[Cell] = [(number(each.mean), deviation(each).strip()) for each in spreads]
     shown += ["–"] * (len(COLUMNS) - len(shown))
     cells.append((("mean", "± sample standard deviation"), *shown))
     note = (

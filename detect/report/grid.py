@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from detect.evaluation.report_data import COLUMNS
 from detect.grid.cells import Cost
 from detect.grid.plot import plot_png, plot_svg
-from detect.grid.tables import Table, metric
+from detect.grid.table import Table, metric
 from detect.grid.text import COST_NOTE, COSTS, HEADLINES, plus_minus, signed, told_from_chance
-from detect.report.data import COLUMNS
 from detect.report.html import Cell, document, figure, table
 from synth.base.files import atomic_path, write_text
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from scipy.special import stdtr
 
+from detect.evaluation.report_data import COLUMNS, Comparison
 from detect.grid.cells import Cost, Result
-from detect.report.data import COLUMNS, Comparison
 
 ALPHA = 0.05
 """How often a table without any real difference has one that is told from chance, at most."""
