@@ -89,13 +89,18 @@ def generate_images(folder: Path, count: int) -> None:
         num_channels=1,
     )
     unet, schedule = build_unet(config).eval(), noise_schedule(20)
+    read, alpha_bar = config.predicted.read, noise_schedule().alpha_bar
 
     def items(indices: Iterator[int]) -> Iterator[Item]:
         while batch := list(itertools.islice(indices, 50)):
             generators = [generator(0, index) for index in batch]
             strengths = [0.1] * len(batch)
             x = sample_sdas(
-                lambda x, t: unet(x, t).sample, schedule, (1, 16, 16), strengths, generators
+                lambda x, t: read(unet(x, t).sample, x, alpha_bar[t]),
+                schedule,
+                (1, 16, 16),
+                strengths,
+                generators,
             )
             levels = ((x + 1) * 127.5).byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
             for index, image in zip(batch, levels.numpy(), strict=True):

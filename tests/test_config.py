@@ -97,7 +97,8 @@ def test_a_configuration_of_the_first_version_still_says_the_same() -> None:
         "head_channels": 32,
         "norm_groups": 16,
     }
-    expected = replace(PRESETS["small"].unet, image_size=(96, 96), num_channels=1)
+    small = replace(PRESETS["small"].unet, prediction="epsilon")
+    expected = replace(small, image_size=(96, 96), num_channels=1)
     assert UNetConfig.from_json(old) == expected
     two = UNetConfig.from_json({**old, "attention_levels": 2})
     assert two.attention_levels == (2, 3)

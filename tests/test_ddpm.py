@@ -18,10 +18,10 @@ from synth.diffusion.ddpm import (
     log_variance,
     noise_schedule,
     posterior_mean,
-    predict_x0,
     stride_loss,
     strided_schedule,
 )
+from synth.diffusion.prediction import Prediction
 
 TINY = UNetConfig(
     image_size=(16, 16),
@@ -89,7 +89,9 @@ def test_predicted_x0_undoes_the_noise() -> None:
     schedule, k = noise_schedule(20), torch.tensor([0, 10, 19])
     x_0, eps = draw(3, 3, 4, 4), draw(3, 3, 4, 4, seed=1)
     x_t = add_noise(schedule, x_0, eps, k)
-    torch.testing.assert_close(predict_x0(schedule, x_t, eps, k), x_0, rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        Prediction().x_0(x_t, eps, schedule.alpha_bar[k]), x_0, rtol=0, atol=2e-4
+    )
 
 
 def test_strided_schedule_has_the_constants_of_the_respaced_chain() -> None:

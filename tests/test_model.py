@@ -15,7 +15,15 @@ from tiny import UNET, write_model
 
 from synth.base.errors import UserError
 from synth.base.files import write_json
-from synth.diffusion.model import CONFIG_FILE, WEIGHTS_FILE, DiffusionModel, load_model
+from synth.base.seeding import generator
+from synth.diffusion.ddpm import build_scheduler
+from synth.diffusion.model import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    DiffusionModel,
+    EpsilonUNet,
+    load_model,
+)
 from synth.diffusion.sampling import sample_images
 
 CPU = torch.device("cpu")
@@ -141,3 +149,21 @@ def test_a_grey_model_draws_grey_images(tmp_path: Path) -> None:
 
 def test_the_configuration_is_plain_json(model: DiffusionModel) -> None:
     assert json.loads(json.dumps(model.config)) == model.config
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v", "edm"])
+def test_a_pipeline_of_diffusers_draws_what_we_draw(tmp_path: Path, kind: str) -> None:
+    """At s = 0 and with the same noise, step by step, to rounding."""
+    unet = replace(UNET, prediction=kind, mu=-0.1, sigma_data=0.4)
+    model = load_model(write_model(tmp_path, unet), CPU)
+    if kind == "edm":
+        assert not (tmp_path / "model_index.json").exists()
+        pipeline = DDPMPipeline(EpsilonUNet.of(model), build_scheduler())
+    else:
+        pipeline = DDPMPipeline.from_pretrained(tmp_path, low_cpu_mem_usage=False)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(generator=[generator(5, 3)], num_inference_steps=20, output_type="np").images[
+        0
+    ]
+    ours = sample_images(model, [0.0], 5, [3], 20)[0]
+    np.testing.assert_allclose(drawn * 255, ours, atol=1.5)

@@ -10,6 +10,7 @@ from synth.base.backbones import seeded_init
 from synth.base.seeding import generator
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import NoiseSchedule, build_unet, noise_schedule
+from synth.diffusion.prediction import Denoised, Prediction
 from synth.diffusion.sdas import Denoiser, Start, sample_sdas, sdas_step
 
 SHAPE = (3, 16, 16)
@@ -41,6 +42,21 @@ def unet() -> UNet2DModel:
     return network
 
 
+def read(output: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Denoised:
+    return Prediction().read(output, x_t, alpha_bar)
+
+
+def step(
+    schedule: NoiseSchedule, x_t: Tensor, output: Tensor, k: int, s: Tensor, noise: Tensor
+) -> Tensor:
+    return sdas_step(schedule, x_t, read(output, x_t, schedule.alpha_bar[[k]]), k, s, noise)
+
+
+def denoiser_of(unet: UNet2DModel) -> Denoiser:
+    alpha_bar = noise_schedule().alpha_bar
+    return lambda x, t: read(unet(x, t).sample, x, alpha_bar[t])
+
+
 def generators(*indices: int) -> list[torch.Generator]:
     return [generator(7, index) for index in indices]
 
@@ -51,7 +67,14 @@ def test_at_strength_0_every_step_equals_diffusers() -> None:
         g = torch.Generator().manual_seed(k)
         x_t, output = torch.randn(2, 3, 8, 8, generator=g), torch.randn(2, 6, 8, 8, generator=g)
         noise = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(99))
-        ours = sdas_step(schedule, x_t, output, k, torch.zeros(2, 1, 1, 1), noise)
+        ours = sdas_step(
+            schedule,
+            x_t,
+            read(output, x_t, schedule.alpha_bar[[k]]),
+            k,
+            torch.zeros(2, 1, 1, 1),
+            noise,
+        )
         t, seeded = int(schedule.timesteps[k]), torch.Generator().manual_seed(99)
         theirs = reference.step(output, t, x_t, generator=seeded, return_dict=False)[0]
         # diffusers keeps alpha_bar in float32, we in float64 up to the constants themselves.
@@ -59,9 +82,7 @@ def test_at_strength_0_every_step_equals_diffusers() -> None:
 
 
 def test_at_strength_0_the_whole_chain_equals_diffusers(unet: UNet2DModel) -> None:
-    ours = sample_sdas(
-        lambda x, t: unet(x, t).sample, noise_schedule(20), SHAPE, [0.0], generators(0)
-    )
+    ours = sample_sdas(denoiser_of(unet), noise_schedule(20), SHAPE, [0.0], generators(0))
     reference, (g,) = reference_scheduler(), generators(0)
     x = torch.randn(SHAPE, generator=g)[None]
     for t in reference.timesteps:
@@ -74,7 +95,9 @@ def test_strength_multiplies_the_variance_of_a_step() -> None:
     s = torch.tensor([0.0, 0.2, 1.0]).repeat_interleave(num)
     x_t, output = torch.full((3 * num, 1, 1, 1), 0.3), torch.zeros(3 * num, 2, 1, 1)
     noise = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(0))
-    drawn = sdas_step(schedule, x_t, output, k, s.view(-1, 1, 1, 1), noise).view(3, num)
+    drawn = sdas_step(
+        schedule, x_t, read(output, x_t, schedule.alpha_bar[[k]]), k, s.view(-1, 1, 1, 1), noise
+    ).view(3, num)
     plain, *stronger = drawn.var(dim=1).tolist()
     # A sample variance of n normal draws has variance 2 sigma^4 / n: six deviations of a ratio.
     tolerance = 6 * math.sqrt(4 / num)
@@ -87,20 +110,18 @@ def test_strength_multiplies_the_variance_of_a_step() -> None:
 def test_the_last_step_adds_no_noise() -> None:
     x_t, output, noise = (torch.ones(1, c, 2, 2) for c in (1, 2, 1))
     schedule, s = noise_schedule(20), torch.ones(1, 1, 1, 1)
-    first = sdas_step(schedule, x_t, output, 0, s, noise)
-    assert torch.equal(first, sdas_step(schedule, x_t, output, 0, s, -noise))
+    first = step(schedule, x_t, output, 0, s, noise)
+    assert torch.equal(first, step(schedule, x_t, output, 0, s, -noise))
     assert not torch.equal(
-        sdas_step(schedule, x_t, output, 1, s, noise),
-        sdas_step(schedule, x_t, output, 1, s, -noise),
+        step(schedule, x_t, output, 1, s, noise),
+        step(schedule, x_t, output, 1, s, -noise),
     )
 
 
 def test_an_image_depends_on_its_own_generator_and_strength_alone(unet: UNet2DModel) -> None:
     def draw(strengths: list[float], *indices: int) -> Tensor:
         chain = noise_schedule(4)
-        return sample_sdas(
-            lambda x, t: unet(x, t).sample, chain, SHAPE, strengths, generators(*indices)
-        )
+        return sample_sdas(denoiser_of(unet), chain, SHAPE, strengths, generators(*indices))
 
     batch = draw([0.0, 0.1, 0.2, 0.2], 0, 1, 2, 3)
     # The noise is bit-equal; batched convolutions round differently, in units of 1e-6 a step.
@@ -127,9 +148,7 @@ def test_a_start_that_noises_to_the_chain_s_first_noise_gives_the_whole_chain(
     x_0 = eps * (1 - (1 - alpha_bar).sqrt()) / alpha_bar.sqrt()
 
     def draw(start: Start | None) -> Tensor:
-        return sample_sdas(
-            lambda x, t: unet(x, t).sample, schedule, SHAPE, [0.2], generators(3), start
-        )
+        return sample_sdas(denoiser_of(unet), schedule, SHAPE, [0.2], generators(3), start)
 
     torch.testing.assert_close(draw(Start(x_0, last)), draw(None), rtol=0, atol=1e-5)
     assert (draw(Start(-x_0, last)) - draw(None)).abs().max() > 1e-3
@@ -141,9 +160,10 @@ def test_a_start_at_0_takes_one_step_and_no_noise_but_the_first() -> None:
     (g,) = generators(0)
     eps = torch.randn((1, 8, 8), generator=g)[None]
 
-    def perfect(x_t: Tensor, t: Tensor) -> Tensor:
+    def perfect(x_t: Tensor, t: Tensor) -> Denoised:
         asked.append(int(t[0]))
-        return torch.cat([eps, torch.zeros_like(eps)], dim=1)
+        output = torch.cat([eps, torch.zeros_like(eps)], dim=1)
+        return read(output, x_t, schedule.alpha_bar[[0]])
 
     x = sample_sdas(perfect, schedule, (1, 8, 8), [5.0], generators(0), Start(x_0, 0))
     assert asked == [0]
@@ -154,10 +174,10 @@ def gaussian_denoiser(schedule: NoiseSchedule, sigma2: float) -> Denoiser:
     """The optimal one for x_0 ~ N(0, sigma2), with the small variance."""
     stride = int(schedule.timesteps[1])
 
-    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+    def denoiser(x_t: Tensor, t: Tensor) -> Denoised:
         a_bar = schedule.alpha_bar[int(t[0]) // stride]
         eps = (1 - a_bar).sqrt() * x_t / (a_bar * sigma2 + 1 - a_bar)
-        return torch.cat([eps, -torch.ones_like(eps)], dim=1)
+        return read(torch.cat([eps, -torch.ones_like(eps)], dim=1), x_t, a_bar)
 
     return denoiser
 
@@ -210,7 +230,7 @@ def test_inside_its_region_a_chain_sees_the_image_around_it_as_noisy_as_itself()
     region[..., :10, :10] = True
     plain = gaussian_denoiser(schedule, 0.02)
 
-    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+    def denoiser(x_t: Tensor, t: Tensor) -> Denoised:
         seen.append((int(t[0]) // 50, x_t[~region]))
         return plain(x_t, t)
 
@@ -228,9 +248,7 @@ def test_an_image_from_a_start_does_not_depend_on_its_batch(unet: UNet2DModel) -
     def draw(*indices: int) -> Tensor:
         chain, start = noise_schedule(10), Start(x_0[list(indices)], 4)
         strengths = [0.1 * n for n in indices]
-        return sample_sdas(
-            lambda x, t: unet(x, t).sample, chain, SHAPE, strengths, generators(*indices), start
-        )
+        return sample_sdas(denoiser_of(unet), chain, SHAPE, strengths, generators(*indices), start)
 
     batch = draw(0, 1, 2)
     torch.testing.assert_close(draw(2, 0), batch[[2, 0]], rtol=0, atol=1e-4)
@@ -239,7 +257,9 @@ def test_an_image_from_a_start_does_not_depend_on_its_batch(unet: UNet2DModel) -
 
 def test_a_negative_strength_is_refused() -> None:
     with pytest.raises(ValueError, match=r"strength: got -0\.1"):
-        sample_sdas(lambda x, t: x, noise_schedule(4), SHAPE, [0.1, -0.1], generators(0, 1))
+        sample_sdas(
+            lambda x, t: Denoised(x, x), noise_schedule(4), SHAPE, [0.1, -0.1], generators(0, 1)
+        )
 
 
 @pytest.mark.parametrize(
@@ -261,10 +281,10 @@ def test_gaussian_data_come_out_with_the_variance_of_the_closed_form(
     """
     schedule, side = noise_schedule(20), 300
 
-    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
+    def denoiser(x_t: Tensor, t: Tensor) -> Denoised:
         a_bar = schedule.alpha_bar[int(t[0]) // 50]
         eps = (1 - a_bar).sqrt() * x_t / (a_bar * sigma2 + 1 - a_bar)
-        return torch.cat([eps, torch.full_like(eps, v)], dim=1)
+        return read(torch.cat([eps, torch.full_like(eps, v)], dim=1), x_t, a_bar)
 
     strengths = [0.0, 0.1, 0.2]
     x = sample_sdas(denoiser, schedule, (1, side, side), strengths, generators(0, 1, 2))

@@ -28,5 +28,5 @@ def write_model(folder: Path, unet: UNetConfig = UNET, seed: int = 0, **about: A
             parameter.copy_(0.1 * torch.randn(parameter.shape, generator=g))
     train = TrainConfig(unet=unet, precision="fp32").to_json()
     write_json(folder / CONFIG_FILE, {"dataset": "data", "category": "nut", "train": train} | about)
-    save_model(folder, network)
+    save_model(folder, network, unet.prediction)
     return folder

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from synth.base.errors import UserError
 from synth.base.options import Precision, Tracker
+from synth.diffusion.prediction import Kind, Prediction
 from synth.diffusion.strength import PAPER, Strength
 
 Style = Literal["adm", "ddpm", "diffusers"]
@@ -36,8 +37,20 @@ class UNetConfig:
     """How blocks resample and take in the timestep: a key of `synth.diffusion.ddpm.STYLES`."""
     num_categories: int | None = None
     """Categories that one conditional network knows; None is one category, without embedding."""
+    prediction: Kind = "epsilon"
+    """What the network predicts (see `synth.diffusion.prediction`)."""
+    mu: float | None = None
+    """Mean of the training images' pixels in [-1, 1], for edm; None until they are known."""
+    sigma_data: float | None = None
+    """Standard deviation of the same pixels, for edm."""
 
     def __post_init__(self) -> None:
+        if self.prediction not in get_args(Kind):
+            raise UserError(
+                f"prediction: got {self.prediction!r}, allowed are {', '.join(get_args(Kind))}"
+            )
+        if self.sigma_data is not None and not self.sigma_data > 0:
+            raise UserError(f"sigma_data: got {self.sigma_data}, must be greater than 0")
         levels = len(self.block_channels)
         wrong = [level for level in self.attention_levels if not 0 <= level < levels]
         if wrong:
@@ -84,6 +97,18 @@ class UNetConfig:
             levels = len(fields["block_channels"])
             fields["attention_levels"] = tuple(range(levels - fields["attention_levels"], levels))
         return cls(**fields)
+
+    @property
+    def predicted(self) -> Prediction:
+        """How images follow from the network's output. Raises UserError for an unfitted edm."""
+        if self.prediction != "edm":
+            return Prediction(self.prediction)
+        if self.mu is None or self.sigma_data is None:
+            raise UserError(
+                "prediction: edm needs mu and sigma_data, the mean and standard deviation of the "
+                "training images; use the config.json that was saved with the model"
+            )
+        return Prediction("edm", self.mu, self.sigma_data)
 
     @property
     def size_multiple(self) -> int:
@@ -215,11 +240,14 @@ class SdasConfig:
 
 PRESETS: dict[str, TrainConfig] = {
     # 3.2 M parameters, 64 px: minutes on two CPU cores.
-    "tiny": TrainConfig(),
+    "tiny": TrainConfig(unet=UNetConfig(prediction="edm")),
     # 3.3 M parameters, 128 px: hours on two CPU cores; made for a GPU.
     "small": TrainConfig(
         unet=UNetConfig(
-            image_size=(128, 128), block_channels=(32, 32, 64, 128), attention_levels=(3,)
+            image_size=(128, 128),
+            block_channels=(32, 32, 64, 128),
+            attention_levels=(3,),
+            prediction="edm",
         ),
         num_steps=4000,
         learning_rate=5e-4,
@@ -236,6 +264,7 @@ PRESETS: dict[str, TrainConfig] = {
             head_channels=None,
             norm_groups=32,
             style="ddpm",
+            prediction="edm",
         ),
         num_steps=15_000,
         learning_rate=1e-4,

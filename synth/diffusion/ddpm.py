@@ -14,6 +14,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from synth.diffusion.config import NUM_TRAIN_TIMESTEPS, Style, UNetConfig
+from synth.diffusion.prediction import Kind, Prediction
+
+EPSILON = Prediction()
 
 STYLES: dict[Style, dict[str, Any]] = {
     # ADM: residual blocks resample, and the timestep scales and shifts what is normalised.
@@ -37,7 +40,7 @@ STYLES: dict[Style, dict[str, Any]] = {
 
 
 def unet_arguments(config: UNetConfig) -> dict[str, Any]:
-    """The arguments of diffusers' UNet2DModel for this network, with eps and v as output."""
+    """The arguments of diffusers' UNet2DModel for this network, with F and v as output."""
     levels = len(config.block_channels)
     down = ["AttnDownBlock2D" if n in config.attention_levels else "" for n in range(levels)]
     plain = ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D")
@@ -63,11 +66,12 @@ def unet_arguments(config: UNetConfig) -> dict[str, Any]:
 
 
 def build_unet(config: UNetConfig) -> UNet2DModel:
-    """The U-Net: float32 [N, C, H, W], int timesteps [N] -> [N, 2C, H, W] (eps, v).
+    """The U-Net: float32 [N, C, H, W], int timesteps [N] -> [N, 2C, H, W].
 
-    A conditional one also takes class_labels, int [N]. The residual branches' last convolutions and
-    eps start at zero (the initialisation of DDPM and ADM), which diffusers leaves at random. v
-    starts at -1, the variance of a denoiser without error.
+    The outputs are F, from which `Prediction.x_0` follows, and v, from which the variance does. A
+    conditional network also takes class_labels, int [N]. The last convolutions of the residual
+    branches and F start at zero (the initialisation of DDPM and ADM), which diffusers leaves at
+    random. v starts at -1, the variance of a denoiser without error.
     """
     unet = UNet2DModel(**unet_arguments(config))
     with torch.no_grad():
@@ -79,8 +83,11 @@ def build_unet(config: UNetConfig) -> UNet2DModel:
     return unet
 
 
-def build_scheduler() -> DDPMScheduler:
-    """Diffusers' description of the same process, stored beside the U-Net for its pipelines."""
+def build_scheduler(kind: Kind = "epsilon") -> DDPMScheduler:
+    """Diffusers' description of the same process, stored beside the U-Net for its pipelines.
+
+    For edm, which diffusers' schedulers do not know, it is that of `model.EpsilonUNet`.
+    """
     return DDPMScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,
         beta_start=1e-4,
@@ -88,7 +95,7 @@ def build_scheduler() -> DDPMScheduler:
         beta_schedule="linear",
         variance_type="learned_range",
         clip_sample=True,
-        prediction_type="epsilon",
+        prediction_type="v_prediction" if kind == "v" else "epsilon",
         timestep_spacing="leading",
         steps_offset=0,
     )
@@ -172,12 +179,6 @@ def add_noise(schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, k: Tensor) -> T
     return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * eps
 
 
-def predict_x0(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, k: Tensor) -> Tensor:
-    """The image that noise `eps` implies, DDPM Eq. 15 (not clipped). Shapes as in `add_noise`."""
-    alpha_bar = schedule.alpha_bar[k].view(-1, 1, 1, 1)
-    return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
-
-
 def posterior_mean(schedule: NoiseSchedule, x_0: Tensor, x_t: Tensor, k: Tensor) -> Tensor:
     """Mean of q(x_{t-1} | x_t, x_0), DDPM Eq. 7. Shapes as in `add_noise`."""
     return schedule.mean_x0[k].view(-1, 1, 1, 1) * x_0 + schedule.mean_xt[k].view(-1, 1, 1, 1) * x_t
@@ -195,7 +196,7 @@ def log_variance(schedule: NoiseSchedule, v: Tensor, k: Tensor) -> Tensor:
 
 
 class HybridLoss(NamedTuple):
-    """Per-sample terms, float32 [N]: `mse` on eps, `vlb` in bits per dimension.
+    """Per-sample terms, float32 [N]: `mse` on F, `vlb` in bits per dimension.
 
     The loss is the mean of their sum.
     """
@@ -205,19 +206,26 @@ class HybridLoss(NamedTuple):
 
 
 def hybrid_loss(
-    schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, k: Tensor, output: Tensor
+    schedule: NoiseSchedule,
+    x_0: Tensor,
+    eps: Tensor,
+    k: Tensor,
+    output: Tensor,
+    prediction: Prediction = EPSILON,
 ) -> HybridLoss:
     """L_hybrid of Improved DDPM (Eq. 16) as ADM weights it: MSE + the variational term.
 
-    The latter trains v only: eps is detached in it.
-    x_0, eps: [N, C, H, W]; k: int [N]; output: [N, 2C, H, W], the U-Net's (eps, v) for
+    The MSE is that of F, of weight 1 at every t. The variational term trains v only: F is detached
+    in it. x_0, eps: [N, C, H, W]; k: int [N]; output: [N, 2C, H, W], the U-Net's (F, v) for
     add_noise(x_0, eps, k).
     """
     x_0, output = x_0.float(), output.float()
-    eps_hat, _ = output.chunk(2, dim=1)
-    mse = (eps_hat - eps).square().mean(dim=(1, 2, 3))
+    F_hat, _v = output.chunk(2, dim=1)
+    target = prediction.target(x_0, eps, add_noise(schedule, x_0, eps, k), schedule.alpha_bar[k])
+    mse = (F_hat - target).square().mean(dim=(1, 2, 3))
 
-    mean, mean_hat, log_var, log_var_hat = reverse_step(schedule, x_0, eps, k, output)
+    terms = reverse_step(schedule, x_0, eps, k, output, prediction)
+    mean, mean_hat, log_var, log_var_hat = terms
     kl = gaussian_kl(mean, log_var, mean_hat, log_var_hat)
     nll = -discretised_gaussian_log_likelihood(x_0, mean_hat, 0.5 * log_var_hat)
     vlb = torch.where(k.view(-1, 1, 1, 1) == 0, nll, kl).mean(dim=(1, 2, 3)) / math.log(2)
@@ -225,7 +233,13 @@ def hybrid_loss(
 
 
 def stride_loss(
-    strided: NoiseSchedule, stride: int, x_0: Tensor, eps: Tensor, k: Tensor, output: Tensor
+    strided: NoiseSchedule,
+    stride: int,
+    x_0: Tensor,
+    eps: Tensor,
+    k: Tensor,
+    output: Tensor,
+    prediction: Prediction = EPSILON,
 ) -> Tensor:
     """The variational term for jumps of `stride` timesteps, bits per dimension [N]; 0 below it.
 
@@ -234,22 +248,27 @@ def stride_loss(
     are needed; in a chain of 20 steps the same v decides over a third of the noise. Only v learns
     from it. Arguments as `hybrid_loss`; `strided` is `strided_schedule(stride)`.
     """
-    terms = reverse_step(strided, x_0.float(), eps, k, output.float())
+    terms = reverse_step(strided, x_0.float(), eps, k, output.float(), prediction)
     mean, mean_hat, log_var, log_var_hat = terms
     kl = gaussian_kl(mean, log_var, mean_hat, log_var_hat).mean(dim=(1, 2, 3)) / math.log(2)
     return torch.where(k >= stride, kl, torch.zeros_like(kl))
 
 
 def reverse_step(
-    schedule: NoiseSchedule, x_0: Tensor, eps: Tensor, k: Tensor, output: Tensor
+    schedule: NoiseSchedule,
+    x_0: Tensor,
+    eps: Tensor,
+    k: Tensor,
+    output: Tensor,
+    prediction: Prediction,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Mean of q(x_{t-1} | x_t, x_0) and of the model's step, then both log variances.
 
-    eps is detached, so that what follows from these trains v alone.
+    F is detached, so that what follows from these trains v alone.
     """
-    eps_hat, v = output.chunk(2, dim=1)
     x_t = add_noise(schedule, x_0, eps, k)
-    x_0_hat = predict_x0(schedule, x_t, eps_hat.detach(), k)
+    x_0_hat, v = prediction.read(output, x_t, schedule.alpha_bar[k])
+    x_0_hat = x_0_hat.detach()
     mean = posterior_mean(schedule, x_0, x_t, k)
     mean_hat = posterior_mean(schedule, x_0_hat, x_t, k)
     return (

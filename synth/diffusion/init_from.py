@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +23,17 @@ from synth.diffusion.adm import read_adm
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import STYLES, build_unet, unet_arguments
 from synth.diffusion.hub_download import download_unet
+from synth.diffusion.prediction import Kind
 
 CONFIG_NAME = "config.json"
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 ANY_VALUE = {"sample_size", "in_channels", "out_channels", "num_class_embeds", "dropout"}
 """Arguments of UNet2DModel that may differ: they are ours to choose, or leave weights alone."""
+
+
+PREDICTION_TYPES: dict[str, Kind] = {"epsilon": "epsilon", "v_prediction": "v"}
+"""Those of diffusers' schedulers that a network of ours can have."""
 
 
 class Source(NamedTuple):
@@ -91,7 +97,8 @@ def load_source(text: str) -> Source:
         unet, weights = read_adm(path)
         return checked(Source(path.name, unet, weights, file_digest(path)))
     if path.is_dir():
-        return read_folder(unet_folder(path), path.resolve().name)
+        source = read_folder(unet_folder(path), path.resolve().name)
+        return source._replace(unet=replace(source.unet, prediction=predicted(path, source.name)))
     if HUB_ID.fullmatch(text):
         return read_folder(download_unet(text, CONFIG_NAME, WEIGHT_NAMES), text)
     raise UserError(
@@ -111,6 +118,25 @@ def unet_folder(folder: Path) -> Path:
         f"{folder}: no diffusers network (unet/{CONFIG_NAME} and unet/{WEIGHT_NAMES[0]}, or the "
         "same without unet/); give the folder of a pipeline or of its unet"
     )
+
+
+def predicted(folder: Path, name: str) -> Kind:
+    """What the network of a pipeline's folder predicts, or of one of our models.
+
+    Raises UserError for what ours cannot predict.
+    """
+    ours, theirs = folder / CONFIG_NAME, folder / "scheduler" / "scheduler_config.json"
+    if ours.is_file():
+        train = read_json(ours).get("train")
+        if isinstance(train, dict):
+            return UNetConfig.from_json(train["unet"]).prediction
+    kind = read_json(theirs).get("prediction_type", "epsilon") if theirs.is_file() else "epsilon"
+    if kind not in PREDICTION_TYPES:
+        raise UserError(
+            f"{name}: its network predicts {kind!r}; allowed are {', '.join(PREDICTION_TYPES)}: "
+            "choose another model"
+        )
+    return PREDICTION_TYPES[kind]
 
 
 def read_folder(folder: Path, name: str) -> Source:

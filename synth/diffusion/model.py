@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from synth.base.errors import UserError
 from synth.base.files import atomic_path, read_json
 from synth.base.options import Precision
 from synth.diffusion.config import UNetConfig
-from synth.diffusion.ddpm import build_scheduler, build_unet
+from synth.diffusion.ddpm import build_scheduler, build_unet, noise_schedule, unet_arguments
+from synth.diffusion.prediction import Kind, Prediction, implied_eps
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -40,6 +42,11 @@ class DiffusionModel(NamedTuple):
     def num_channels(self) -> int:
         """1 for grey products, else 3."""
         return self.config["train"]["unet"]["num_channels"]
+
+    @property
+    def prediction(self) -> Prediction:
+        """How images follow from the network's output."""
+        return UNetConfig.from_json(self.config["train"]["unet"]).predicted
 
     @property
     def categories(self) -> list[str]:
@@ -72,16 +79,58 @@ class DiffusionModel(NamedTuple):
         return self.config["train"]["precision"]
 
 
-def save_model(folder: Path, unet: UNet2DModel) -> None:
+class EpsilonUNet(UNet2DModel):
+    """A network of any prediction that answers eps and v, as diffusers' pipelines expect.
+
+    `DDPMPipeline.from_pretrained` loads epsilon and v models as they are. An edm model's input is
+    scaled by t, which diffusers' schedulers do not do; this wrapper does both conversions:
+
+        model = load_model(folder, torch.device("cpu"))
+        pipeline = DDPMPipeline(EpsilonUNet.of(model), build_scheduler())
+    """
+
+    prediction = Prediction()
+
+    @classmethod
+    def of(cls, model: DiffusionModel) -> "EpsilonUNet":
+        """Wrap a loaded model; its weights are shared, not copied."""
+        with torch.device("meta"):
+            wrapped = cls(**unet_arguments(UNetConfig.from_json(model.config["train"]["unet"])))
+        wrapped.load_state_dict(model.unet.state_dict(), assign=True)
+        wrapped.prediction = model.prediction
+        return wrapped.eval()
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor, ...]:
+        """x_t, float32 [N, C, H, W], and its timestep to eps and v, [N, 2C, H, W]."""
+        t = torch.as_tensor(timestep, device=sample.device).long().expand(len(sample))
+        alpha_bar = noise_schedule().alpha_bar.to(sample.device)[t]
+        x = self.prediction.input(sample, alpha_bar)
+        (output,) = super().forward(x, timestep, class_labels, return_dict=False)
+        F, v = output.chunk(2, dim=1)
+        eps = implied_eps(sample, self.prediction.x_0(sample, F, alpha_bar), alpha_bar)
+        both = torch.cat([eps, v], dim=1)
+        return UNet2DOutput(sample=both) if return_dict else (both,)
+
+
+def save_model(folder: Path, unet: UNet2DModel, kind: Kind = "epsilon") -> None:
     """Write the network (averaged weights) and its scheduler as `DDPMPipeline` loads them.
 
-    The weights appear last and whole. Raises UserError when the disk is full.
+    An edm model gets no model_index.json: a pipeline would load and draw noise (`EpsilonUNet`). The
+    weights appear last and whole. Raises UserError when the disk is full.
     """
     staging = folder / STAGING
     with atomic_path(folder / WEIGHTS_FILE) as weights:
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            DDPMPipeline(unet=unet, scheduler=build_scheduler()).save_pretrained(staging)
+            DDPMPipeline(unet=unet, scheduler=build_scheduler(kind)).save_pretrained(staging)
+            if kind == "edm":
+                (staging / "model_index.json").unlink()
             os.replace(staging / WEIGHTS_FILE, weights)
             shutil.copytree(staging, folder, dirs_exist_ok=True)
         finally:
@@ -99,6 +148,7 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
         shape = UNetConfig.from_json(config["train"]["unet"])
         if shape.num_categories not in (None, len(config.get("categories") or ())):
             raise LookupError("categories")
+        _ = shape.predicted
         unet = build_unet(shape)
     except (LookupError, TypeError, AttributeError):
         raise UserError(

@@ -9,6 +9,7 @@ import tyro
 from synth.base.command import progress_bar
 from synth.base.errors import UserError
 from synth.base.options import (
+    OF_PRESET,
     Precision,
     PresetFloat,
     PresetInt,
@@ -21,6 +22,9 @@ from synth.base.options import (
 from synth.data.catalog import Category, choose_categories, open_category
 from synth.data.options import DataOptions
 from synth.diffusion.config import PRESETS, RunConfig, TrainConfig, UNetConfig
+from synth.diffusion.prediction import Kind
+
+PresetKind = Annotated[Kind | None, tyro.conf.arg(help_behavior_hint=OF_PRESET)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +49,9 @@ class TrainOptions:
         tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="(default: all)")
     ] = ()
     """Categories of a --conditional model."""
+    prediction: PresetKind = None
+    """What the network predicts: edm and v keep strong anomalies free of grain; epsilon is the
+    original DDPM's, and that of most weights to start from."""
     size: PresetSize = None
     """Pixels that images are squeezed to."""
     num_steps: PresetInt = None
@@ -99,10 +106,20 @@ class TrainOptions:
             "batch_size": self.batch_size,
             "learning_rate": self.learning_rate,
         }
-        size = self.size or preset.unet.image_size
+        network = unet or preset.unet
+        if unet is not None and self.prediction not in (None, unet.prediction):
+            raise UserError(
+                f"--prediction: got {self.prediction}, but the weights of --init-from predict "
+                f"{unet.prediction}; leave --prediction out"
+            )
+        network = replace(
+            network,
+            image_size=self.size or preset.unet.image_size,
+            prediction=self.prediction or network.prediction,
+        )
         return replace(
             preset,
-            unet=replace(unet or preset.unet, image_size=size),
+            unet=network,
             flip_horizontal=self.flip_horizontal,
             flip_vertical=self.flip_vertical,
             rotate=self.rotate,

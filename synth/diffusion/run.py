@@ -5,7 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from synth.base.device import make_accelerator
+from synth.base.errors import UserError
 from synth.base.files import read_json, write_json
 from synth.base.progress import Bars
 from synth.base.run_folder import run_folder, saved_precision
@@ -18,7 +21,7 @@ from synth.diffusion.looks import Looks
 from synth.diffusion.model import CONFIG_FILE, DiffusionModel, load_model, save_model
 from synth.diffusion.training import train_ddpm
 from synth.images import write_png
-from synth.pictures import SheetRow, all_grey, contact_sheet
+from synth.pictures import Images, SheetRow, all_grey, contact_sheet
 from synth.quality.check import SampleCheck, check_samples
 from synth.quality.reference import make_reference, save_reference
 from synth.quality.sheets import STRENGTHS, draw_samples, strength_rows
@@ -54,6 +57,9 @@ def train_model(
     colour = not grey or (source is not None and source.unet.num_channels == 3)
     if grey and colour:
         tell("all images are grey, but the network keeps 3 channels, as what it starts from has 3")
+    mu, sigma_data = None, None
+    if config.unet.prediction == "edm":
+        mu, sigma_data = pixel_statistics([one.fit for one in normals])
     config = replace(
         config,
         precision="bf16" if accelerator.mixed_precision == "bf16" else "fp32",
@@ -61,6 +67,8 @@ def train_model(
             config.unet,
             num_channels=3 if colour else 1,
             num_categories=len(normals) if len(normals) > 1 else None,
+            mu=mu,
+            sigma_data=sigma_data,
         ),
     )
     fit = None if source is None else fit_source(source, config.unet)
@@ -91,11 +99,28 @@ def train_model(
             )
         if not accelerator.is_main_process:
             return None
-        save_model(out, unet)
+        save_model(out, unet, config.unet.prediction)
         return judge_model(load_model(out, accelerator.device), normals, out, bars)
 
 
 # What is decided before
+
+
+def pixel_statistics(images: Sequence[Images]) -> tuple[float, float]:
+    """Mean and standard deviation of all pixels, in [-1, 1] units; categories count alike.
+
+    images: uint8 [N, H, W, 3] of each category. Raises UserError where all pixels are equal.
+    """
+    shares = [np.bincount(part.reshape(-1), minlength=256) / part.size for part in images]
+    share, x = np.mean(shares, axis=0), np.arange(256) / 127.5 - 1
+    mu = float(share @ x)
+    sigma_data = float(share @ (x - mu) ** 2) ** 0.5
+    if share.max() == 1:
+        raise UserError(
+            "normal images: all pixels of all images have one value, so there is nothing to learn; "
+            "check that they show the product"
+        )
+    return round(mu, 6), round(sigma_data, 6)
 
 
 def fill_in_defaults(out: Path) -> None:

@@ -11,6 +11,7 @@ from synth.base.options import Precision
 from synth.base.seeding import generator
 from synth.diffusion.ddpm import noise_schedule
 from synth.diffusion.model import DiffusionModel
+from synth.diffusion.prediction import Denoised
 from synth.diffusion.sdas import Start, sample_sdas
 
 
@@ -38,10 +39,14 @@ def sample_images(
     label = model.label(category)
     labels = None if label is None else torch.full((len(indices),), label, device=device)
 
-    def denoiser(x_t: Tensor, t: Tensor) -> Tensor:
-        x_t = x_t.contiguous(memory_format=torch.channels_last)
+    prediction, all_alpha_bar = model.prediction, noise_schedule().alpha_bar.to(device)
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Denoised:
+        alpha_bar = all_alpha_bar[t]
+        x = prediction.input(x_t, alpha_bar).contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            return model.unet(x_t, t, class_labels=labels).sample
+            output = model.unet(x, t, class_labels=labels).sample
+        return prediction.read(output, x_t, alpha_bar)
 
     shape = (model.num_channels, *model.image_size)
     attempts = attempts or [0] * len(indices)

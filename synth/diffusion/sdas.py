@@ -10,23 +10,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from synth.diffusion.ddpm import NoiseSchedule, add_noise, log_variance, posterior_mean, predict_x0
+from synth.diffusion.ddpm import NoiseSchedule, add_noise, log_variance, posterior_mean
+from synth.diffusion.prediction import Denoised
 
-Denoiser = Callable[[Tensor, Tensor], Tensor]
-"""(x_t [N, C, H, W], timestep int [N]) -> [N, 2C, H, W]: eps and v."""
+Denoiser = Callable[[Tensor, Tensor], Denoised]
+"""x_t float32 [N, C, H, W] and its timesteps, int [N], to what the network makes of it."""
 
 
 def sdas_step(
-    schedule: NoiseSchedule, x_t: Tensor, output: Tensor, k: int, s: Tensor, noise: Tensor
+    schedule: NoiseSchedule, x_t: Tensor, denoised: Denoised, k: int, s: Tensor, noise: Tensor
 ) -> Tensor:
     """x_{t-1} ~ N(mu, (1 + s) Sigma): a reverse step of greater variance. Source: RealNet, SDAS.
 
-    x_t, noise: [N, C, H, W]; output: [N, 2C, H, W]; s: [N, 1, 1, 1]. s = 0 is DDPM. Step k = 0
-    adds no noise.
+    x_t, noise: [N, C, H, W]; s: [N, 1, 1, 1]. s = 0 is DDPM. Step k = 0 adds no noise.
     """
     index = torch.full((x_t.shape[0],), k, device=x_t.device)
-    eps, v = output.chunk(2, dim=1)
-    x_0 = predict_x0(schedule, x_t, eps, index).clamp(-1, 1)
+    x_0, v = denoised.x_0.clamp(-1, 1), denoised.v
     mean = posterior_mean(schedule, x_0, x_t, index)
     if k == 0:
         return mean
@@ -78,9 +77,9 @@ def sample_sdas(
         x, first = noised(schedule, start.images, x, start.k), start.k
     for k in range(first, -1, -1):
         t = schedule.timesteps[k].expand(x.shape[0])
-        output = denoiser(x, t).float()
+        denoised = denoiser(x, t)
         noise = draw() if k > 0 else torch.zeros_like(x)
-        x = sdas_step(schedule, x, output, k, s, noise)
+        x = sdas_step(schedule, x, denoised, k, s, noise)
         if start is not None and start.regions is not None:
             x = torch.where(start.regions, x, noised(schedule, start.images, noise, k - 1))
     return x.clamp(-1, 1)

@@ -29,6 +29,7 @@ from synth.diffusion.ddpm import (
     stride_loss,
     strided_schedule,
 )
+from synth.diffusion.prediction import Prediction
 from synth.pictures import Images
 
 MAX_GRADIENT_NORM = 1.0
@@ -56,11 +57,12 @@ class Batch(NamedTuple):
         return [Batch(*fields) for fields in zip(*cut, strict=True)]
 
 
-class Schedules(NamedTuple):
-    """The full chain, and its jumps of CHAIN_STRIDE."""
+class Task(NamedTuple):
+    """What is learned: the full chain, its jumps of CHAIN_STRIDE, and what the network predicts."""
 
     full: NoiseSchedule
     strided: NoiseSchedule
+    prediction: Prediction
 
 
 def train_ddpm(
@@ -98,9 +100,10 @@ def train_ddpm(
     optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
     model, optimizer = accelerator.prepare(unet, optimizer)
     ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True)
-    schedules = Schedules(
+    task = Task(
         noise_schedule().to(accelerator.device),
         strided_schedule(CHAIN_STRIDE).to(accelerator.device),
+        config.unet.predicted,
     )
 
     def step_function(step: int) -> dict[str, Tensor]:
@@ -110,7 +113,7 @@ def train_ddpm(
         rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        terms = backward(accelerator, model, schedules, batch, run.accumulate)
+        terms = backward(accelerator, model, task, batch, run.accumulate)
         norm = accelerator.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
         assert norm is not None
         optimizer.step()
@@ -157,7 +160,7 @@ def averaged(ema: EMAModel, unet: UNet2DModel) -> Iterator[None]:
 def backward(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    schedules: Schedules,
+    task: Task,
     batch: Batch,
     parts: int = 1,
 ) -> dict[str, Tensor]:
@@ -168,20 +171,21 @@ def backward(
     means: dict[str, Tensor] = {}
     for number, part in enumerate(batch.parts(parts, accelerator.device), start=1):
         with nullcontext() if number == parts else accelerator.no_sync(model):
-            terms = losses(model, schedules, part)
+            terms = losses(model, task, part)
             accelerator.backward(terms["loss"] / parts)
         for name, term in terms.items():
             means[name] = means.get(name, torch.zeros_like(term)) + term.detach() / parts
     return means
 
 
-def losses(model: torch.nn.Module, schedules: Schedules, batch: Batch) -> dict[str, Tensor]:
+def losses(model: torch.nn.Module, task: Task, batch: Batch) -> dict[str, Tensor]:
     """The mean losses of one batch, scalars; "loss" is the sum of the others."""
     x_0, eps, t, label = batch
-    x_t = add_noise(schedules.full, x_0, eps, t).contiguous(memory_format=torch.channels_last)
-    output = model(x_t, t, class_labels=label).sample
-    hybrid = hybrid_loss(schedules.full, x_0, eps, t, output)
-    stride_vlb = stride_loss(schedules.strided, CHAIN_STRIDE, x_0, eps, t, output)
+    x_t = add_noise(task.full, x_0, eps, t)
+    x = task.prediction.input(x_t, task.full.alpha_bar[t])
+    output = model(x.contiguous(memory_format=torch.channels_last), t, class_labels=label).sample
+    hybrid = hybrid_loss(task.full, x_0, eps, t, output, task.prediction)
+    stride_vlb = stride_loss(task.strided, CHAIN_STRIDE, x_0, eps, t, output, task.prediction)
     terms = {"mse": hybrid.mse.mean(), "vlb": hybrid.vlb.mean(), "stride_vlb": stride_vlb.mean()}
     return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 

@@ -1,0 +1,155 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from synth.base.errors import UserError
+from synth.base.seeding import generator
+from synth.diffusion.config import UNetConfig
+from synth.diffusion.ddpm import add_noise, build_scheduler, hybrid_loss, noise_schedule
+from synth.diffusion.prediction import Denoised, Prediction, implied_eps
+from synth.diffusion.run import pixel_statistics
+from synth.diffusion.sdas import Denoiser, sample_sdas
+
+EDM = Prediction("edm", mu=-0.2, sigma_data=0.3)
+KINDS = [Prediction("epsilon"), Prediction("v"), EDM]
+kinds = pytest.mark.parametrize("prediction", KINDS, ids=[kind.kind for kind in KINDS])
+
+
+def draws(num: int, side: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    x_0 = torch.rand(num, 3, side, side, generator=g) * 2 - 1
+    eps = torch.randn(num, 3, side, side, generator=g)
+    return x_0, eps, torch.linspace(10, 999, num).long()
+
+
+@kinds
+def test_the_target_gives_the_image_and_its_noise_back(prediction: Prediction) -> None:
+    schedule, (x_0, eps, k) = noise_schedule(), draws(5)
+    x_t, alpha_bar = add_noise(schedule, x_0, eps, k), schedule.alpha_bar[k]
+    target = prediction.target(x_0, eps, x_t, alpha_bar)
+    x_0_hat = prediction.x_0(x_t, target, alpha_bar)
+    torch.testing.assert_close(x_0_hat, x_0, rtol=0, atol=2e-4)
+    torch.testing.assert_close(implied_eps(x_t, x_0_hat, alpha_bar), eps, rtol=0, atol=1e-3)
+
+
+def test_v_is_what_diffusers_calls_so() -> None:
+    schedule, (x_0, eps, k) = noise_schedule(), draws(5)
+    x_t = add_noise(schedule, x_0, eps, k)
+    target = Prediction("v").target(x_0, eps, x_t, schedule.alpha_bar[k])
+    torch.testing.assert_close(target, build_scheduler("v").get_velocity(x_0, eps, k))
+
+
+def test_edm_with_unit_data_is_v_with_the_opposite_sign() -> None:
+    schedule, (x_0, eps, k) = noise_schedule(), draws(5)
+    x_t, alpha_bar = add_noise(schedule, x_0, eps, k), schedule.alpha_bar[k]
+    edm, v = Prediction("edm", 0.0, 1.0), Prediction("v")
+    torch.testing.assert_close(edm.input(x_t, alpha_bar), x_t)
+    F = torch.randn(x_t.shape, generator=generator(1))
+    torch.testing.assert_close(edm.x_0(x_t, -F, alpha_bar), v.x_0(x_t, F, alpha_bar))
+    theirs = -v.target(x_0, eps, x_t, alpha_bar)
+    torch.testing.assert_close(edm.target(x_0, eps, x_t, alpha_bar), theirs, rtol=0, atol=2e-4)
+
+
+def test_edm_is_the_preconditioning_of_its_paper() -> None:
+    """Karras et al., 2022, Table 1, in its own variables y and sigma."""
+    schedule, (x_0, eps, k) = noise_schedule(), draws(5)
+    x_t, a = add_noise(schedule, x_0, eps, k), schedule.alpha_bar[k].view(-1, 1, 1, 1)
+    y, sigma, s_d = x_t / a.sqrt(), ((1 - a) / a).sqrt(), EDM.sigma_data
+    c_skip, c_out = s_d**2 / (sigma**2 + s_d**2), sigma * s_d / (sigma**2 + s_d**2).sqrt()
+    c_in = 1 / (sigma**2 + s_d**2).sqrt()
+    F = torch.randn(x_t.shape, generator=generator(1))
+    alpha_bar = schedule.alpha_bar[k]
+    torch.testing.assert_close(EDM.input(x_t, alpha_bar), c_in * (y - EDM.mu))
+    expected = EDM.mu + c_skip * (y - EDM.mu) + c_out * F
+    torch.testing.assert_close(EDM.x_0(x_t, F, alpha_bar), expected, rtol=1e-4, atol=1e-4)
+    # A weight of 1 on F is EDM's weight lambda(sigma) = 1 / c_out^2 on the image.
+    mse = hybrid_loss(schedule, x_0, eps, k, torch.cat([F, F], dim=1), EDM).mse
+    weighted = ((expected - x_0) / c_out).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(mse, weighted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [0, 100, 500, 999])
+def test_the_input_of_edm_has_unit_variance(t: int) -> None:
+    g = torch.Generator().manual_seed(t)
+    x_0 = EDM.mu + EDM.sigma_data * torch.randn(1, 3, 200, 200, generator=g)
+    schedule, k = noise_schedule(), torch.tensor([t])
+    x_t = add_noise(schedule, x_0, torch.randn(x_0.shape, generator=g), k)
+    x = EDM.input(x_t, schedule.alpha_bar[k])
+    assert x.mean().item() == pytest.approx(0, abs=0.02)
+    assert x.var().item() == pytest.approx(1, rel=0.03)
+
+
+def perfect(prediction: Prediction, mu: float, sigma2: float) -> Denoiser:
+    """Answers as the optimal network for x_0 ~ N(mu, sigma2) of this kind; the small variance."""
+    all_alpha_bar = noise_schedule().alpha_bar
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Denoised:
+        alpha_bar = all_alpha_bar[t]
+        a = alpha_bar.view(-1, 1, 1, 1)
+        gain = a.sqrt() * sigma2 / (a * sigma2 + 1 - a)
+        x_0 = mu + gain * (x_t - a.sqrt() * mu)
+        eps = implied_eps(x_t, x_0, alpha_bar)
+        F = prediction.target(x_0, eps, x_t, alpha_bar)
+        return prediction.read(torch.cat([F, -torch.ones_like(F)], dim=1), x_t, alpha_bar)
+
+    return denoiser
+
+
+@kinds
+def test_a_perfect_network_of_any_kind_gives_the_chain_of_the_closed_form(
+    prediction: Prediction,
+) -> None:
+    """Ratios of the variance to sigma2 for s = 0, 0.1, 0.2, from the linear recursion by hand."""
+    sigma2, side, mu = 0.02, 200, 0.1
+    x = sample_sdas(
+        perfect(prediction, mu, sigma2),
+        noise_schedule(20),
+        (1, side, side),
+        [0.0, 0.1, 0.2],
+        [generator(7, index) for index in range(3)],
+    )
+    assert (x.var(dim=(1, 2, 3)) / sigma2).tolist() == pytest.approx([0.32, 0.35, 0.38], rel=0.04)
+    assert x.mean(dim=(1, 2, 3)).tolist() == pytest.approx([mu] * 3, abs=0.01)
+
+
+@kinds
+def test_excess_noise_stays_out_of_the_image_where_nothing_divides_by_sqrt_alpha_bar(
+    prediction: Prediction,
+) -> None:
+    """A network that answers as if x_t had the noise that t says, given half as much again."""
+    schedule, k = noise_schedule(), torch.tensor([800])
+    g = torch.Generator().manual_seed(0)
+    x_0 = EDM.mu + EDM.sigma_data * torch.randn(1, 1, 100, 100, generator=g)
+    eps = torch.randn(x_0.shape, generator=g)
+    alpha_bar = schedule.alpha_bar[k]
+    F = prediction.target(x_0, eps, add_noise(schedule, x_0, eps, k), alpha_bar)
+    x_t = add_noise(schedule, x_0, math.sqrt(1.5) * eps, k)
+    error = (prediction.x_0(x_t, F, alpha_bar) - x_0).std().item()
+    assert error > 2 if prediction.kind == "epsilon" else error < 0.1
+
+
+def test_statistics_of_the_training_images() -> None:
+    rng = np.random.default_rng(0)
+    images = [
+        rng.integers(0, 256, (3, 5, 7, 3), np.uint8),
+        rng.integers(0, 9, (8, 5, 7, 3), np.uint8),
+    ]
+    mu, sigma_data = pixel_statistics(images)
+    units = [part / 127.5 - 1 for part in images]
+    assert mu == pytest.approx(np.mean([part.mean() for part in units]), abs=1e-6)
+    second = np.mean([(part**2).mean() for part in units])
+    assert sigma_data == pytest.approx(math.sqrt(second - mu**2), abs=1e-5)
+    with pytest.raises(UserError, match="all pixels of all images have one value"):
+        pixel_statistics([np.full((2, 4, 4, 3), 7, np.uint8)])
+
+
+def test_an_edm_network_without_its_statistics_is_refused() -> None:
+    with pytest.raises(UserError, match="edm needs mu and sigma_data"):
+        _ = UNetConfig(prediction="edm").predicted
+    with pytest.raises(UserError, match="prediction: got 'x0', allowed are epsilon, v, edm"):
+        UNetConfig(prediction="x0")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="sigma_data: got 0"):
+        UNetConfig(prediction="edm", mu=0.0, sigma_data=0)
