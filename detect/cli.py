@@ -3,7 +3,6 @@
 import sys
 
 from detect.commands.benchmark import benchmark
-from detect.commands.compare_sources import compare_sources
 from detect.commands.drift import drift
 from detect.commands.evaluate import evaluate
 from detect.commands.export import export
@@ -16,7 +15,6 @@ COMMANDS = {
     "train": train,
     "select": select,
     "evaluate": evaluate,
-    "compare-sources": compare_sources,
     "benchmark": benchmark,
     "predict": predict,
     "export": export,
@@ -26,4 +24,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run the `detect` command line."""
+    if sys.argv[1:2] == ["compare-sources"]:
+        print("detect: `compare-sources` is now `detect benchmark --sources ...`", file=sys.stderr)
+        sys.exit(2)
     sys.exit(run_command("detect", "Train anomaly detectors, measure and use them.", COMMANDS))

@@ -20,8 +20,6 @@ TINY = {
     ("synth", "inspect"): "--num 2 --strengths 0 0.2",
     ("detect", "train"): "--num-steps 2 --batch-size 2 --size 32 32 --precision fp32",
     ("detect", "select"): "--batch-size 2 --size 32 32",
-    ("detect", "compare-sources"): "--num-steps 1 --batch-size 2 --size 32 32 --seeds 0 "
-    "--precision fp32",
     ("detect", "benchmark"): "--num-steps 1 --batch-size 2 --size 32 32 --seeds 0 --precision fp32",
 }
 COMMANDS = {

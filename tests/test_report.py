@@ -168,11 +168,13 @@ def test_pictures_decode_to_what_they_show():
         assert picture.mean((0, 1)) == pytest.approx(image.mean((0, 1)), abs=6)
 
 
-def test_only_rejected_examples_say_so():
+def test_examples_say_what_became_of_them():
     checker = parse(render_report(small_report(false_alarms=())))
-    assert "passed" in checker.text.split("score 4")[1]
+    assert "missed" in checker.text.split("score 4")[1]
     checker = parse(render_report(small_report(misses=())))
-    assert "rejected" in checker.text.split("score 6")[1]
+    assert "false alarm" in checker.text.split("score 6")[1]
+    caught = small_report(misses=(), detections=(example("x", "cut", 9.0),))
+    assert "caught" in parse(render_report(caught)).text.split("score 9")[1]
 
 
 def test_a_report_without_masks_has_no_pixel_figures():
@@ -262,7 +264,7 @@ def test_verdicts_on_baselines_are_honest():
     assert "is better than “B”" in versus(0.8, Interval(0.05, 0.15))
     assert "is worse than “B”" in versus(0.95, Interval(-0.08, -0.02))
     unsure = versus(0.85, Interval(-0.02, 0.12))
-    assert "adds little over “B” that can be told from chance" in unsure
+    assert "is not significantly different from “B”" in unsure
     assert "+0.050 (95 % interval of the difference: -0.020 to +0.120)" in unsure
     assert "AUPRO: 0.840 against 0.840" in unsure
 

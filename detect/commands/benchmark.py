@@ -4,71 +4,81 @@ from typing import Annotated
 
 import tyro
 
-from detect.options import Seeds, Sources, TrainOptions
+from detect.options import Seeds, TrainOptions
 from synth.base.command import progress_bar, say, warn
+from synth.base.errors import UserError
 from synth.base.options import Folder, OptionalFolder, require_output
 from synth.data.options import DATASET_NAMES
 
-Methods = Annotated[tuple[str, ...], tyro.conf.arg(metavar="METHOD[:PRESET] [...]")]
+Methods = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="METHOD[:PRESET] [...]", help_behavior_hint="(default: --method)"),
+]
+NamedSources = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="[NAME=]SOURCE [...]", help_behavior_hint="(optional)"),
+]
 Categories = Annotated[tuple[str, ...], tyro.conf.arg(metavar="all|STR [STR ...]")]
 
 
 def benchmark(
     training: TrainOptions,
     *,
-    methods: Methods,
     out: Folder,
+    methods: Methods = (),
+    sources: NamedSources = (),
     dataset: DATASET_NAMES = "folder",
     root: OptionalFolder = None,
     categories: Categories = ("all",),
-    source: Sources = ("sia",),
-    sia: OptionalFolder = None,
-    textures: OptionalFolder = None,
     seeds: Seeds = (0, 1, 2),
     dry_run: bool = False,
 ) -> None:
-    """Train methods on the categories of a dataset and tabulate what they reach and cost.
+    """Train methods on anomaly sources, by category and seed, and compare them in one table.
 
-    Every figure is of the weights of the last step; the test images choose nothing. The same
-    command goes on after an interruption; more methods, categories or seeds may be added later.
-    Writes benchmark.html, .md, .csv and .png, and every detector into a folder of its own.
+    Every method is trained on every source with the same seeds, and measured on the test images
+    with the weights of the last step; test images choose nothing. The first row is what the others
+    are compared with. Run the same command again to continue after an interruption; more methods,
+    sources, categories or seeds may be added later. Writes benchmark.html, .md, .csv and .png, and
+    every detector into a folder of its own.
 
     Args:
-        training: How to train; --seed and --method are not used, --preset where METHOD has none.
-        methods: realnet, patch-nn (nearest neighbour of patches, a random bank) and
-            patch-nn-coreset, each with a preset if you like: realnet:small.
+        training: How to train; not used: --seed, and --preset for a METHOD that names its own.
         out: The benchmark.
+        methods: Methods to train, each with a preset if you like: realnet:small.
+        sources: Where the pixels of anomalies come from, each [NAME=]SOURCE: an SIA folder that
+            `synth generate` made (or one with <dataset>/<category> for each), textures:FOLDER,
+            noise, cutpaste, or a mixture such as 0.5*FOLDER+0.5*textures:FOLDER.
         dataset: Layout of the data, as in `detect train`.
         root: Folder of the data.
         categories: Categories below the root.
-        source: What anomalies are made of, as in `detect train`.
-        sia: What `synth generate` made; or a folder with <dataset>/<category> for each.
-        textures: Photographs of textures.
-        seeds: A training for each.
-        dry_run: Say what is done, what is left and, where some of it has been measured on this
-            device, how long the rest may take; train nothing, write nothing.
+        seeds: Seeds to train with, one training each.
+        dry_run: Print what is done, what is left and, where some of it has been measured on this
+            device, how long the rest may take; train and write nothing.
 
     """
-    from detect.grid import commands as grid
+    from detect.grid.plan import check_options, make_entries, make_plan
     from detect.grid.preview import preview
-    from detect.training.source_words import parse_parts
+    from detect.grid.run import run_grid
+    from detect.report.grid import findings, notes, write_page
     from synth.data.catalog import choose_categories, open_category
 
-    grid.check_grid(training, seeds)
-    parts = parse_parts(source, {"sia": sia, "textures": textures})
-    entries = grid.method_entries(methods, training, parts)
+    check_options(training, seeds)
+    if methods and training.method != TrainOptions().method:
+        raise UserError(f"--method: got {training.method}, not used with --methods; leave it out")
+    entries = make_entries(methods or (training.method,), sources, training)
     names = choose_categories(dataset, root, () if categories == ("all",) else categories)
     opened = [open_category(dataset, root, name, progress_bar, out) for name in names]
-    plan = grid.benchmark(opened, entries, seeds, out)
+    plan = make_plan(opened, entries, seeds, out)
     if dry_run:
         say(preview(plan))
         return
     require_output(out)
-    page = grid.carry_out(plan, progress_bar)
-    if page is None:
+    results = run_grid(plan, progress_bar)
+    if not plan.is_main:
         return
-    for note in page.notes:
+    grid = write_page(plan, results)
+    for note in notes(grid):
         warn(note)
-    for sentence in page.findings:
+    for sentence in findings(grid):
         say(sentence)
     say(f"benchmark: {out / 'benchmark.html'}")

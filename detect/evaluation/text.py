@@ -49,6 +49,15 @@ def deviation(spread: Spread) -> str:
     return "" if spread.deviation is None else f" ± {spread.deviation:.3f}"
 
 
+def duration(seconds: float | None) -> str:
+    """Format seconds in the unit a person would use; a dash for None."""
+    if seconds is None:
+        return "–"
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
 def auroc_words(image: float, pixel: float | None) -> str:
     """Format two AUROCs, the pixel one only where it is known."""
     return f"image AUROC {number(image)}" + (

@@ -1,30 +1,34 @@
-"""The cells of a grid, checked before anything is written: what is done, and what is left."""
+"""The trainings of a grid, checked before anything is written: what is done, and what is left."""
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from detect.evaluation.testset import require_both_labels
-from detect.grid.cells import Result, cell_folder, data_facts, read_result, safe_name
+from detect.checkpoint import CONFIG_FILE
+from detect.evaluation.testset import listing_digest, require_both_labels
 from detect.grid.methods import METHODS
-from detect.grid.table import Table
+from detect.grid.result import Result, read_result, safe_name, training_folder
+from detect.methods.realnet.config import PRESETS
 from detect.options import TrainOptions
+from detect.training.source_words import parse_named
 from detect.training.sources import OpenSource, Part, open_source
 from synth.base.device import make_accelerator
 from synth.base.errors import DataWarning, UserError
-from synth.base.files import config_differences, read_json, write_json
+from synth.base.files import Json, config_differences, read_json, write_json
 from synth.base.options import Precision
 from synth.data.catalog import Category
 
 GRID_FILE = "grid.json"
+MANY = 3
+"""More categories than these are not named in a title."""
 
 
-class Entry(NamedTuple):
-    """A row of the table: a method with its options and, where it takes one, its source."""
+class GridEntry(NamedTuple):
+    """A row of the table: a method with its options and, if it trains on anomalies, its source."""
 
     name: str
     method: str
@@ -32,63 +36,120 @@ class Entry(NamedTuple):
     parts: tuple[Part, ...] = ()
 
 
-class Cell(NamedTuple):
-    """One training to do. asked: all that its result depends on."""
+class Trial(NamedTuple):
+    """One training of a grid. asked: everything that its result depends on.
 
-    entry: Entry
+    result: None until it is finished.
+    """
+
+    entry: GridEntry
+    category: Category
     source: OpenSource
     options: TrainOptions
     folder: Path
-    asked: dict[str, Any]
+    asked: Json
+    result: Result | None = None
 
-
-class Study(NamedTuple):
-    """What a grid is for: name of its files, title, and what is said of its table.
-
-    differences: whether the first entry is what the others differ from.
-    """
-
-    name: str
-    title: str
-    findings: Callable[[Table], list[str]]
-    notes: Callable[[Table], list[str]]
-    differences: bool
+    @property
+    def state(self) -> str:
+        """In one word."""
+        if self.result is not None:
+            return "done"
+        return "begun" if (self.folder / CONFIG_FILE).exists() else "left"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A grid that can be carried out. found: each cell's result, None where it is not finished.
+    """A grid that can be carried out.
 
-    about: what GRID_FILE is to hold. is_main: False in the further processes of a launch.
+    trials: by category, then entry, then seed. about: what GRID_FILE is to hold. is_main: False in
+    the further processes of a launch.
     """
 
-    study: Study
     categories: Sequence[Category]
-    entries: Sequence[Entry]
+    entries: Sequence[GridEntry]
     out: Path
-    cells: Mapping[Category, list[Cell]]
-    found: Mapping[Category, list[Result | None]]
+    trials: Sequence[Trial]
     about: Mapping[str, Any]
     is_main: bool
+
+    @property
+    def title(self) -> str:
+        """What is measured on what."""
+        names = [category.name for category in self.categories]
+        many = f"{len(names)} categories of {self.categories[0].dataset}"
+        return f"Benchmark on {', '.join(names) if len(names) <= MANY else many}"
 
     def write(self) -> None:
         """Write GRID_FILE; entries of earlier grids in this folder stay in it."""
         write_json(self.out / GRID_FILE, self.about)
 
 
+def check_options(options: TrainOptions, seeds: Sequence[int]) -> None:
+    """Raise UserError for options out of range and for missing, negative or repeated seeds."""
+    options.check()
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: got {seeds}; give one or more different ones, 0 or more each")
+    if options.seed != TrainOptions().seed:
+        raise UserError(f"--seed: got {options.seed}, not used here; give --seeds")
+
+
+# The rows
+
+
+def make_entries(
+    methods: Sequence[str], sources: Sequence[str], options: TrainOptions
+) -> list[GridEntry]:
+    """Make a row for every method and every source that it can train on.
+
+    methods: METHOD or METHOD:PRESET; sources: as `parse_named` reads them. A row is named by what
+    sets it apart: its method, its source, or both. Raises UserError for an unknown or repeated
+    method, and for sources that are missing or that no method needs.
+    """
+    if not methods or len(set(methods)) < len(methods):
+        raise UserError(f"--methods: got {' '.join(methods)}; give one or more different ones")
+    chosen = {word: chosen_method(word, options) for word in methods}
+    named = parse_named(sources)
+    users = [word for word, (method, _) in chosen.items() if METHODS[method].takes_source]
+    if users and not named:
+        raise UserError(
+            f"--sources: none given, but {users[0]} trains on anomalies; give the SIA folder that "
+            "`synth generate` made, textures:FOLDER, noise or cutpaste"
+        )
+    if named and not users:
+        raise UserError(f"--sources: not used by {' and '.join(methods)}; leave it out")
+    entries: list[GridEntry] = []
+    for word, (method, own) in chosen.items():
+        if word not in users:
+            entries.append(GridEntry(word, method, own))
+            continue
+        for source, parts in named.items():
+            label = source if len(methods) == 1 else f"{word}-on-{source}"
+            entries.append(GridEntry(label if len(named) > 1 else word, method, own, parts))
+    return entries
+
+
+def chosen_method(word: str, options: TrainOptions) -> tuple[str, TrainOptions]:
+    """Read METHOD or METHOD:PRESET. Raises UserError for an unknown one."""
+    method, _, preset = word.partition(":")
+    if method not in METHODS:
+        raise UserError(f"--methods: no {method!r}; allowed: {', '.join(METHODS)}")
+    if preset and preset not in PRESETS:
+        raise UserError(f"--methods: no preset {preset!r}; allowed: {', '.join(PRESETS)}")
+    return method, replace(options, preset=preset) if preset else options
+
+
+# The trainings
+
+
 def make_plan(
-    study: Study,
-    categories: Sequence[Category],
-    entries: Sequence[Entry],
-    seeds: Sequence[int],
-    out: Path,
+    categories: Sequence[Category], entries: Sequence[GridEntry], seeds: Sequence[int], out: Path
 ) -> Plan:
     """Check a grid and find what of it is done; nothing is written.
 
-    Raises UserError for options out of range, a category without both labels, a source that cannot
-    be opened, a finished cell of other settings, and an entry that was trained as another detector.
+    Raises UserError for a category without both labels, a source that cannot be opened, a finished
+    training of other settings, and an entry that was begun as another detector.
     """
-    detectors = {entry.name: detector_facts(entry) for entry in entries}
     for category in categories:
         require_both_labels(category)
     before = read_grid(out)
@@ -96,77 +157,77 @@ def make_plan(
     entries = [
         entry._replace(options=replace(entry.options, precision=precision)) for entry in entries
     ]
-    grid = {category: cells(category, entries, seeds, out) for category in categories}
-    found = {
-        category: [read_result(cell.folder, cell.asked) for cell in row]
-        for category, row in grid.items()
+    trials = [
+        trial
+        for category in categories
+        for entry in entries
+        for trial in make_trials(category, entry, seeds, out)
+    ]
+    detectors = {
+        entry.name: same_detector(entry, before.get("entries", {}).get(entry.name), before, out)
+        for entry in entries
     }
-    require_same(before, detectors, out)
     about = {
         "siaforge": version("siaforge"),
         "precision": precision,
         "entries": {**before.get("entries", {}), **detectors},
     }
     return Plan(
-        study=study,
         categories=categories,
         entries=entries,
         out=out,
-        cells=grid,
-        found=found,
+        trials=trials,
         about=about,
         is_main=is_main,
     )
 
 
-def detector_facts(entry: Entry) -> dict[str, Any]:
-    """All that defines an entry's detectors but for the data and the seed, as JSON values."""
-    config = METHODS[entry.method].config(entry.options).to_json()
-    config.pop("seed")
-    config["backbone"].pop("seed")
-    return json.loads(json.dumps({"method": entry.method, **config}))
+def make_trials(
+    category: Category, entry: GridEntry, seeds: Sequence[int], out: Path
+) -> list[Trial]:
+    """The trainings of one entry on one category, with the results of those that are finished."""
+    source = open_source(entry.parts, category)
+    for other in source.other_categories(category.name):
+        warnings.warn(
+            f"{entry.name}: anomaly images of category {other}, the normal images are of "
+            f"{category.name}",
+            DataWarning,
+            stacklevel=2,
+        )
+    facts = {
+        "dataset": category.dataset,
+        "category": category.name,
+        "num_train": len(category.train),
+        "num_test": len(category.test),
+        "files": listing_digest(category.records),
+    }
+    trials: list[Trial] = []
+    for seed in seeds:
+        options = replace(entry.options, seed=seed)
+        asked = {
+            "method": entry.method,
+            "options": changed_options(options),
+            "source": source.config,
+            "data": facts,
+        }
+        folder = training_folder(out, entry.name, category.name, seed)
+        result = read_result(folder, asked)
+        trials.append(Trial(entry, category, source, options, folder, asked, result))
+    return trials
 
 
-def read_grid(out: Path) -> Mapping[str, Any]:
-    """What GRID_FILE holds; nothing where there is none. Raises UserError when it is damaged.
-
-    An older one holds the precision alone.
-    """
-    path = out / GRID_FILE
-    if not path.exists():
-        return {}
-    cure = "delete this file and run the same command again"
-    match read_json(path, cure):
-        case {"precision": "fp32" | "bf16", "entries": {**entries}} as about if all(
-            isinstance(entry, dict) for entry in entries.values()
-        ):
-            return about
-        case {"precision": "fp32" | "bf16"} as about if "entries" not in about:
-            return about
-        case _:
-            raise UserError(f"{path}: damaged (no precision, or no entries); {cure}")
-
-
-def require_same(before: Mapping[str, Any], wanted: Mapping[str, Any], out: Path) -> None:
-    """Raise UserError where an entry has been begun as another detector, as of another preset."""
-    recorded = before.get("entries", {})
-    for name, detector in wanted.items():
-        folder = out / safe_name(name)
-        begun = name in recorded and any(folder.rglob("*.safetensors"))
-        differences = config_differences(recorded[name], detector) if begun else []
-        if differences:
-            raise UserError(
-                f"{folder}: begun as another detector ({'; '.join(differences)}), "
-                f"by siaforge {before.get('siaforge')}; give the options that make the same one, "
-                "or another --out"
-            )
+def changed_options(options: TrainOptions) -> Json:
+    """The options that differ from their defaults; GRID_FILE holds everything they lead to."""
+    default = asdict(TrainOptions())
+    return {
+        name: value
+        for name, value in asdict(options).items()
+        if name != "workers" and value != default[name]
+    }
 
 
 def settled_precision(asked: Precision, before: Mapping[str, Any]) -> tuple[Precision, bool]:
-    """Settle one arithmetic for the whole grid; and whether this process is the first.
-
-    "auto" is measured once: two measurements could differ between cells.
-    """
+    """Settle one arithmetic for the whole grid; say also whether this is the first process."""
     if asked == "auto":
         asked = before.get("precision", asked)
     accelerator = make_accelerator(asked)
@@ -174,39 +235,61 @@ def settled_precision(asked: Precision, before: Mapping[str, Any]) -> tuple[Prec
     return precision, accelerator.is_main_process
 
 
-def cells(
-    category: Category, entries: Sequence[Entry], seeds: Sequence[int], out: Path
-) -> list[Cell]:
-    """The cells of a category; a source's are together, so that it is loaded once."""
-    facts = data_facts(category)
-    found: list[Cell] = []
-    for entry in entries:
-        source = open_source(entry.parts, category)
-        for other in source.other_categories(category.name):
-            warnings.warn(
-                f"{entry.name}: anomaly images of category {other}, the normal images are of "
-                f"{category.name}",
-                DataWarning,
-                stacklevel=2,
-            )
-        for seed in seeds:
-            options = replace(entry.options, seed=seed)
-            asked = {
-                "method": entry.method,
-                "options": chosen(options),
-                "source": source.config,
-                "data": facts,
-            }
-            folder = cell_folder(out, entry.name, category.name, seed)
-            found.append(Cell(entry, source, options, folder, asked))
-    return found
+# What an earlier command recorded
 
 
-def chosen(options: TrainOptions) -> dict[str, Any]:
-    """The options that are not as they are by default; GRID_FILE has all that they make."""
-    default = asdict(TrainOptions())
-    return {
-        name: value
-        for name, value in asdict(options).items()
-        if name != "workers" and value != default[name]
-    }
+def read_grid(out: Path) -> Mapping[str, Any]:
+    """Read GRID_FILE; empty where there is none. Raises UserError when it is damaged.
+
+    The oldest grids recorded the precision alone.
+    """
+    path = out / GRID_FILE
+    if not path.exists():
+        return {}
+    cure = "delete this file and run the same command again"
+    about = read_json(path, cure)
+    entries = about.get("entries", {})
+    if (
+        about.get("precision") not in ("fp32", "bf16")
+        or not isinstance(entries, dict)
+        or not all(isinstance(entry, dict) for entry in entries.values())
+    ):
+        raise UserError(f"{path}: damaged (no precision, or no entries); {cure}")
+    return about
+
+
+def same_detector(
+    entry: GridEntry, recorded: Json | None, before: Mapping[str, Any], out: Path
+) -> Json:
+    """All that defines an entry's detectors but the data and the seed, as JSON values.
+
+    recorded: the same of an earlier command. It is compared as this version reads it, so that a
+    newer field with its default value makes no difference. Raises UserError where the entry was
+    begun as another detector, for example because a preset has changed.
+    """
+    config = METHODS[entry.method].config(entry.options)
+    wanted = {"method": entry.method, **without_seeds(config.to_json())}
+    folder = out / safe_name(entry.name)
+    if recorded is None or not any(folder.rglob("*.safetensors")):
+        return wanted
+    method, fields = recorded.get("method"), {k: v for k, v in recorded.items() if k != "method"}
+    try:
+        known = {"method": method, **without_seeds(type(config).from_json(fields).to_json())}
+    except (AttributeError, KeyError, TypeError, UserError):
+        known = recorded  # of another method, or with fields that are gone
+    differences = config_differences(known, wanted)
+    if differences:
+        raise UserError(
+            f"{folder}: begun as another detector ({'; '.join(differences)}), "
+            f"by siaforge {before.get('siaforge')}; give the options that make the same one, "
+            "or another --out"
+        )
+    return wanted
+
+
+def without_seeds(config: Json) -> Json:
+    """A detector's configuration without its seeds, as JSON values."""
+    config = json.loads(json.dumps(config))
+    config.pop("seed")
+    config["backbone"].pop("seed")
+    return config

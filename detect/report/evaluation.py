@@ -1,4 +1,4 @@
-"""report.html: one evaluation on one page that needs no network, no script and no other file."""
+"""report.html: an evaluation on one page, which needs no network, script or other file."""
 
 import base64
 from collections.abc import Mapping
@@ -46,7 +46,14 @@ PIXEL_MEANING = {
         f"the same up to FPR {STRICT_FPR_LIMIT:g}, where false positives are few",
     ),
 }
-"""What each metric is called and means, by its field."""
+"""The name and the meaning of each metric, by its field."""
+VERDICTS = {
+    (False, True): ("caught", "pass"),
+    (False, False): ("missed", "reject"),
+    (True, True): ("false alarm", "reject"),
+    (True, False): ("passed", "pass"),
+}
+"""What to call (is good, is rejected), and the class of its colour."""
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -80,9 +87,12 @@ def _header(data: ReportData) -> str:
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
         for value, label in tiles
     )
-    where = escape(f"{data.method} on {data.dataset}, {data.category}")
+    where = (
+        f"{data.dataset}, {data.category}: {normals.total} good and {defects.total} defective test "
+        "images"
+    )
     return (
-        f'<header><h1>{escape(data.title)}</h1><p class="lead">{where}</p>'
+        f'<header><h1>{escape(data.title)}</h1><p class="lead">{escape(where)}</p>'
         f'<div class="tiles">{shown}</div></header>'
     )
 
@@ -99,7 +109,7 @@ def _findings(data: ReportData) -> str:
 
 
 def _metrics(data: ReportData) -> str:
-    """All metrics of all defect types together, each with its interval."""
+    """All metrics over all defect types, each with its interval."""
     cells = _metric_rows(IMAGE_MEANING, data.image, data.figures.image_intervals)
     if data.pixel is not None:
         cells += _metric_rows(PIXEL_MEANING, data.pixel, data.figures.pixel_intervals)
@@ -125,12 +135,12 @@ def _interval_note(data: ReportData) -> str:
     note = (
         f"Intervals: 2.5 % to 97.5 % percentile over {NUM_RESAMPLES:,} resamples of the test "
         "images, good and defective ones drawn apart; a dash where every resample gives the same "
-        "value. They tell how far the figures move with the choice of the test images, not with "
-        "another training. F1-max takes the best threshold in hindsight: no real one reaches more."
+        "value. They show how far the figures move with the choice of test images, not with "
+        "another training. F1-max is an upper bound: its threshold is chosen in hindsight."
     )
     if data.pixel is not None:
         note += (
-            f" Pixel metrics are exact; their intervals are of scores rounded into some {NUM_BINS} "
+            f" Pixel metrics are exact; their intervals use scores rounded into some {NUM_BINS} "
             f"bins, which moves no pixel metric above by more than {upward(data.rounding)}."
         )
     return note
@@ -148,8 +158,8 @@ def _seeds(data: ReportData) -> str:
     shown += ["–"] * (len(COLUMNS) - len(shown))
     cells.append((("mean", "± sample standard deviation"), *shown))
     note = (
-        f"{len(rows)} trainings that differ in {', '.join(data.seeds.differing) or 'nothing'}; "
-        "everything else on this page is of the first."
+        f"{len(rows)} trainings that differ in {', '.join(data.seeds.differing) or 'nothing'}. "
+        f"Everything else on this page describes the first one, {rows[0].name}."
     )
     return (
         f'<section><h2>Trainings</h2><p class="soft">{escape(note)}</p>'
@@ -224,14 +234,14 @@ def _curves(data: ReportData) -> str:
 
 def _examples(data: ReportData) -> str:
     groups = (
-        ("Lowest-scoring defects", "Missed where marked “passed”.", data.misses),
-        ("Highest-scoring good images", "False alarms where marked “rejected”.", data.false_alarms),
-        ("Best detections", "The defects with the highest scores.", data.detections),
+        ("Lowest-scoring defects", data.misses),
+        ("Highest-scoring good images", data.false_alarms),
+        ("Highest-scoring defects", data.detections),
     )
     shown = "".join(
-        f'<h3>{title}</h3><p class="soft">{note}</p>'
+        f"<h3>{title}</h3>"
         f'<div class="examples">{"".join(_example(data, example) for example in examples)}</div>'
-        for title, note, examples in groups
+        for title, examples in groups
         if examples
     )
     return f"<section><h2>Examples</h2>{_scale(data.heat)}{shown}</section>" if shown else ""
@@ -252,8 +262,8 @@ def _scale(heat: HeatRange) -> str:
     steps = heat_picture(np.linspace(0, 1, 9)[None], 0, 1)[0]
     colours = ", ".join(f"rgb({r} {g} {b})" for r, g, b in steps.tolist())
     return (
-        "<p>Each example: the image, the heat over it with the marked defect outlined, and the "
-        "anomaly map. One colour scale serves every picture on this page:</p>"
+        "<p>Each example shows the image, the heat over it with the marked defect outlined, and "
+        "the anomaly map. All pictures on this page share one colour scale:</p>"
         f'<div class="scale"><span>{heat.low:.3g}</span>'
         f'<i style="background:linear-gradient(90deg, {colours})"></i>'
         f'<span>{heat.high:.3g} and above</span><span class="soft">pixel score</span></div>'
@@ -274,12 +284,12 @@ def _example(data: ReportData, example: Example) -> str:
         for picture, kind in pictures
     )
     rejected = data.calibration.rejects(example.score)
-    verdict = ("reject", "rejected") if rejected else ("pass", "passed")
+    verdict, kind = VERDICTS[example.defect == data.normal, rejected]
     return (
         f'<figure class="example"><div class="row">{shown}</div><figcaption>'
         f'<span class="name">{escape(example.name)}</span><span>{escape(example.defect)}</span>'
         f"<span>score {example.score:.4g}</span>"
-        f'<span class="verdict {verdict[0]}">{verdict[1]}</span></figcaption></figure>'
+        f'<span class="verdict {kind}">{verdict}</span></figcaption></figure>'
     )
 
 

@@ -1,4 +1,4 @@
-"""The report's figures as inline SVG that takes its ink and its font from the page around it."""
+"""The pages' figures, as inline SVG that takes its ink and its font from the page around it."""
 
 import io
 import re
@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from detect.evaluation.metrics import Curve
+from detect.grid.table import Table
 
 NORMAL, ANOMALOUS = "#3b82f6", "#f97316"  # blue and orange: seen on light and dark, by all eyes
 INK = "#010203"  # a stand-in colour, replaced by the page's own text colour
@@ -36,6 +37,8 @@ LOOK = {
     "lines.linewidth": 2.0,
 }
 THRESHOLD_LINE = {"linewidth": 1.4, "linestyle": (0, (4, 2))}
+LEAST_SPAN = 0.02
+"""Of an axis of metrics: a difference of a thousandth must not look large."""
 
 
 def roc_plot(image_roc: Curve, pixel_roc: Curve | None) -> str:
@@ -119,6 +122,49 @@ def _frame(axes: Axes, limit: float, ylabel: str) -> None:
     axes.set_ylim(-0.01, 1.02)
     axes.set_xlabel("False-positive rate")
     axes.set_ylabel(ylabel)
+
+
+def grid_svg(table: Table) -> str:
+    """Draw a grid's trainings for a page: SVG text."""
+    with style.context(LOOK | {"svg.hashsalt": "grid"}):
+        return to_svg(draw_grid(table))
+
+
+def grid_png(table: Table) -> bytes:
+    """Draw a grid's trainings for Markdown, black on white."""
+    look = {key: "black" if value == INK else value for key, value in LOOK.items()}
+    buffer = io.BytesIO()
+    with style.context(look):
+        draw_grid(table).savefig(buffer, format="png", dpi=120, facecolor="white")
+    return buffer.getvalue()
+
+
+def draw_grid(table: Table) -> Figure:
+    """One panel per headline metric, with the first entry in another colour."""
+    columns = table.headlines
+    figure = Figure(figsize=(9.6, 1.0 + 0.42 * len(table.entries)), layout="constrained")
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, column in zip(panels, columns, strict=True):
+        _training_dots(axes, table, column)
+        low, high = axes.get_xlim()
+        middle, half = (low + high) / 2, max(high - low, LEAST_SPAN) / 2
+        axes.set_xlim(middle - half, middle + half)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlabel(column)
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _training_dots(axes: Axes, table: Table, column: str) -> None:
+    """A dot per seed (the mean over the categories) and a bar at their mean, a row per entry."""
+    for row, name in enumerate(table.entries):
+        values = np.array(table.by_seed(name, column))
+        colour = ANOMALOUS if row == 0 and len(table.entries) > 1 else NORMAL
+        spread = np.linspace(-0.16, 0.16, len(values)) if len(values) > 1 else np.zeros(1)
+        axes.scatter(values, row + spread, s=22, color=colour, alpha=0.8, linewidth=0, zorder=3)
+        axes.vlines(values.mean(), row - 0.32, row + 0.32, color=colour, linewidth=2)
+    axes.set_yticks(range(len(table.entries)), labels=list(table.entries))
+    axes.set_ylim(len(table.entries) - 0.5, -0.5)
 
 
 def to_svg(figure: Figure) -> str:

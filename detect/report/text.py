@@ -1,4 +1,4 @@
-"""The report's findings in words: what the figures say, no more."""
+"""An evaluation's findings in words: what the figures say, no more."""
 
 from detect.evaluation.best import LABEL
 from detect.evaluation.metrics import FPR_LIMIT, STRICT_FPR_LIMIT, TypeMetrics
@@ -35,14 +35,14 @@ def findings(data: ReportData) -> list[str]:
 
 
 def cautions(data: ReportData) -> list[str]:
-    """Say what a reader must know before trusting the threshold; often nothing."""
+    """Say what a reader must know before trusting the figures; often nothing."""
     notes = [note[:1].upper() + note[1:] + "." for note in data.notes]
     notes += [data.calibration.note] if data.calibration.note else []
     normals = data.caught(data.normal)
     chance = data.calibration.chance_of_rejects(*normals)
     if chance < SURPRISING:
         notes.append(
-            f"{_of(normals)} good test images are rejected, more than chance allows "
+            f"{_of(normals)} good test images are rejected, more than chance explains "
             f"(probability {chance:.1g}): the test images differ from the held-out normal images. "
             "Calibrate again on images from the same source."
         )
@@ -88,7 +88,7 @@ def _scatter(seeds: Seeds) -> str:
         ]
     return (
         f"Over {len(seeds.trainings)} trainings (mean ± sample standard deviation): "
-        f"{', '.join(figures)}. What follows is of the first, {seeds.trainings[0].name}."
+        f"{', '.join(figures)}. Everything below describes {seeds.trainings[0].name}, the first."
     )
 
 
@@ -103,8 +103,8 @@ def _hardest(data: ReportData) -> str:
 def _compared(data: ReportData, other: Comparison) -> str:
     """One verdict, on image AUROC.
 
-    Chance is the choice of the test images: both methods are measured on the same resamples of
-    them, and the interval is that of the difference. It says nothing about another training.
+    Chance is the choice of test images: both methods are measured on the same resamples, which
+    give the interval of the difference. Another training could move it further.
     """
     gain = data.image.auroc - other.image.auroc
     interval = other.auroc_gain
@@ -117,9 +117,7 @@ def _compared(data: ReportData, other: Comparison) -> str:
     if abs(gain) < LITTLE:
         verdict = f"{data.method} adds little over “{other.name}”: {pair}."
     elif interval is not None and interval.low <= 0 <= interval.high:
-        verdict = (
-            f"{data.method} adds little over “{other.name}” that can be told from chance: {pair}."
-        )
+        verdict = f"{data.method} is not significantly different from “{other.name}”: {pair}."
     elif gain < 0:
         verdict = f"{data.method} is worse than “{other.name}”: {pair}."
     else:

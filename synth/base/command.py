@@ -111,10 +111,7 @@ OUT_OF_MEMORY = {
     ("detect", "train"): "lower --batch-size or --size, or give a smaller --preset",
     **{("synth", each): "lower --size" for each in ("blend", "baseline", "import-textures")},
     **{("detect", each): "lower --batch-size" for each in ("evaluate", "predict", "drift")},
-    **{
-        ("detect", each): "lower --batch-size or --size"
-        for each in ("select", "compare-sources", "benchmark")
-    },
+    **{("detect", each): "lower --batch-size or --size" for each in ("select", "benchmark")},
 }
 """Advice for the commands with options for it."""
 MORE_MEMORY = "end other programs, or run it where there is more memory"
