@@ -20,7 +20,7 @@ from detect.evaluation.pixels import NUM_BINS
 from detect.evaluation.report_data import COLUMNS, Comparison, Example, ReportData
 from detect.evaluation.text import between, deviation, number, percent, upward
 from detect.heatmap import HeatRange, Image, heat_picture, outline, overlay
-from detect.report.html import Cell, document, figure, table
+from detect.report.html import Cell, document, figure, finding_list, section, soft, table
 from detect.report.plots import pro_plot, roc_plot, score_plot
 from detect.report.text import cautions, findings
 from synth.base.files import write_text
@@ -64,8 +64,8 @@ def write_report(path: Path, data: ReportData) -> None:
 def render_report(data: ReportData) -> str:
     """Render the whole page: findings, figures, tables, example pictures, protocol."""
     sections = (
-        _header(data), _findings(data), _metrics(data), _seeds(data), _comparisons(data),
-        _types(data), _curves(data), _examples(data), _protocol(data),
+        _header(data), finding_list(findings(data), cautions(data)), _metrics(data), _seeds(data),
+        _comparisons(data), _types(data), _curves(data), _examples(data), _protocol(data),
     )  # fmt: skip
     return document(data.title, sections)
 
@@ -102,22 +102,13 @@ def _labelled(label: str, intervals: Intervals, field: str) -> str:
     return f"{label}, 95 %: {shown}" if shown else label
 
 
-def _findings(data: ReportData) -> str:
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings(data))
-    notes = "".join(f'<p class="warning">{escape(note)}</p>' for note in cautions(data))
-    return f'<ul class="findings">{items}</ul>{notes}'
-
-
 def _metrics(data: ReportData) -> str:
     """All metrics over all defect types, each with its interval."""
     cells = _metric_rows(IMAGE_MEANING, data.image, data.figures.image_intervals)
     if data.pixel is not None:
         cells += _metric_rows(PIXEL_MEANING, data.pixel, data.figures.pixel_intervals)
-    return (
-        "<section><h2>Metrics</h2>"
-        + table(("Metric", "Value", "95 % interval", "Meaning"), cells, {1, 2})
-        + f'<p class="soft">{escape(_interval_note(data))}</p></section>'
-    )
+    shown = table(("Metric", "Value", "95 % interval", "Meaning"), cells, {1, 2})
+    return section("Metrics", shown + soft(_interval_note(data)))
 
 
 def _metric_rows(
@@ -149,65 +140,49 @@ def _interval_note(data: ReportData) -> str:
 def _seeds(data: ReportData) -> str:
     if data.seeds is None:
         return ""
-    rows = [Comparison(row.name, row.image, row.pixel) for row in data.seeds.trainings]
-    cells: list[tuple[Cell, ...]] = [
-        (row.name, *(number(value(row)) for value in COLUMNS.values())) for row in rows
-    ]
+    names = [row.name for row in data.seeds.trainings]
+    cells = [_row(Comparison(row.name, row.image, row.pixel)) for row in data.seeds.trainings]
     spreads = [*data.seeds.image.values(), *data.seeds.pixel.values()]
-    shown: list[Cell] = [(number(each.mean), deviation(each).strip()) for each in spreads]
-    shown += ["–"] * (len(COLUMNS) - len(shown))
-    cells.append((("mean", "± sample standard deviation"), *shown))
+    means: list[Cell] = [(number(each.mean), deviation(each).strip()) for each in spreads]
+    means += ["–"] * (len(COLUMNS) - len(means))
+    cells.append([("mean", "± sample standard deviation"), *means])
     note = (
-        f"{len(rows)} trainings that differ in {', '.join(data.seeds.differing) or 'nothing'}. "
-        f"Everything else on this page describes the first one, {rows[0].name}."
+        f"{len(names)} trainings that differ in {', '.join(data.seeds.differing) or 'nothing'}. "
+        f"Everything else on this page describes the first one, {names[0]}."
     )
-    return (
-        f'<section><h2>Trainings</h2><p class="soft">{escape(note)}</p>'
-        + table(("Training", *COLUMNS), cells, set(range(1, 9)), own_row=len(rows))
-        + "</section>"
-    )
+    shown = table(("Training", *COLUMNS), cells, set(range(1, 9)), own_row=len(names))
+    return section("Trainings", soft(note) + shown)
 
 
 def _comparisons(data: ReportData) -> str:
     if not data.comparisons:
         return ""
     own = Comparison(data.method, data.image, data.pixel)
-    cells = [
-        (row.name, *(number(value(row)) for value in COLUMNS.values()))
-        for row in (own, *data.comparisons)
-    ]
-    return (
-        '<section><h2>Compared with</h2><p class="soft">The same test images throughout.</p>'
-        + table(("Method", *COLUMNS), cells, set(range(1, 9)), own_row=0)
-        + "</section>"
-    )
+    cells = [_row(row) for row in (own, *data.comparisons)]
+    shown = table(("Method", *COLUMNS), cells, set(range(1, 9)), own_row=0)
+    return section("Compared with", soft("All methods on the same test images.") + shown)
 
 
 def _types(data: ReportData) -> str:
     if not data.per_type:
         return ""
-    cells: list[tuple[Cell, ...]] = []
-    for row in data.per_type:
-        caught, (image, pixel, image_intervals, pixel_intervals) = (
-            data.caught(row.defect),
-            row.figures,
-        )
-        cells.append((
-            row.defect, f"{caught.rejected} of {caught.total}",
-            (number(image.auroc), between(image_intervals.get("auroc"))),
-            number(image.average_precision), number(image.f1_max),
-            number(pixel and pixel.auroc), number(pixel and pixel.average_precision),
-            number(pixel and pixel.f1_max),
-            (number(pixel and pixel.aupro), between(pixel_intervals.get("aupro"))),
-            number(pixel and pixel.aupro_005),
-        ))  # fmt: skip
+    cells: list[list[Cell]] = []
+    for kind in data.per_type:
+        caught, figures = data.caught(kind.defect), kind.figures
+        row = _row(Comparison(kind.defect, figures.image, figures.pixel))
+        for place, interval in (
+            (1, figures.image_intervals.get("auroc")),
+            (1 + list(COLUMNS).index("AUPRO"), figures.pixel_intervals.get("aupro")),
+        ):
+            row[place] = (str(row[place]), between(interval))
+        cells.append([row[0], f"{caught.rejected} of {caught.total}", *row[1:]])
     head = ("Defect type", "Caught", *COLUMNS)
     note = "Each type against all good test images; 95 % intervals below image AUROC and AUPRO."
-    return (
-        f'<section><h2>Defect types</h2><p class="soft">{note}</p>'
-        + table(head, cells, set(range(1, len(head))))
-        + "</section>"
-    )
+    return section("Defect types", soft(note) + table(head, cells, set(range(1, len(head)))))
+
+
+def _row(row: Comparison) -> list[Cell]:
+    return [row.name, *(number(value(row)) for value in COLUMNS.values())]
 
 
 def _curves(data: ReportData) -> str:
@@ -226,10 +201,8 @@ def _curves(data: ReportData) -> str:
         figures += figure(
             pro_plot(curves.pro, FPR_LIMIT), f"PRO up to a false-positive rate of {FPR_LIMIT:g}."
         )
-    return (
-        f"<section><h2>Scores and curves</h2>{figure(scores, caption, 'wide')}"
-        f'<div class="figures">{figures}</div></section>'
-    )
+    shown = f'{figure(scores, caption, "wide")}<div class="figures">{figures}</div>'
+    return section("Scores and curves", shown)
 
 
 def _examples(data: ReportData) -> str:
@@ -244,15 +217,11 @@ def _examples(data: ReportData) -> str:
         for title, examples in groups
         if examples
     )
-    return f"<section><h2>Examples</h2>{_scale(data.heat)}{shown}</section>" if shown else ""
+    return section("Examples", _scale(data.heat) + shown) if shown else ""
 
 
 def _protocol(data: ReportData) -> str:
-    return (
-        "<section><h2>Protocol</h2>"
-        + table(("Fact", "Value"), [(name, fact) for name, fact in data.protocol.items()], set())
-        + "</section>"
-    )
+    return section("Protocol", table(("Fact", "Value"), list(data.protocol.items()), set()))
 
 
 # Pieces

@@ -15,7 +15,7 @@ from detect.grid.methods import METHODS
 from detect.grid.plan import Plan
 from detect.grid.result import Cost, Result
 from detect.grid.table import ALPHA, Table, metric
-from detect.report.html import Cell, document, figure, table
+from detect.report.html import Cell, document, figure, finding_list, section, soft, table
 from detect.report.plots import grid_png, grid_svg
 from detect.training.sources import open_source
 from synth.base.files import atomic_path, write_text
@@ -60,12 +60,8 @@ class Section:
     def html(self) -> str:
         """Render it as an HTML section."""
         rows: list[list[Cell]] = [[split(cell) for cell in row] for row in self.rows]
-        note = f'<p class="soft">{escape(self.note)}</p>' if self.note else ""
-        return (
-            f"<section><h2>{escape(self.title)}</h2>{note}"
-            + table(self.head, rows, set(range(1, len(self.head)) if self.of_numbers else ()))
-            + "</section>"
-        )
+        numbers = set(range(1, len(self.head)) if self.of_numbers else ())
+        return section(self.title, soft(self.note) + table(self.head, rows, numbers))
 
 
 def split(cell: str) -> Cell:
@@ -95,8 +91,6 @@ def render_html(
     title: str, grid: Table, found: Sequence[str], cautions: Sequence[str], parts: Sequence[Section]
 ) -> str:
     """Render the whole page."""
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in found)
-    warnings = "".join(f'<p class="warning">{escape(note)}</p>' for note in cautions)
     counts = [(len(grid.categories), "categories"), (len(grid.seeds), "seeds")]
     over = " and ".join(f"{count} {name}" for count, name in counts if count > 1)
     lead = f"{len(grid.results)} trainings" + (f", over {over}" if over else "")
@@ -106,7 +100,7 @@ def render_html(
         caption += f" Orange: {grid.entries[0]}, which the others are compared with."
     body = [
         f'<header><h1>{escape(title)}</h1><p class="lead">{lead}</p></header>',
-        f'<ul class="findings">{items}</ul>{warnings}',
+        finding_list(found, cautions),
         figure(grid_svg(grid), caption, "wide"),
         *(part.html() for part in parts),
     ]

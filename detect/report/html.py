@@ -53,6 +53,23 @@ def _cell(cell: Cell) -> str:
     return f"{value}<small>{below}</small>" if below else value
 
 
+def section(title: str, body: str) -> str:
+    """A section of HTML `body` under its heading."""
+    return f"<section><h2>{escape(title)}</h2>{body}</section>"
+
+
+def soft(text: str) -> str:
+    """A paragraph that explains; empty text makes none."""
+    return f'<p class="soft">{escape(text)}</p>' if text else ""
+
+
+def finding_list(findings: Iterable[str], cautions: Iterable[str]) -> str:
+    """What was found, a bullet each, and what to beware of, a box each."""
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in findings)
+    boxes = "".join(f'<p class="warning">{escape(caution)}</p>' for caution in cautions)
+    return f'<ul class="findings">{items}</ul>{boxes}'
+
+
 def figure(svg: str, caption: str, kind: str = "") -> str:
     """A figure of SVG text with its caption."""
     return f'<figure class="{kind}">{svg}<figcaption>{escape(caption)}</figcaption></figure>'
