@@ -123,7 +123,7 @@ def test_one_detector_for_all_categories(run, products, tmp_path):
     evaluate = ("detect", "evaluate", "--root", products, "--model", model)
     ended = run(*evaluate, "--category", "nut", "--out", tmp_path / "nut")
     assert ended.code == 0, ended
-    assert "is of category" not in ended.err
+    assert "was trained on category" not in ended.err
     nut = json.loads((tmp_path / "nut/results.json").read_text())
     assert nut["threshold"] == own["nut"].threshold
     assert "bolt, nut; 2 more held out" in nut["protocol"]["Training"]
@@ -143,7 +143,7 @@ def test_one_detector_for_all_categories(run, products, tmp_path):
     write_product(tmp_path / "screw", num_train=4, num_test=2)
     strange = ("detect", "evaluate", "--root", tmp_path / "screw", "--model", model)
     ended = run(*strange, "--out", tmp_path / "strange")
-    assert f"{model} is of category bolt and nut, the test images of screw" in ended.err
+    assert f"{model} was trained on category bolt and nut, the test images are of screw" in ended.err
     assert "not used with --multi-class" in run.refused(*words, "--category", "nut")
 
 

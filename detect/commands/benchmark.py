@@ -1,6 +1,6 @@
 """`detect benchmark`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -9,6 +9,9 @@ from synth.base.command import progress_bar, say, warn
 from synth.base.errors import UserError
 from synth.base.options import Folder, OptionalFolder, require_output
 from synth.data.options import DATASET_NAMES
+
+if TYPE_CHECKING:
+    from detect.grid.plan import Plan
 
 Methods = Annotated[
     tuple[str, ...],
@@ -35,11 +38,10 @@ def benchmark(
 ) -> None:
     """Train methods on anomaly sources, by category and seed, and compare them in one table.
 
-    Every method is trained on every source with the same seeds, and measured on the test images
-    with the weights of the last step; test images choose nothing. The first row is what the others
-    are compared with. Run the same command again to continue after an interruption; more methods,
-    sources, categories or seeds may be added later. Writes benchmark.html, .md, .csv and .png, and
-    every detector into a folder of its own.
+    Every method is trained on every source with the same seeds and measured on the test images,
+    which choose nothing. The first row is what the others are compared with. Run the same command
+    again to continue after an interruption or to add methods, sources, categories or seeds. Writes
+    benchmark.html, .md, .csv and .png, and every detector into a folder of its own.
 
     Args:
         training: How to train; not used: --seed, and --preset for a METHOD that names its own.
@@ -58,8 +60,6 @@ def benchmark(
     """
     from detect.grid.plan import check_options, make_entries, make_plan
     from detect.grid.preview import preview
-    from detect.grid.run import run_grid
-    from detect.report.grid import findings, notes, write_page
     from synth.data.catalog import choose_categories, open_category
 
     check_options(training, seeds)
@@ -73,6 +73,14 @@ def benchmark(
         say(preview(plan))
         return
     require_output(out)
+    carry_out(plan)
+
+
+def carry_out(plan: "Plan") -> None:
+    """Train what is left, write the page and print its findings."""
+    from detect.grid.run import run_grid
+    from detect.report.grid import findings, notes, write_page
+
     results = run_grid(plan, progress_bar)
     if not plan.is_main:
         return
@@ -81,4 +89,4 @@ def benchmark(
         warn(note)
     for sentence in findings(grid):
         say(sentence)
-    say(f"benchmark: {out / 'benchmark.html'}")
+    say(f"benchmark: {plan.out / 'benchmark.html'}")
