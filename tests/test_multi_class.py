@@ -143,7 +143,8 @@ def test_one_detector_for_all_categories(run, products, tmp_path):
     write_product(tmp_path / "screw", num_train=4, num_test=2)
     strange = ("detect", "evaluate", "--root", tmp_path / "screw", "--model", model)
     ended = run(*strange, "--out", tmp_path / "strange")
-    assert f"{model} was trained on category bolt and nut, the test images are of screw" in ended.err
+    line = f"{model} was trained on category bolt and nut, the test images are of screw"
+    assert line in ended.err
     assert "not used with --multi-class" in run.refused(*words, "--category", "nut")
 
 

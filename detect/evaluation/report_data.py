@@ -1,4 +1,4 @@
-"""What a report is made of, typed: the caller measures, the report only shows."""
+"""What an evaluation's report shows."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Example:
     """One test image to show.
 
     image: uint8 [H, W, 3], RGB; anomaly_map: float [H, W]; mask: bool [H, W], None when unknown.
-    defect: its type, `normal` of the report for a normal image; score: its image score.
+    defect: the type, which is the report's `normal` for a normal image; score: the image score.
     """
 
     name: str
@@ -38,10 +38,10 @@ class Example:
 
 
 class Comparison(NamedTuple):
-    """Another method or baseline on the same test images; `pixel` is None where it has no maps.
+    """A row of a table: a method or baseline on the test images.
 
-    auroc_gain, aupro_gain: interval of what the reported method has more than this one, None where
-    no resample tells.
+    pixel: None without anomaly maps. auroc_gain, aupro_gain: interval of the difference, reported
+    method minus this one; None where all resamples give the same.
     """
 
     name: str
@@ -61,7 +61,7 @@ COLUMNS: dict[str, Callable[[Comparison], float | None]] = {
     "AUPRO": lambda row: row.pixel and row.pixel.aupro,
     "AUPRO 0.05": lambda row: row.pixel and row.pixel.aupro_005,
 }
-"""Columns of a table of comparisons."""
+"""Columns of a table, and how to read them from a row."""
 
 
 class Picks(NamedTuple):
@@ -80,19 +80,19 @@ class Caught(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Share of the images that are rejected."""
+        """The share of images that is rejected."""
         return self.rejected / self.total
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything that `report.write_report` shows of one evaluation.
+    """Everything that report.html shows of one evaluation.
 
     defects: each test image's type (`normal` for a good one); scores: float [N], the image scores.
-    rounding: see `Evaluation`. heat: the one colour scale of all maps, see `heatmap.heat_range`.
+    rounding: see `Evaluation`. heat: the colour scale of all maps, see `heatmap.heat_range`.
     protocol: facts in the order to show them, such as seed, image size, backbone, counts, date.
-    notes: what is odd about the test images. seeds: the trainings that are averaged, if several;
-    everything else is of the first. best_on_test: what `--watch-test` found, if it was given.
+    notes: what is odd about the test images. seeds: the averages over several trainings; everything
+    else describes the first. best_on_test: what `--watch-test` found, if it was given.
     """
 
     title: str
@@ -144,7 +144,7 @@ class ReportData:
 def pick_examples(
     labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating], count: int = 6
 ) -> Picks:
-    """Choose up to `count` images of each kind to show; no detection is also among the misses.
+    """Choose up to `count` images of each kind to show; none is both a miss and a detection.
 
     labels: bool [N], True is anomalous; scores: float [N].
     """
