@@ -10,12 +10,16 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx
 
+from synth.base.errors import UserError
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """As `nn.BatchNorm2d`; in training the statistics are of every process's share of the batch.
 
-    Gradients flow through them into every share. Each process has to hold as many images as the
-    others, which `detect.training.loop` makes sure of. A single process takes torch's own path.
+    Gradients flow through them into every share. Each process must hold as many images as the
+    others; `detect.training.loop` checks that. A single process takes torch's own path.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -45,6 +49,22 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var * count / (count - 1), share)
+
+
+def require_global_norms(model: nn.Module) -> None:
+    """Raise UserError where several processes would each normalise by their own share of a batch.
+
+    Modules in evaluation mode do not count.
+    """
+    if num_processes() == 1:
+        return
+    for name, module in model.named_modules():
+        is_local = not isinstance(module, GlobalBatchNorm2d | nn.SyncBatchNorm)
+        if isinstance(module, BATCH_NORMS) and module.training and is_local:
+            raise UserError(
+                f"{type(model).__name__}: {name} normalises over one process's share of a batch, "
+                f"and {num_processes()} processes train; train with one process"
+            )
 
 
 class GlobalSum(Function):

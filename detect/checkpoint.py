@@ -4,7 +4,7 @@ Nothing else is needed to predict. The calibration is written last: without it t
 unfinished.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from operator import index
 from pathlib import Path
@@ -16,22 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from detect.calibration import Calibration
+from detect.config import TrainedConfig
 from detect.detector import Detector
-from detect.methods.patch_nn.model import PatchNN, PatchNNConfig
-from detect.methods.realnet.config import RealNetConfig
-from detect.methods.realnet.model import RealNet
+from detect.methods import METHODS
 from synth.base.errors import UserError
 from synth.base.files import atomic_path, read_fault, read_json, write_json
 from synth.base.memory import is_out_of_memory
 
 CONFIG_FILE, WEIGHTS_FILE, CALIBRATION_FILE = "config.json", "model.safetensors", "calibration.json"
 AGAIN = "run its `detect train` command again"
-
-Rebuild = Callable[[Mapping[str, Any], Mapping[str, Tensor]], Detector]
-METHODS: dict[str, Rebuild] = {
-    "realnet": lambda config, state: RealNet.from_state(RealNetConfig.from_json(config), state),
-    "patch-nn": lambda config, state: PatchNN.from_state(PatchNNConfig.from_json(config), state),
-}
 
 
 class TrainedDetector(NamedTuple):
@@ -84,8 +77,8 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
     Raises UserError when `folder` is no detector, of an unknown method, unfinished or damaged.
     """
     config = read_json(folder / CONFIG_FILE)
-    rebuild = METHODS.get(str(config.get("method")))
-    if rebuild is None:
+    method = METHODS.get(str(config.get("method")))
+    if method is None:
         raise UserError(f"{folder}: not a detector; give the --out of `detect train`")
     if not (folder / CALIBRATION_FILE).exists():
         raise UserError(f"{folder}: training is unfinished; {AGAIN} to complete it")
@@ -97,9 +90,11 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
     num_steps, state = read_weights(folder / WEIGHTS_FILE)
     with naming(folder / CONFIG_FILE, "train into another folder"):
         _ = config["dataset"], config["category"]  # whoever uses it asks for them
-        about = {**config["detector"], "num_steps": num_steps}
+        recipe, about = method.recipe(), dict(config["detector"])
+        if issubclass(recipe.config, TrainedConfig):
+            about["num_steps"] = num_steps
         height, width = map(index, about["image_size"])
-        detector = rebuild(about, state)
+        detector = recipe.restore(recipe.config.from_json(about), state)
     detector.to(device).eval()
     return TrainedDetector(detector, config, num_steps, (height, width), calibration, own)
 

@@ -10,6 +10,7 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from synth.base.errors import UserError
 
@@ -40,22 +41,36 @@ class Batch(NamedTuple):
     number: Tensor | None = None
 
 
+Loss = Callable[[Batch, torch.Generator], dict[str, Tensor]]
+"""A batch to named scalar float32 terms, whose sum is minimised. Random draws come from the
+generator (on the CPU), which depends on the seed, the stage and the step: so resuming is exact."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stretch of training: which parameters learn from which loss, for how long.
+    """One stretch of training: which parts learn from which loss, for how long.
 
-    `loss` maps a batch to named scalar float32 terms; their sum is minimised by Adam.
+    modules: in training mode during the stage, while all else is frozen and in evaluation mode.
+    parameters: what learns besides the parameters of the modules. optimizer: called with the
+    parameters and `lr`, such as `partial(Adam, eps=1e-4)`. max_norm: of the gradients; None does
+    not clip. average: keep the mean of the weights over the steps, and settle batch normalisations
+    for it, instead of the last step's.
     """
 
     name: str
-    parameters: tuple[nn.Parameter, ...]
     num_steps: int
-    loss: Callable[[Batch], dict[str, Tensor]]
+    loss: Loss
     lr: float
+    modules: tuple[nn.Module, ...] = ()
+    parameters: tuple[nn.Parameter, ...] = ()
+    optimizer: Callable[..., Optimizer] = torch.optim.Adam
+    max_norm: float | None = None
+    average: bool = True
 
-    def make_optimizer(self) -> torch.optim.Optimizer:
-        """Return a fresh Adam over the stage's parameters."""
-        return torch.optim.Adam(self.parameters, lr=self.lr)
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        """Return all parameters that learn: those that their modules have not frozen."""
+        found = [p for module in self.modules for p in module.parameters()]
+        return tuple(dict.fromkeys(p for p in (*found, *self.parameters) if p.requires_grad))
 
 
 class Detector(nn.Module):
@@ -64,6 +79,12 @@ class Detector(nn.Module):
     A subclass defines `forward(images) -> Scores`, the graph that is exported, and `stages` if
     there is anything to train.
     """
+
+    @property
+    def facts(self) -> str:
+        """How large it is, in words for tables."""
+        num_trained = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        return f"{num_trained / 1e6:.1f} M trained parameters"
 
     def stages(self) -> list[Stage]:
         """Return what to train, in order: nothing, unless a subclass says otherwise."""

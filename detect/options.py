@@ -1,10 +1,11 @@
-"""Options of `detect train`, whatever the detector."""
+"""Options of `detect train` and of the commands that train, whatever the method."""
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, fields
+from typing import Annotated
 
 import tyro
 
+from detect.methods import METHODS
 from synth.base.errors import UserError
 from synth.base.options import (
     OF_PRESET,
@@ -13,6 +14,7 @@ from synth.base.options import (
     PresetInt,
     PresetSize,
     PresetStr,
+    option_name,
     require_not_negative,
     require_positive,
     require_size,
@@ -34,43 +36,101 @@ Patience = Annotated[
     int | None,
     tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the last step is the model)"),
 ]
-Seeds = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")]
-Sources = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME[=WEIGHT] ...")]
+MethodName = Annotated[
+    str,
+    tyro.conf.arg(
+        metavar="{" + ",".join(METHODS) + "}",
+        help="; ".join(f"{name}: {method.sentence}" for name, method in METHODS.items()) + ".",
+    ),
+]
+SeedList = Annotated[tuple[int, ...], tyro.conf.arg(metavar="INT [INT ...]")]
+Sources = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(metavar="NAME[=WEIGHT] ...", help_behavior_hint="(default: sia)"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChannelOptions:
-    """Which channels of which network, and what they are chosen on."""
+class MethodOptions:
+    """Which method."""
 
-    method: Literal["realnet"] = "realnet"
-    """Detector."""
-    preset: Literal["tiny", "compact", "small", "paper", "paper-c", "hiad"] = "tiny"
-    """tiny: 128 px, a CPU; compact: 256 px, a CPU; small: 256 px; paper, paper-c (its architecture
-    C), hiad (layers 2 and 3): 256 px, 524, 939 and 265 M parameters, a GPU, lengths in epochs."""
+    method: MethodName = "realnet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetOptions:
+    """The detector."""
+
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = "tiny"
+    """tiny: 128 px, for a CPU; compact: 256 px, for a CPU; small: 256 px; paper, and of realnet
+    paper-c (the paper's architecture C) and hiad (layers 2 and 3): 256 px, for a GPU."""
+    size: PresetSize = None
+    """Pixels that images are squeezed to."""
+    seed: int = 0
+    """Seed of weights, batches and blending."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BasicOptions(PresetOptions, MethodOptions):
+    """How to train."""
+
+    num_steps: PresetInt = None
+    """Optimiser steps; raise it to train a finished detector further."""
+    false_reject_rate: float = 0.05
+    """Share of normal images that may be called anomalous; sets the threshold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions:
+    """What normal and blended images are looked at with."""
+
+    batch_size: PresetInt = None
+    """Images per step over all processes."""
     backbone: PresetStr = None
     """Name of a timm network: a ResNet, EfficientNet, MobileNet, ConvNeXt, ViT, ..."""
     backbone_weights: PresetStr = None
     """hub (downloaded once), random, bundled (resnet10t only), or a safetensors file."""
     backbone_layers: PresetLayers = None
-    """1 to 4 have strides 4 to 32; of a ViT these are blocks, by default as many as the preset's
+    """1 to 4 have strides 4 to 32. A ViT has blocks instead: by default as many as the preset has
     layers, evenly over its depth, such as 3 6 9 of twelve. AFS keeps as many channels of each as of
-    the preset's layer of that number, or of the nearest that it has."""
+    the preset's layer of that number, or of the nearest one."""
     backbone_mean: BackboneColour = None
-    """Red, green and blue from 0 to 1 that a weights file was trained with."""
+    """Mean red, green and blue, from 0 to 1, that a weights file was trained with."""
     backbone_std: BackboneColour = None
-    """As --backbone-mean."""
-    size: PresetSize = None
-    """Pixels that images are squeezed to."""
-    batch_size: PresetInt = None
-    """Images per step over all processes."""
+    """Standard deviations that belong to --backbone-mean."""
     foreground: Foreground = "auto"
     """Where anomalies may lie: auto finds the product, everything is the whole image."""
     official: bool = False
-    """Train as the authors' code where it gives other figures: empty masks stay as normal samples,
-    blended pixels are truncated, and the last step's weights stay as they are, not averaged, with
-    running normalisations that are nearly those of one batch."""
-    seed: int = 0
-    """Of weights, batches and blending."""
+    """Train as the authors' code does where that changes figures: empty masks stay as normal
+    samples, blended pixels are truncated, and the weights of the last step are kept as they are,
+    not averaged, with running normalisations that are nearly those of one batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoreOptions(BackboneOptions):
+    """Rarely needed."""
+
+    learning_rate: PresetFloat = None
+    """The optimiser's learning rate."""
+    patience: Patience = None
+    """Stop after this many of twenty checks without gain, and keep the best one. A tenth of the
+    images judges, with anomalies blended in, and is not trained on."""
+    precision: Precision = "auto"
+    """Arithmetic of training; auto takes the faster on this device. Scoring is fp32."""
+    workers: Workers = None
+    """Processes that prepare images; changes speed only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(BasicOptions, MoreOptions):
+    """How to train."""
+
+    @staticmethod
+    def of(*groups: PresetOptions | BackboneOptions) -> "TrainOptions":
+        """Join groups of options; those in none of them keep their defaults."""
+        known = {field.name for field in fields(TrainOptions)}
+        given = {name: value for group in groups for name, value in vars(group).items()}
+        return TrainOptions(**{name: given[name] for name in given if name in known})
 
     def layers(self, count: int) -> tuple[int, ...] | None:
         """Return the backbone's layers, or `count` blocks of a ViT; None leaves it to the preset.
@@ -84,37 +144,19 @@ class ChannelOptions:
         return spread_blocks(self.backbone, count)
 
     def check(self) -> None:
-        """Raise UserError for the first value out of range."""
-        require_positive(batch_size=self.batch_size)
-        require_not_negative(seed=self.seed)
+        """Raise UserError for the first value that is not allowed.
+
+        What a method's configuration holds is checked there.
+        """
+        method = METHODS.get(self.method)
+        if method is None:
+            raise UserError(f"--method: got {self.method}, allowed: {', '.join(METHODS)}")
+        if self.preset not in method.presets:
+            allowed = ", ".join(method.presets)
+            raise UserError(f"--preset: got {self.preset}, allowed for {self.method}: {allowed}")
+        require_positive(patience=self.patience)
+        require_not_negative(seed=self.seed, workers=self.workers)
         require_size(self.size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOptions(ChannelOptions):
-    """How to train."""
-
-    num_steps: PresetInt = None
-    """Optimiser steps; a finished detector trains on when this is raised."""
-    patience: Patience = None
-    """Stop early after so many of twenty checks without gain and keep the best one. A tenth of the
-    images is not trained on for that: they are the judges, with anomalies blended in."""
-    learning_rate: PresetFloat = None
-    """Of Adam."""
-    false_reject_rate: float = 0.05
-    """Share of normal images that may be called anomalous; sets the threshold."""
-    workers: Workers = None
-    """Processes that blend images; changes speed only."""
-    precision: Precision = "auto"
-    """Arithmetic of training; auto takes the faster on this device. Scoring is fp32."""
-
-    def check(self) -> None:
-        """Raise UserError for the first value out of range."""
-        super().check()
-        require_positive(
-            num_steps=self.num_steps, learning_rate=self.learning_rate, patience=self.patience
-        )
-        require_not_negative(workers=self.workers)
         if self.official and self.patience is not None:
             raise UserError("--patience: not used with --official, which keeps the last step")
         if not 0 < self.false_reject_rate < 1:
@@ -122,3 +164,19 @@ class TrainOptions(ChannelOptions):
                 f"--false-reject-rate: got {self.false_reject_rate}, must lie between 0 and 1; "
                 "0.05 rejects up to one normal image in twenty"
             )
+
+    def require_used(self, **others: bool) -> None:
+        """Raise UserError for the first option that is given and that the method has no use for.
+
+        others: whether options of the command itself are given. Arithmetic in fp32 is every
+        method's.
+        """
+        default = vars(TrainOptions())
+        chosen = {name: value != default[name] for name, value in vars(self).items()} | others
+        chosen["precision"] &= self.precision != "fp32"
+        method = METHODS[self.method]
+        for name in (name for name, is_given in chosen.items() if is_given):
+            if not method.uses(name):
+                raise UserError(
+                    f"{option_name(name)}: not used by --method {self.method}; leave it out"
+                )

@@ -137,7 +137,7 @@ def training(job: Job) -> tuple[float, int]:
     device = torch.device("cpu")
     bf16 = fastest_precision(device) == "bf16"
     (stage,) = model.stages()
-    optimizer = stage.make_optimizer()
+    optimizer = stage.optimizer(stage.trained(), lr=stage.lr)
     normal = smooth_images(job.batch_size, job.size_px)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         model.remember([*(normal * 255).byte().permute(0, 2, 3, 1).contiguous().numpy()])
@@ -148,7 +148,7 @@ def training(job: Job) -> tuple[float, int]:
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = torch.stack(list(stage.loss(batch).values())).sum()
+            loss = torch.stack(list(stage.loss(batch, torch.Generator()).values())).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.evaluation.best import Best, Moment, best_of
 from detect.evaluation.testset import open_test_set
-from detect.evaluation.watch import Watch, best_on_test
+from detect.evaluation.watch import WatchedTests, best_on_test
 from detect.training.data import BlendedDataset
-from detect.training.loop import train_detector
+from detect.training.loop import Feed, train_stages
 from detect.training.stopping import Checks, synthetic_test
 from synth.base.device import make_accelerator
 from synth.base.errors import UserError
@@ -37,8 +38,9 @@ QUICK = (*QUICK, "--batch-size", 2, "--precision", "fp32", "--source", "noise")
 class Shade(Detector):
     """Maps of a normalisation, a convolution and a frozen weight: all that scoring may disturb."""
 
-    def __init__(self) -> None:
+    def __init__(self, average: bool) -> None:
         super().__init__()
+        self.average = average
         self.frozen = nn.Parameter(torch.ones(()), requires_grad=False)
         self.norm = nn.BatchNorm2d(3)
         self.conv = nn.Conv2d(3, 1, 3, padding=1)
@@ -49,12 +51,12 @@ class Shade(Detector):
         maps = self.frozen * self.conv(self.norm(images))[:, 0]
         return Scores(maps.amax((1, 2)), maps)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         return {"error": (self(batch.image).maps - batch.mask.float()).square().mean()}
 
     def stages(self) -> list[Stage]:
-        learnt = (*self.norm.parameters(), *self.conv.parameters())
-        return [Stage(name="s", parameters=learnt, num_steps=8, loss=self.losses, lr=1e-2)]
+        stage = Stage(name="s", num_steps=8, loss=self.losses, lr=1e-2, average=self.average)
+        return [replace(stage, modules=(self.norm, self.conv))]
 
 
 @pytest.fixture(scope="module")
@@ -78,17 +80,15 @@ def run(monkeypatch, capsys):
 
 
 def train(folder, tests=(), average=True, patience=None):
-    detector = Shade()
-    watch = Watch(folder, tests, SIZE, no_bars) if tests else None
-    train_detector(
-        make_accelerator("fp32"),
+    detector = Shade(average)
+    watch = WatchedTests(folder, tests, SIZE, no_bars) if tests else None
+    dataset = BlendedDataset(NORMALS, EVERYTHING, draw_noise, seed=0)
+    train_stages(
+        Feed(make_accelerator("fp32"), dataset, 4),
         detector,
-        BlendedDataset(NORMALS, EVERYTHING, draw_noise, seed=0),
-        batch_size=4,
-        folder=folder,
+        folder,
         checks=None if patience is None else Checks(folder, JUDGES, patience),
         watch=watch,
-        average=average,
     )
     return detector, watch
 
@@ -140,22 +140,22 @@ def test_figures_are_scikit_learns_of_the_weights_that_would_be_kept(tests, tmp_
 
 def test_interrupted_it_measures_the_same(tests, tmp_path, monkeypatch):
     _, whole = train(tmp_path / "whole", tests)
-    kept = Watch.measure
+    kept = WatchedTests.measure
 
     def stop(watch, scorer, step):
         if step == 3:
             raise KeyboardInterrupt
         return kept(watch, scorer, step)
 
-    monkeypatch.setattr(Watch, "measure", stop)
+    monkeypatch.setattr(WatchedTests, "measure", stop)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken", tests)
-    monkeypatch.setattr(Watch, "measure", kept)
+    monkeypatch.setattr(WatchedTests, "measure", kept)
     _, again = train(tmp_path / "broken", tests)
     assert again.rows == whole.rows
     files = [tmp_path / name / "watch_test.json" for name in ("whole", "broken")]
     assert files[0].read_bytes() == files[1].read_bytes()
-    monkeypatch.setattr(Watch, "measure", None)  # nothing is measured twice
+    monkeypatch.setattr(WatchedTests, "measure", None)  # nothing is measured twice
     finished, _ = train(tmp_path / "broken", tests)
     assert same_state(finished, train(tmp_path / "plain")[0])
 
@@ -259,7 +259,7 @@ def test_without_both_labels_it_is_refused_before_anything_is_made(run, tmp_path
 def test_a_damaged_file_is_told_in_one_line(tests, tmp_path, written):
     (tmp_path / "watch_test.json").write_text(json.dumps(written))
     with pytest.raises(UserError, match=r"watch_test\.json: damaged .*; delete this file"):
-        Watch(tmp_path, tests, SIZE, no_bars)
+        WatchedTests(tmp_path, tests, SIZE, no_bars)
 
 
 # Arithmetic

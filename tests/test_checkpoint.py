@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -158,7 +159,8 @@ def test_too_little_memory_is_no_damage(saved, monkeypatch):
     def full(config, state):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
 
-    monkeypatch.setitem(METHODS, "realnet", full)
+    recipe = replace(METHODS["realnet"].recipe(), restore=full)
+    monkeypatch.setitem(METHODS, "realnet", replace(METHODS["realnet"], recipe=lambda: recipe))
     with pytest.raises(RuntimeError, match="can't allocate"):
         load_detector(saved[0], CPU)
 

@@ -351,7 +351,7 @@ def test_a_loss_without_a_number_stops_and_the_last_good_state_stays(
     before = [weights.read_bytes(), state.read_bytes()]
     compute, steps = RealNet.losses, []
 
-    def losses(self, batch):
+    def losses(self, batch, generator):
         steps.append(1)
         factor = float("nan") if len(steps) == 2 else 1.0
         return {name: factor * term for name, term in compute(self, batch).items()}
@@ -372,7 +372,7 @@ def test_too_little_memory_names_what_to_lower(run, product, tmp_path, monkeypat
     def full(*args, **kwargs):
         raise MemoryError if error is None else torch.OutOfMemoryError(error)
 
-    monkeypatch.setattr("detect.methods.realnet.run.train_detector", full)
+    monkeypatch.setattr("detect.training.run.train_stages", full)
     line = run.refused(*train_words(product, tmp_path / "out"))
     assert line == (
         "detect: out of memory; lower --batch-size or --size, or give a smaller --preset"

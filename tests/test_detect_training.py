@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.training.data import BlendedDataset, batches
-from detect.training.loop import NUM_NORM_BATCHES, settle_batch_norms, train_detector
+from detect.training.loop import NUM_NORM_BATCHES, Feed, settle_batch_norms, train_stages
 from synth.base.errors import UserError
 from synth.data.foreground import EVERYTHING
 
@@ -34,20 +34,21 @@ class TwoStages(Detector):
         maps = self.conv(images)[:, 0] + self.offset
         return Scores(maps.amax((1, 2)), maps)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        self.modes.append(self.training)
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        self.modes.append(self.conv.training)
         error = self(batch.image).maps - batch.mask.float()
         return {"error": self.scale * error.square().mean(), "zero": error.sum() * 0}
 
     def stages(self) -> list[Stage]:
         conv = Stage(
             name="conv",
-            parameters=tuple(self.conv.parameters()),
+            modules=(self.conv,),
             num_steps=self.num_steps,
             loss=self.losses,
             lr=1e-2,
         )
-        return [conv, replace(conv, name="offset", parameters=(self.offset,), num_steps=3)]
+        offset = replace(conv, name="offset", modules=(), parameters=(self.offset,), num_steps=3)
+        return [conv, offset]
 
 
 def dataset():
@@ -55,9 +56,8 @@ def dataset():
 
 
 def train(detector, folder, **kwargs):
-    train_detector(
-        Accelerator(cpu=True), detector, dataset(), batch_size=4, folder=folder, **kwargs
-    )
+    feed = Feed(Accelerator(cpu=True), dataset(), 4, kwargs.pop("num_workers", 0))
+    train_stages(feed, detector, folder, **kwargs)
     return detector
 
 
@@ -69,20 +69,20 @@ def test_steps_are_those_of_a_plain_loop(tmp_path):
     trained = train(TwoStages(), tmp_path)
     plain = TwoStages()
     for stage, count in zip(plain.stages(), (5, 3), strict=True):
-        optimizer = torch.optim.Adam(stage.parameters, lr=1e-2)
-        means = [torch.zeros_like(parameter) for parameter in stage.parameters]
+        optimizer = torch.optim.Adam(stage.trained(), lr=1e-2)
+        means = [torch.zeros_like(parameter) for parameter in stage.trained()]
         for n, batch in enumerate(batches(dataset(), 4, 0, count, CPU)):
             plain.zero_grad()
-            plain.losses(batch)["error"].backward()
+            plain.losses(batch, torch.Generator())["error"].backward()
             optimizer.step()
             decay = (1 + n) / (10 + n) if n else 0.0
-            for mean, parameter in zip(means, stage.parameters, strict=True):
+            for mean, parameter in zip(means, stage.trained(), strict=True):
                 mean.copy_(decay * mean + (1 - decay) * parameter.detach())
-        for mean, parameter in zip(means, stage.parameters, strict=True):
+        for mean, parameter in zip(means, stage.trained(), strict=True):
             parameter.data.copy_(mean)  # the next stage builds on the averaged weights
     for one, other in zip(trained.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
-    assert trained.modes == [True] * 8
+    assert trained.modes == [True] * 5 + [False] * 3
     assert not trained.training
     rows = trace(tmp_path, "conv")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
@@ -140,7 +140,8 @@ class Normalised(Detector):
 
 def test_batch_norms_settle_on_the_mean_over_training_batches():
     detector = Normalised()
-    settle_batch_norms(Accelerator(cpu=True), detector, dataset(), 4)
+    detector.train()
+    settle_batch_norms(Feed(Accelerator(cpu=True), dataset(), 4), detector)
     seen = [batch.image for batch in batches(dataset(), 4, 0, NUM_NORM_BATCHES, CPU)]
     mean = torch.stack([images.mean((0, 2, 3)) for images in seen]).mean(0)
     var = torch.stack([images.var((0, 2, 3)) for images in seen]).mean(0)

@@ -152,7 +152,7 @@ def test_refusals_come_before_anything_is_fetched_or_made(run, tmp_path, monkeyp
     def fetched(config):
         raise AssertionError("a backbone is asked for")
 
-    monkeypatch.setattr("detect.methods.realnet.run.build_backbone", fetched)
+    monkeypatch.setattr("detect.training.material.build_backbone", fetched)
     for name in ("a", "b"):
         for number in range(4):
             write_png(tmp_path / "loose" / name / f"{number}.png", normal_image(number))

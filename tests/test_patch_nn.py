@@ -11,13 +11,13 @@ from sklearn.neighbors import NearestNeighbors
 
 from detect.calibration import calibrate
 from detect.checkpoint import load_detector, save_detector
-from detect.methods.patch_nn import bank as bank_module
-from detect.methods.patch_nn import model as model_module
-from detect.methods.patch_nn.bank import build_bank, coreset
-from detect.methods.patch_nn.model import (
+from detect.methods import patch_nn
+from detect.methods.patch_nn import (
     PatchNN,
     PatchNNConfig,
     blurred,
+    build_bank,
+    coreset,
     nearest_distances,
     patches,
 )
@@ -46,7 +46,7 @@ def unit(images):
 
 @pytest.mark.parametrize("chunk", [1, 500, 1 << 24])
 def test_distances_equal_scikit_learn(monkeypatch, chunk):
-    monkeypatch.setattr(model_module, "CHUNK", chunk)
+    monkeypatch.setattr(patch_nn, "CHUNK", chunk)
     rng = np.random.default_rng(0)
     bank = rng.normal(3, 1, (57, 24)).astype(np.float32)
     queries = np.concatenate([rng.normal(3, 1.2, (101, 24)).astype(np.float32), bank[:7]])
@@ -98,7 +98,7 @@ def test_random_bank_holds_different_patches_whatever_the_batches(backbone, monk
     places = torch.cdist(bank, cells).argmin(1)
     assert torch.allclose(cells[places], bank, atol=1e-5)
     assert len(set(places.tolist())) == len(bank) == 20
-    monkeypatch.setattr(bank_module, "BATCH_SIZE", 2)
+    monkeypatch.setattr(patch_nn, "BATCH_SIZE", 2)
     assert torch.allclose(build_bank(backbone, IMAGES, CONFIG, CPU), bank, atol=1e-5)
     other = build_bank(backbone, IMAGES, replace(CONFIG, seed=1), CPU)
     assert not torch.allclose(other, bank)

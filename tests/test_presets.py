@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +13,10 @@ from products import normal_image, write_product
 
 from detect.checkpoint import load_detector
 from detect.detector import Batch
-from detect.methods.patch_nn.run import patch_nn_config
-from detect.methods.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
+from detect.methods import METHODS
+from detect.methods.realnet import PAPER, TINY, RealNet, RealNetConfig, select_channels
 from detect.methods.realnet.blocks import aligned, joined
 from detect.methods.realnet.config import HIAD, PAPER_C
-from detect.methods.realnet.run import realnet_config
 from detect.options import TrainOptions
 from detect.training.data import BlendedDataset
 from detect.training.sources import Anomaly
@@ -70,8 +69,15 @@ def test_large_presets_have_the_published_sizes(preset: RealNetConfig, reconstru
     assert (preset.learning_rate, preset.batch_size) == (1e-4, 16)
 
 
-def test_the_command_offers_the_presets_that_there_are() -> None:
-    assert get_args(get_type_hints(TrainOptions)["preset"]) == tuple(PRESETS)
+def realnet_config(options: TrainOptions) -> RealNetConfig:
+    return METHODS["realnet"].recipe().configure(options)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_names_the_presets_that_there_are(name: str) -> None:
+    assert METHODS[name].presets == tuple(METHODS[name].recipe().presets)
+    with pytest.raises(UserError, match=f"--preset: got huge, allowed for {name}: tiny, compact"):
+        METHODS[name].recipe().configure(TrainOptions(method=name, preset="huge"))
 
 
 def test_epochs_become_steps_once_the_images_are_known() -> None:
@@ -228,7 +234,8 @@ def test_blocks_of_a_vit_are_spread_over_its_depth(name: str, preset: Any, layer
     chosen = TrainOptions(backbone=name, preset=preset, backbone_layers=(1, 2))
     assert realnet_config(chosen).backbone.layers == (1, 2)
     if name == "vit_tiny_patch16_224":
-        assert patch_nn_config(options, "random").backbone.layers == (4, 8)
+        own = replace(options, preset="tiny")
+        assert METHODS["patch-nn"].recipe().configure(own).backbone.layers == (4, 8)
         assert config == realnet_config(replace(options, backbone_layers=layers))
 
 
@@ -299,6 +306,6 @@ def test_the_official_way_leaves_the_last_step_as_it_is(monkeypatch, capsys, tmp
     state = load_file(tmp_path / "out/realnet/state.safetensors")
     model = load_file(tmp_path / "out/model.safetensors")
     last = {name.removeprefix("model."): v for name, v in state.items() if name[:6] == "model."}
-    assert last.keys() == model.keys()
-    assert all(torch.equal(last[name], model[name]) for name in model)
+    assert last.keys() == {n for n in model if not n.startswith(("backbone.", "afs."))}
+    assert all(torch.equal(last[name], model[name]) for name in last)
     assert int(model["rrs.norm.num_batches_tracked"]) == 3

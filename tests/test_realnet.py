@@ -17,7 +17,7 @@ from detect.methods.realnet.cache import CACHE_BYTES, FeatureCache, filled_cache
 from detect.methods.realnet.separable import SeparableUNet
 from detect.packing import packed
 from detect.training.data import BlendedDataset, to_chw, to_unit
-from detect.training.loop import train_detector
+from detect.training.loop import Feed, train_stages
 from detect.training.sources import Part, open_source
 from synth.base.backbones import BackboneConfig, build_backbone
 from synth.base.device import make_accelerator
@@ -77,10 +77,12 @@ def test_features_of_any_size_are_brought_to_a_resnets_by_exact_powers_of_two() 
 
 def train(model: RealNet, stage: Stage, batches: list[Batch], num_steps: int) -> list[float]:
     model.train()
-    optimizer = stage.make_optimizer()
+    optimizer = stage.optimizer(stage.trained(), lr=stage.lr)
     losses = []
     for step in range(num_steps):
-        loss = torch.stack(list(stage.loss(batches[step % len(batches)]).values())).sum()
+        loss = torch.stack(
+            list(stage.loss(batches[step % len(batches)], torch.Generator()).values())
+        ).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -131,8 +133,8 @@ def test_the_stage_trains_everything_but_the_backbone() -> None:
     model = make_model()
     (stage,) = model.stages()
     owned = [*model.reconstruction.parameters(), *model.head.parameters()]
-    assert {id(p) for p in stage.parameters} == {id(p) for p in owned}
-    optimizer = stage.make_optimizer()
+    assert {id(p) for p in stage.trained()} == {id(p) for p in owned}
+    optimizer = stage.optimizer(stage.trained(), lr=stage.lr)
     assert (optimizer.defaults["lr"], stage.num_steps) == (3e-3, 20)
     digest = model.backbone.digest
     train(model, stage, [make_batch()], 2)
@@ -254,7 +256,7 @@ def test_the_paper_preset_has_the_papers_size() -> None:
         backbone = build_backbone(replace(PAPER.backbone, weights="random"))
         model = RealNet(PAPER, backbone, [torch.arange(m) for m in PAPER.num_selected])
     assert sum(p.numel() for p in backbone.parameters()) == 66_834_240
-    assert sum(p.numel() for p in model.stages()[0].parameters) == 518_236_160 + 5_872_662
+    assert sum(p.numel() for p in model.stages()[0].trained()) == 518_236_160 + 5_872_662
 
 
 @pytest.mark.parametrize(("name", "millions"), [("tiny", (1, 3)), ("small", (5, 10))])
@@ -263,7 +265,7 @@ def test_small_presets_are_small(name: str, millions: tuple[int, int]) -> None:
     with torch.device("meta"):
         backbone = build_backbone(replace(config.backbone, weights="random"))
         model = RealNet(config, backbone, [torch.arange(m) for m in config.num_selected])
-    size = sum(p.numel() for p in model.stages()[0].parameters) / 1e6
+    size = sum(p.numel() for p in model.stages()[0].trained()) / 1e6
     assert millions[0] < size < millions[1]
 
 
@@ -274,7 +276,7 @@ def test_fields_are_checked() -> None:
         replace(TINY, num_max=161)
     with pytest.raises(UserError, match="every count times the factor"):
         replace(TINY, width_factor=0.001)
-    with pytest.raises(UserError, match="num_steps: got 0, must be greater than 0"):
+    with pytest.raises(UserError, match="--num-steps: got 0, must be greater than 0"):
         replace(TINY, num_steps=0)
     data = TINY.to_json()
     data["selected"] = data.pop("num_selected")
@@ -371,7 +373,7 @@ def test_a_training_that_goes_on_has_the_features_that_it_had(tmp_path: Path) ->
     noise = open_source([Part("noise")]).load((64, 64), False, no_bars)
     dataset = BlendedDataset(normals.astype(np.uint8), EVERYTHING, noise, seed=1)
     backbone = BackboneConfig(name="resnet18", layers=(1, 2, 3), weights="random")
-    config = replace(TINY, image_size=(64, 64), backbone=backbone, batch_size=4)
+    config = replace(TINY, image_size=(64, 64), backbone=backbone, batch_size=4, official=True)
 
     def trained(folder: Path, *lengths: int) -> dict[str, torch.Tensor]:
         for num_steps in lengths:
@@ -379,8 +381,7 @@ def test_a_training_that_goes_on_has_the_features_that_it_had(tmp_path: Path) ->
             indices = [torch.arange(m) for m in config.num_selected]
             model = RealNet(replace(config, num_steps=num_steps), backbone, indices)
             model.remember(list(normals))
-            accelerator = make_accelerator("fp32")
-            train_detector(accelerator, model, dataset, batch_size=4, folder=folder, average=False)
+            train_stages(Feed(make_accelerator("fp32"), dataset, 4), model, folder)
         return model.state_dict()
 
     whole, parts = trained(tmp_path / "whole", 4), trained(tmp_path / "parts", 2, 4)

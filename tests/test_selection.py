@@ -13,17 +13,16 @@ from accelerate import Accelerator
 from commands import Command
 from products import normal_image, write_product, write_sources
 
-import detect.methods.realnet.selection as selection
-from detect.methods.realnet import TINY, select_channels
+from detect.methods.realnet import TINY, afs, afs_files, select_channels
 from detect.methods.realnet.afs import AFSResult
 from detect.methods.realnet.channels import LayerScores, by_layer, empty_score
-from detect.methods.realnet.run import choose_channels
-from detect.methods.realnet.selection import whole_layers
+from detect.methods.realnet.recipe import Shares, chosen_channels, whole_layers
 from detect.options import TrainOptions
 from detect.training.data import BlendedDataset, batches
+from detect.training.material import Material, Product, prepare
 from detect.training.sources import Part, open_source
 from synth.base import cache
-from synth.base.backbones import DEFAULT_BACKBONE, build_backbone
+from synth.base.device import make_accelerator
 from synth.base.errors import DataWarning, UserError
 from synth.base.progress import no_bars
 from synth.base.run_folder import agreed
@@ -55,13 +54,13 @@ def kept(monkeypatch, tmp_path) -> Path:
 def scored(monkeypatch) -> list[int]:
     """The sizes of the batches that were scored."""
     seen = list[int]()
-    compute = selection.batch_losses
+    compute = afs.batch_losses
 
     def counted(features, batch):
         seen.append(len(batch.image))
         return compute(features, batch)
 
-    monkeypatch.setattr(selection, "batch_losses", counted)
+    monkeypatch.setattr(afs, "batch_losses", counted)
     return seen
 
 
@@ -74,6 +73,13 @@ def words(command, product, out, *more):
         *("--backbone", "resnet10t", "--backbone-weights", "bundled"),
         *(more or ("--source", "noise")),
     )
+
+
+def material_of(normals, source, options) -> Material:
+    products = [Product(normals, source)]
+    prepared = prepare(products, options)
+    accelerator = make_accelerator("fp32")
+    return Material(accelerator=accelerator, products=products, prepared=prepared, bars=no_bars)
 
 
 def rows(out: Path) -> list[dict[str, str]]:
@@ -130,7 +136,8 @@ def test_scores_of_anything_else_are_not_taken(product, kept, scored, tmp_path):
     def choose(**more):
         options = TrainOptions(**{**OPTIONS, **more})
         normals = load_normals(open_category("folder", product), options.size, no_bars)
-        choose_channels(normals, open_source([Part("sia", sia)]), options, no_bars)
+        material = material_of(normals, open_source([Part("sia", sia)]), options)
+        chosen_channels(material.prepared.config, material)
 
     choose()
     for number, (name, change) in enumerate(CHANGES.items(), start=2):
@@ -149,13 +156,13 @@ def test_scores_of_anything_else_are_not_taken(product, kept, scored, tmp_path):
 )
 def test_a_damaged_entry_is_told_of(tmp_path, content):
     path = tmp_path / "entry.json"
-    assert selection.read_scores(path, (2,)) is None
-    selection.keep_scores(path, (torch.tensor([0.1, torch.inf]),))
-    (scores,) = selection.read_scores(path, (2,)) or ()
+    assert afs_files.read_scores(path, (2,)) is None
+    afs_files.keep_scores(path, (torch.tensor([0.1, torch.inf]),))
+    (scores,) = afs_files.read_scores(path, (2,)) or ()
     assert torch.equal(scores, torch.tensor([0.1, torch.inf]))
     path.write_text(content)
     with pytest.warns(DataWarning, match=r"entry\.json: damaged; the channels are scored again"):
-        assert selection.read_scores(path, (2,)) is None
+        assert afs_files.read_scores(path, (2,)) is None
 
 
 def test_damaged_scores_are_computed_again(run, product, kept, scored, tmp_path):
@@ -173,17 +180,22 @@ def test_damaged_scores_are_computed_again(run, product, kept, scored, tmp_path)
 def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.warns(DataWarning, match="AFS's scores are not kept: .*file"):
-        selection.keep_scores(tmp_path / "file/afs/entry.json", (torch.zeros(2),))
+        afs_files.keep_scores(tmp_path / "file/afs/entry.json", (torch.zeros(2),))
 
 
 def test_shares_make_up_the_scores_of_one_process(product, monkeypatch):
     """Two processes in turn, the second adding what the first has: as their all-reduce does."""
-    images = np.stack([normal_image(n) for n in range(4)])
-    source = open_source([Part("noise")]).load((32, 32), True, no_bars)
-    blended = BlendedDataset(images, EVERYTHING, source, seed=0, anomalous_share=1.0)
-    config = replace(TINY, image_size=(32, 32), batch_size=3, num_afs_batches=5)
-    backbone = build_backbone(DEFAULT_BACKBONE)
-    one = selection.shared_scores(Accelerator(cpu=True), backbone, config, blended, no_bars)
+    normals = load_normals(open_category("folder", product), (32, 32), no_bars)
+    options = TrainOptions(**{**OPTIONS, "batch_size": 3})
+    material = material_of(normals, open_source([Part("noise")]), options)
+    config = replace(material.prepared.config, num_afs_batches=5)
+
+    def scores():
+        shares = Shares(config, material)
+        numbers = config.num_selected
+        return select_channels(material.backbone, shares.batches(), numbers, shares.joined).scores
+
+    one = scores()
 
     parts = []
     monkeypatch.setattr(Accelerator, "num_processes", 2)
@@ -195,7 +207,7 @@ def test_shares_make_up_the_scores_of_one_process(product, monkeypatch):
             return sum(parts[1:], parts[0])
 
         monkeypatch.setattr(Accelerator, "reduce", reduce)
-        both = selection.shared_scores(Accelerator(cpu=True), backbone, config, blended, no_bars)
+        both = scores()
     assert [int((part != 0).any(1).sum()) for part in parts] == [3, 2]
     assert all(torch.equal(a, b) for a, b in zip(one, both, strict=True))
 
@@ -289,7 +301,7 @@ def test_the_size_of_features_is_measured_on_the_normal_images(product, kept, tm
     def exponents(std: float, **more) -> tuple[int, ...]:
         options = {**OPTIONS, "backbone_weights": "random", "backbone_mean": (0, 0, 0), **more}
         chosen = TrainOptions(**options, backbone_std=(std, std, std))
-        return choose_channels(normals, source, chosen, no_bars).config.feature_exponents
+        return material_of(normals, source, chosen).prepared.config.feature_exponents
 
     near, far = exponents(1 / 64), exponents(1 / 1024)
     assert [b - a for a, b in zip(near, far, strict=True)] == [4, 4, 4]

@@ -1,6 +1,7 @@
 """Early stopping: what is checked, when it ends, and that it changes nothing else."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.scoring import detector_scorer
 from detect.training.data import BlendedDataset
-from detect.training.loop import train_detector
+from detect.training.loop import Feed, train_stages
 from detect.training.stopping import Check, Checks, measure, synthetic_test, without_judges
 from synth.base.errors import UserError
 from synth.data.catalog import Category, Record
@@ -38,19 +39,18 @@ class Bias(Detector):
         maps = self.factor * self.norm(images)[:, 0]
         return Scores(maps.amax((1, 2)), maps)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         return {"error": (self(batch.image).maps - batch.mask.float()).square().mean()}
 
     def stages(self) -> list[Stage]:
-        return [Stage(name="s", parameters=(self.factor,), num_steps=40, loss=self.losses, lr=1e-2)]
+        stage = Stage(name="s", num_steps=40, loss=self.losses, lr=1e-2)
+        return [replace(stage, modules=(self.norm,), parameters=(self.factor,))]
 
 
 def train(folder, checks=None, detector=None):
     detector = detector or Bias()
     dataset = BlendedDataset(NORMALS, EVERYTHING, draw_noise, seed=0)
-    train_detector(
-        Accelerator(cpu=True), detector, dataset, batch_size=4, folder=folder, checks=checks
-    )
+    train_stages(Feed(Accelerator(cpu=True), dataset, 4), detector, folder, checks=checks)
     return detector
 
 

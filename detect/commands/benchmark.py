@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from detect.options import Seeds, TrainOptions
+from detect.options import BasicOptions, MoreOptions, SeedList, TrainOptions
 from synth.base.command import progress_bar, say, warn
 from synth.base.errors import UserError
 from synth.base.options import Folder, OptionalFolder, require_output
@@ -25,7 +25,8 @@ Categories = Annotated[tuple[str, ...], tyro.conf.arg(metavar="all|STR [STR ...]
 
 
 def benchmark(
-    training: TrainOptions,
+    training: BasicOptions,
+    more: MoreOptions,
     *,
     out: Folder,
     methods: Methods = (),
@@ -33,7 +34,7 @@ def benchmark(
     dataset: DATASET_NAMES = "folder",
     root: OptionalFolder = None,
     categories: Categories = ("all",),
-    seeds: Seeds = (0, 1, 2),
+    seeds: SeedList = (0, 1, 2),
     dry_run: bool = False,
 ) -> None:
     """Train methods on anomaly sources, by category and seed, and compare them in one table.
@@ -45,6 +46,7 @@ def benchmark(
 
     Args:
         training: How to train; not used: --seed, and --preset for a METHOD that names its own.
+        more: Rarely needed.
         out: The benchmark.
         methods: Methods to train, each with a preset if you like: realnet:small.
         sources: Where the pixels of anomalies come from, each [NAME=]SOURCE: an SIA folder that
@@ -62,10 +64,11 @@ def benchmark(
     from detect.grid.preview import preview
     from synth.data.catalog import choose_categories, open_category
 
-    check_options(training, seeds)
+    options = TrainOptions.of(training, more)
+    check_options(options, seeds)
     if methods and training.method != TrainOptions().method:
         raise UserError(f"--method: got {training.method}, not used with --methods; leave it out")
-    entries = make_entries(methods or (training.method,), sources, training)
+    entries = make_entries(methods or (training.method,), sources, options)
     names = choose_categories(dataset, root, () if categories == ("all",) else categories)
     opened = [open_category(dataset, root, name, progress_bar, out) for name in names]
     plan = make_plan(opened, entries, seeds, out)

@@ -8,6 +8,7 @@ from typing import Any
 from detect.checkpoint import TrainedDetector
 from detect.evaluation.report_data import COLUMNS, Comparison
 from detect.evaluation.text import number, percent
+from detect.methods import METHODS
 from synth.data.catalog import Category
 from synth.diffusion.strength import Strength
 
@@ -18,13 +19,12 @@ SOURCE_NAMES = {
     "cutpaste": "CutPaste",
     "mixture": "a mixture",
 }
-METHOD_NAMES = {"realnet": "RealNet", "patch-nn": "patch nearest neighbour"}
 
 
 def detector_name(trained: TrainedDetector) -> str:
     """How a detector is called in tables."""
     method, source = trained.config["method"], trained.config["source"]["kind"]
-    name = METHOD_NAMES[method]
+    name = METHODS[method].title
     return name if source == "none" else f"{name} on {SOURCE_NAMES[source]}"
 
 
@@ -56,14 +56,12 @@ def protocol(
 def detector_facts(trained: TrainedDetector) -> str:
     """How large it is and what was done to it."""
     detector = trained.config["detector"]
-    if trained.config["method"] == "patch-nn":
-        num, channels = trained.detector.get_buffer("bank").shape
-        return f"{num:,} patches of {channels} channels ({detector['choice']}), nothing trained"
-    num_trained = sum(p.numel() for p in trained.detector.parameters() if p.requires_grad)
+    if not trained.num_steps:
+        return trained.detector.facts
     weights = weights_facts(detector.get("official", False), trained.config.get("patience"))
     return (
-        f"{num_trained / 1e6:.1f} M trained parameters; {trained.num_steps} steps of "
-        f"{detector['batch_size']} images, {weights}"
+        f"{trained.detector.facts}; {trained.num_steps} steps of {detector['batch_size']} images, "
+        f"{weights}"
     )
 
 

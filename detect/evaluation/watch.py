@@ -19,7 +19,7 @@ from synth.data.catalog import Category
 WATCH_FILE = "watch_test.json"
 
 
-class Watch:
+class WatchedTests:
     """The test sets of a training, their images in memory, and what was measured on them so far.
 
     Raises UserError for a damaged file, and for one that is of other test images.
@@ -58,6 +58,11 @@ class Watch:
             tuple(image.auroc for image, _ in found),
             tuple(None if pixel is None else pixel.auroc for _, pixel in found),
         )
+
+    def forget(self) -> None:
+        """Drop all rows, of a training that is done again."""
+        self.rows.clear()
+        (self.folder / WATCH_FILE).unlink(missing_ok=True)
 
     def add(self, row: Moment, *, write: bool = True) -> None:
         """Keep a row."""

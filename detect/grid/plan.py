@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 from detect.checkpoint import CONFIG_FILE
 from detect.evaluation.testset import listing_digest, require_both_labels
-from detect.grid.methods import METHODS
 from detect.grid.result import Result, read_result, safe_name, training_folder
-from detect.methods.realnet.config import PRESETS
+from detect.methods import METHODS
 from detect.options import TrainOptions
 from detect.training.source_words import parse_named
 from detect.training.sources import OpenSource, Part, open_source
@@ -86,8 +85,7 @@ class Plan:
 
 
 def check_options(options: TrainOptions, seeds: Sequence[int]) -> None:
-    """Raise UserError for options out of range and for missing, negative or repeated seeds."""
-    options.check()
+    """Raise UserError for missing, negative or repeated seeds; `make_entries` checks the rest."""
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds: got {seeds}; give one or more different ones, 0 or more each")
     if options.seed != TrainOptions().seed:
@@ -110,7 +108,7 @@ def make_entries(
         raise UserError(f"--methods: got {' '.join(methods)}; give one or more different ones")
     chosen = {word: chosen_method(word, options) for word in methods}
     named = parse_named(sources)
-    users = [word for word, (method, _) in chosen.items() if METHODS[method].takes_source]
+    users = [word for word, (method, _) in chosen.items() if METHODS[method].needs_anomalies]
     if users and not named:
         raise UserError(
             f"--sources: none given, but {users[0]} trains on anomalies; give the SIA folder that "
@@ -134,9 +132,12 @@ def chosen_method(word: str, options: TrainOptions) -> tuple[str, TrainOptions]:
     method, _, preset = word.partition(":")
     if method not in METHODS:
         raise UserError(f"--methods: no {method!r}; allowed: {', '.join(METHODS)}")
-    if preset and preset not in PRESETS:
-        raise UserError(f"--methods: no preset {preset!r}; allowed: {', '.join(PRESETS)}")
-    return method, replace(options, preset=preset) if preset else options
+    presets = METHODS[method].presets
+    if preset and preset not in presets:
+        raise UserError(f"--methods: no preset {preset!r}; allowed: {', '.join(presets)}")
+    chosen = replace(options, method=method, preset=preset or options.preset)
+    chosen.check()
+    return method, chosen
 
 
 # The trainings
@@ -222,7 +223,7 @@ def changed_options(options: TrainOptions) -> Json:
     return {
         name: value
         for name, value in asdict(options).items()
-        if name != "workers" and value != default[name]
+        if name not in ("workers", "method") and value != default[name]
     }
 
 
@@ -267,7 +268,7 @@ def same_detector(
     newer field with its default value makes no difference. Raises UserError where the entry was
     begun as another detector, for example because a preset has changed.
     """
-    config = METHODS[entry.method].config(entry.options)
+    config = METHODS[entry.method].recipe().configure(entry.options)
     wanted = {"method": entry.method, **without_seeds(config.to_json())}
     folder = out / safe_name(entry.name)
     if recorded is None or not any(folder.rglob("*.safetensors")):

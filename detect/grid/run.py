@@ -17,10 +17,12 @@ import torch
 from detect.checkpoint import load_detector
 from detect.evaluation.measure import evaluate
 from detect.evaluation.testset import TestSet, open_test_set
-from detect.grid.methods import METHODS
 from detect.grid.plan import Plan, Trial
 from detect.grid.result import Cost, Result, write_result
+from detect.methods import METHODS
 from detect.scoring import Scored, Scorer, detector_scorer, image_batches
+from detect.training.material import Product
+from detect.training.run import train_detector
 from detect.training.sources import ImagePool
 from synth.base.device import default_device
 from synth.base.locks import sole_user
@@ -88,13 +90,14 @@ def run_grid(plan: Plan, bars: Bars) -> list[Result]:
 
 def run_trial(trial: Trial, data: CategoryData, bars: Bars) -> Result | None:
     """Train, measure and write results.json; None on all processes but the first."""
-    method, device = METHODS[trial.entry.method], default_device()
-    normals = data.normals(method.config(trial.options).image_size)
+    recipe, device = METHODS[trial.entry.method].recipe(), default_device()
+    normals = data.normals(recipe.configure(trial.options).image_size)
     if trial.source.parts:  # the trainings share its images: they are no cost of the first
         trial.source.load(normals.size, all_grey(normals.fit), bars)
     resumed, started = trial.state == "begun", time.perf_counter()
     with AddedMemory(device) as added:
-        if method.train(normals, trial.source, trial.options, trial.folder, bars) is None:
+        product = Product(normals, trial.source)
+        if train_detector([product], trial.options, trial.folder, bars) is None:
             return None
     seconds = None if resumed else time.perf_counter() - started
     trained = load_detector(trial.folder, device)

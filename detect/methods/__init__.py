@@ -1,1 +1,55 @@
-"""The detectors, each beside its paper."""
+"""The methods that can be trained, by name: the only place that lists them.
+
+A method is one file or folder here, and one row. Rows import nothing until their recipe is asked
+for, so that `--help` comes at once.
+"""
+
+from typing import Any
+
+from detect.method import ANOMALIES, LEARNING, Method, Recipe
+
+
+def load_realnet() -> Recipe[Any]:
+    """AFS, reconstruction, RRS, segmentation."""
+    from detect.methods.realnet.recipe import RECIPE
+
+    return RECIPE
+
+
+def load_patch_nn() -> Recipe[Any]:
+    """A bank of random patches."""
+    from detect.methods.patch_nn import RANDOM
+
+    return RANDOM
+
+
+def load_patch_nn_coreset() -> Recipe[Any]:
+    """A bank of patches that cover all others."""
+    from detect.methods.patch_nn import CORESET
+
+    return CORESET
+
+
+METHODS: dict[str, Method] = {
+    "realnet": Method(
+        title="RealNet",
+        sentence="reconstructs features and segments what it cannot reconstruct",
+        presets=("tiny", "compact", "small", "paper", "paper-c", "hiad"),
+        options=LEARNING | ANOMALIES | {"official"},
+        recipe=load_realnet,
+    ),
+    "patch-nn": Method(
+        title="patch nearest neighbour",
+        sentence="distance to the nearest of randomly chosen normal patches",
+        presets=("tiny", "compact", "small", "paper"),
+        options=frozenset(),
+        recipe=load_patch_nn,
+    ),
+    "patch-nn-coreset": Method(
+        title="patch nearest neighbour (coreset)",
+        sentence="as patch-nn, with patches that cover all others",
+        presets=("tiny", "compact", "small", "paper"),
+        options=frozenset(),
+        recipe=load_patch_nn_coreset,
+    ),
+}

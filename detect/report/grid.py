@@ -11,10 +11,10 @@ from importlib.metadata import version
 from detect.evaluation.protocol import source_facts
 from detect.evaluation.report_data import COLUMNS
 from detect.evaluation.text import duration, number, plus_minus, signed
-from detect.grid.methods import METHODS
 from detect.grid.plan import Plan
 from detect.grid.result import Cost, Result
 from detect.grid.table import ALPHA, Table, metric
+from detect.methods import METHODS
 from detect.report.html import Cell, document, figure, finding_list, section, soft, table
 from detect.report.plots import grid_png, grid_svg
 from detect.training.sources import open_source
@@ -241,7 +241,9 @@ def protocol(plan: Plan, grid: Table) -> Section:
         "test images, which chose nothing",
     }
     for entry in plan.entries:
-        facts[entry.name] = METHODS[entry.method].facts(entry.options)
+        method = METHODS[entry.method]
+        config = method.recipe().configure(entry.options)
+        facts[entry.name] = f"{method.title} {entry.options.preset}, {config.facts}"
         if entry.parts:
             source = open_source(entry.parts, plan.categories[0]).config
             facts[entry.name] += f"; {source_facts(source)}"

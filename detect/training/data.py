@@ -38,15 +38,15 @@ class BlendedDataset(Dataset[Sample]):
 
     A sample is blended with probability `anomalous_share`. Source: RealNet, local anomaly
     synthesis; empty masks are drawn again, so that the share holds, and pixels are rounded, unless
-    `official` asks for the authors' way. foregrounds: the rule's, where they are known. Raises
-    UserError where the rule finds no foreground in an image.
+    `official` asks for the authors' way. Without a source all samples are normal. foregrounds: the
+    rule's, where they are known. Raises UserError where the rule finds no foreground in an image.
     """
 
     def __init__(
         self,
         normals: Images,
         rule: ForegroundRule,
-        source: DrawAnomaly,
+        source: DrawAnomaly | None,
         *,
         seed: int,
         anomalous_share: float = ANOMALOUS_SHARE,
@@ -55,7 +55,9 @@ class BlendedDataset(Dataset[Sample]):
     ) -> None:
         self.normals, self.source, self.seed = normals, source, seed
         self.anomalous_share, self.official = anomalous_share, official
-        self.foregrounds = find_foregrounds(normals, rule) if foregrounds is None else foregrounds
+        if foregrounds is None and source is not None:
+            foregrounds = find_foregrounds(normals, rule)
+        self.foregrounds = foregrounds or ()
 
     @property
     def num_images(self) -> int:
@@ -69,7 +71,7 @@ class BlendedDataset(Dataset[Sample]):
         """Make a sample of normal image n."""
         normal = self.normals[n]
         H, W = normal.shape[:2]
-        if rng.random() >= self.anomalous_share:
+        if self.source is None or rng.random() >= self.anomalous_share:
             image = to_chw(normal)
             # torch.zeros is computed in parallel: its idle threads hold up numpy's and OpenCV's
             return Sample(image, image, torch.from_numpy(np.zeros((H, W), np.bool_)), n)

@@ -1,8 +1,11 @@
 """One loop for every detector: its stages in order, resumable, on one or several processes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -12,91 +15,88 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from detect.detector import Detector, Stage
-from detect.evaluation.watch import Watch
+from detect.batch_norm import BATCH_NORMS, require_global_norms
+from detect.detector import Batch, Detector, Stage
+from detect.evaluation.watch import WatchedTests
 from detect.scoring import detector_scorer
 from detect.training.data import Sample, batches
+from detect.training.gradients import average_gradients
 from detect.training.stopping import BEST_FILE, Checks, measure, moments
 from synth.base.errors import UserError
-from synth.base.files import atomic_path
-from synth.base.resume import OnStep, StepFunction, run_steps
+from synth.base.files import atomic_path, read_json, write_json
+from synth.base.resume import STATE_FILE, TRACE_FILE, OnStep, run_steps
 from synth.base.run_folder import agreed, num_steps_done
+from synth.base.seeding import generator
 
 EMA_DECAY = 0.999
 """Upper limit of the averaging decay (1 + n) / (10 + n) at step n."""
 NUM_NORM_BATCHES = 32
+AFTER_FILE = "after.json"
 
 
-def train_detector(
-    accelerator: Accelerator,
+class Feed(NamedTuple):
+    """What every stage is trained on: samples, in batches of so many over all processes."""
+
+    accelerator: Accelerator
+    dataset: Dataset[Sample]
+    batch_size: int
+    num_workers: int = 0
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """Yield this process's share of batches first..last-1."""
+        return batches(
+            self.dataset,
+            self.batch_size,
+            first,
+            last,
+            self.accelerator.device,
+            process=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+            num_workers=self.num_workers,
+        )
+
+
+def train_stages(
+    feed: Feed,
     detector: Detector,
-    dataset: Dataset[Sample],
-    *,
-    batch_size: int,
     folder: Path,
-    num_workers: int = 0,
+    *,
+    seed: int = 0,
     on_step: OnStep | None = None,
     checkpoint_steps: int | None = None,
     checks: Checks | None = None,
-    watch: Watch | None = None,
-    average: bool = True,
+    watch: WatchedTests | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Train all stages in place, each gone on with from its state in `folder`/<stage>.
+    """Train all stages in place, each continued from its state in `folder`/<stage>.
 
-    The averaged weights are kept, and batch normalisation gets statistics of its own for them: a
-    single last step, and RRS's statistics that are nearly those of one batch, make results of short
-    trainings a matter of luck. Without `average` both stay as the last step left them. With checks
-    the last stage ends where they say, and the best of the checked weights are kept. A watch
-    measures and changes nothing. batch_size: images per step over all processes. Raises UserError
-    when the batch cannot be shared evenly, and when a loss is not finite.
+    A stage begins with what the earlier ones made. When one of them has changed, such as its number
+    of steps, the later ones are trained again, and `tell` is told. With checks the last stage ends
+    when they say so, and the best of the checked weights are kept. A watch measures after some
+    steps of the last stage and changes nothing. Raises UserError when the batch cannot be shared
+    evenly, and when a loss is not finite.
     """
-    require_equal_shares(accelerator, batch_size)
-    detector.to(accelerator.device)
-    detector.train()
+    require_equal_shares(feed.accelerator, feed.batch_size)
+    detector.to(feed.accelerator.device)
     stages = detector.stages()
-    for stage in stages:
-        detector.zero_grad()  # an earlier stage's losses leave gradients in all parameters
-        optimizer = stage.make_optimizer()
-        ema = EMAModel(stage.parameters, decay=EMA_DECAY, foreach=True)
-        step_function = stage_steps(
-            accelerator, stage, optimizer, ema, dataset, batch_size, num_workers
-        )
+    before: list[dict[str, Any]] = []
+    for number, stage in enumerate(stages):
+        done, total = sum(each["num_steps"] for each in before), sum(s.num_steps for s in stages)
+        looks = Looks(checks, watch) if stage is stages[-1] else Looks()
         work = folder / stage.name
-        checked, watched = (checks, watch) if stage is stages[-1] else (None, None)
-        reached: int | None = None
-        for goal in goals(stage.num_steps, checked, watched, num_steps_done(work)):
-            run_steps(
-                accelerator,
-                step_function,
-                folder=work,
-                num_steps=goal,
-                model=detector,
-                optimizer=optimizer,
-                ema=ema,
-                checkpoint_steps=checkpoint_steps,
-                on_step=of_all(on_step, stage.num_steps),
-                start=reached,
-            )
-            reached = goal
-            if checked is not None or (watched is not None and watched.lacks(goal)):
-                kept = as_averaged(accelerator, detector, stage, ema, dataset, batch_size)
-                with kept if average else nullcontext():
-                    look(accelerator, detector, checked, watched, goal, batch_size)
-                detector.train()
-            if checked is not None and checked.finished:
-                break
-        if average:
-            ema.copy_to(stage.parameters)
-    if checks is None and average:
-        settle_batch_norms(accelerator, detector, dataset, batch_size)
-    elif checks is not None:
-        accelerator.wait_for_everyone()
-        load_trained(detector, checks.folder / BEST_FILE)
+        with alone(detector, stage):
+            require_global_norms(detector)
+            run = StageRun(feed, detector, stage, (seed, number))
+            if before and agreed(feed.accelerator, partial(forget_if_outdated, work, before)):
+                looks.forget()
+                tell(f"{stage.name} is trained again: {before[-1]['name']}, before it, has changed")
+            run.train(work, shifted(on_step, done, total), checkpoint_steps, looks)
+        before.append(run.facts)
     detector.eval()
 
 
 def require_equal_shares(accelerator: Accelerator, batch_size: int) -> None:
-    """Raise UserError where the processes cannot share a batch evenly."""
+    """Raise UserError when the processes cannot share a batch evenly."""
     if batch_size % accelerator.num_processes:
         raise UserError(
             f"--batch-size: got {batch_size}, must be a multiple of the "
@@ -104,167 +104,271 @@ def require_equal_shares(accelerator: Accelerator, batch_size: int) -> None:
         )
 
 
-def of_all(on_step: OnStep | None, num_steps: int) -> OnStep | None:
-    """Tell of steps out of all of a stage's, not out of those until the next check."""
+def shifted(on_step: OnStep | None, before: int, total: int) -> OnStep | None:
+    """Count the steps of all stages, not those of one stage up to its next check."""
     if on_step is None:
         return None
-    return lambda done, _, terms: on_step(done, num_steps, terms)
+    return lambda done, _, terms: on_step(before + done, total, terms)
 
 
-def goals(num_steps: int, checks: Checks | None, watch: Watch | None, num_done: int) -> list[int]:
-    """The steps to train to, one after the other; the detector is looked at after each.
-
-    A watch that begins late takes no part in the steps that are already done.
-    """
-    if checks is not None:
-        return checks.goals(num_steps)
-    if watch is None:
-        return [num_steps]
-    last = [num_steps]  # whatever was measured: its state has to be read
-    return [n for n in moments(num_steps)[:-1] if n >= num_done and watch.lacks(n)] + last
+# One stage alone
 
 
 @contextmanager
-def as_averaged(
-    accelerator: Accelerator,
-    detector: Detector,
-    stage: Stage,
-    ema: EMAModel,
-    dataset: Dataset[Sample],
-    batch_size: int,
-) -> Iterator[None]:
-    """Put the weights in place that would be kept if training ended now; put them back after."""
-    buffers = {name: buffer.clone() for name, buffer in detector.named_buffers()}
-    ema.store(stage.parameters)
-    ema.copy_to(stage.parameters)
-    settle_batch_norms(accelerator, detector, dataset, batch_size)
-    yield
-    ema.restore(stage.parameters)
-    for name, buffer in detector.named_buffers():
-        buffer.copy_(buffers[name])
-
-
-def look(
-    accelerator: Accelerator,
-    detector: Detector,
-    checks: Checks | None,
-    watch: Watch | None,
-    step: int,
-    batch_size: int,
-) -> None:
-    """Measure the detector as it is, on the test images and by the judges, and keep its best.
-
-    The first process measures for all: one that came to another figure would stop at another step,
-    and the others would wait for it. The watch comes first: where a check is known, its row is too.
-    """
-    scorer = detector_scorer(detector, accelerator.device)
-    if watch is not None and watch.lacks(step):
-        seen = agreed(accelerator, lambda: watch.measure(scorer, step))
-        watch.add(seen, write=accelerator.is_main_process)
-    if checks is not None:
-        row = agreed(accelerator, lambda: measure(scorer, checks.test, step, batch_size))
-        if not checks.rows or row.value > checks.best.value:
-            save_trained(accelerator, detector, checks.folder / BEST_FILE)
-        checks.add(row, write=accelerator.is_main_process)
-
-
-def save_trained(accelerator: Accelerator, detector: Detector, path: Path) -> None:
-    """Write what training changes: parameters that are not frozen, and buffers."""
-    if not accelerator.is_main_process:
-        return
-    frozen = {name for name, p in detector.named_parameters() if not p.requires_grad}
-    state = {n: t.contiguous() for n, t in detector.state_dict().items() if n not in frozen}
-    with atomic_path(path) as partial:
-        save_file(state, partial)
-
-
-def load_trained(detector: Detector, path: Path) -> None:
-    """Read what `save_trained` wrote. Raises UserError when it is damaged or of another model."""
+def alone(detector: Detector, stage: Stage) -> Iterator[None]:
+    """Freeze everything but what the stage trains; all else is in evaluation mode."""
+    own = set(stage.trained())
+    others = [p for p in detector.parameters() if p.requires_grad and p not in own]
+    detector.zero_grad()
+    for parameter in others:
+        parameter.requires_grad_(False)
+    set_modes(detector, stage)
     try:
-        detector.load_state_dict({**detector.state_dict(), **load_file(path)}, strict=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{path}: damaged ({reason}); delete {path.parent} and train again") from (
-            error
-        )
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
-def stage_steps(
-    accelerator: Accelerator,
-    stage: Stage,
-    optimizer: torch.optim.Optimizer,
-    ema: EMAModel,
-    dataset: Dataset[Sample],
-    batch_size: int,
-    num_workers: int,
-) -> StepFunction:
-    """The steps of one stage, to be called in order from any first one; each returns its losses."""
-    data = None
+def set_modes(detector: Detector, stage: Stage) -> None:
+    """Put the stage's modules in training mode and all others in evaluation mode."""
+    detector.eval()
+    for module in stage.modules:
+        module.train()
 
-    def step_function(step: int) -> dict[str, Tensor]:
-        nonlocal data
-        if data is None:
-            data = batches(
-                dataset,
-                batch_size,
-                step,
-                stage.num_steps,
-                accelerator.device,
-                process=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-                num_workers=num_workers,
+
+class OwnState:
+    """A stage's part of a detector's state: its parameters and the buffers of its modules."""
+
+    def __init__(self, detector: Detector, stage: Stage) -> None:
+        self.detector = detector
+        buffers = [buffer for module in stage.modules for buffer in module.buffers()]
+        own = {id(tensor) for tensor in (*stage.trained(), *buffers)}
+        tensors = detector.state_dict(keep_vars=True)
+        self.names = [name for name, tensor in tensors.items() if id(tensor) in own]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors by their names in the detector."""
+        tensors = self.detector.state_dict()
+        return {name: tensors[name] for name in self.names}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor], /) -> None:
+        """Put tensors in place; others of the detector, which older states hold, are left out.
+
+        Raises LookupError or RuntimeError for missing and for foreign tensors.
+        """
+        foreign = sorted(set(state) - set(self.detector.state_dict()))
+        if foreign:
+            raise LookupError(f"{foreign[0]} is no part of it")
+        for name, tensor in self.state_dict().items():
+            if state[name].shape != tensor.shape:
+                raise RuntimeError(f"{name} has another size")
+            tensor.copy_(state[name])
+
+
+def forget_if_outdated(work: Path, before: Sequence[Mapping[str, Any]]) -> bool:
+    """Remove a stage's state that followed other earlier stages; whether there was one.
+
+    Notes what it follows from now on.
+    """
+    path, wanted = work / AFTER_FILE, json.loads(json.dumps(before))
+    if path.exists() and read_json(path).get("stages") == wanted:
+        return False
+    files = [work / STATE_FILE, work / TRACE_FILE]
+    had_one = any(file.exists() for file in files)
+    for file in files:
+        file.unlink(missing_ok=True)
+    write_json(path, {"stages": wanted})
+    return had_one
+
+
+class StageRun:
+    """A stage in training: its optimiser, its averages and its part of the detector's state."""
+
+    def __init__(
+        self, feed: Feed, detector: Detector, stage: Stage, seeds: tuple[int, ...]
+    ) -> None:
+        """Begin with the detector as it is. seeds: of the random draws of the loss."""
+        self.feed, self.detector, self.stage, self.seeds = feed, detector, stage, seeds
+        self.parameters = stage.trained()
+        self.optimizer = stage.optimizer(self.parameters, lr=stage.lr)
+        self.ema = EMAModel(self.parameters, decay=EMA_DECAY, foreach=True)
+        self.own = OwnState(detector, stage)
+        self._batches: Iterator[Batch] | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the later stages depend on, as JSON values."""
+        names = ("lr", "betas", "momentum", "eps", "weight_decay")
+        settings = {n: v for n, v in self.optimizer.defaults.items() if n in names}
+        stage = self.stage
+        return {
+            "name": stage.name,
+            "num_steps": stage.num_steps,
+            "optimizer": type(self.optimizer).__name__,
+            **settings,
+            "max_norm": stage.max_norm,
+            "average": stage.average,
+        }
+
+    def train(
+        self, work: Path, on_step: OnStep | None, checkpoint_steps: int | None, looks: "Looks"
+    ) -> None:
+        """Take all steps that are left, with the state in `work`; keep the weights of the end."""
+        reached: int | None = None
+        for goal in looks.goals(self.stage.num_steps, num_steps_done(work)):
+            run_steps(
+                self.feed.accelerator,
+                self.step,
+                folder=work,
+                num_steps=goal,
+                model=self.own,
+                optimizer=self.optimizer,
+                ema=self.ema,
+                checkpoint_steps=checkpoint_steps,
+                on_step=on_step,
+                start=reached,
             )
+            reached = goal
+            if looks.wanted(goal):
+                with self.as_kept():
+                    looks.look(self, goal)
+            if looks.finished:
+                break
+        if looks.checks is not None:
+            self.feed.accelerator.wait_for_everyone()
+            load_trained(self.own, looks.checks.folder / BEST_FILE)
+        elif self.stage.average:
+            self.ema.copy_to(self.parameters)
+            settle_batch_norms(self.feed, self.detector)
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Do one step; they are done in order, from any first one. Returns its losses."""
+        accelerator, stage = self.feed.accelerator, self.stage
+        if self._batches is None:
+            self._batches = self.feed.batches(step, stage.num_steps)
+        g = generator(*self.seeds, step, accelerator.process_index)
         with accelerator.autocast():
-            terms = stage.loss(next(data))
+            terms = stage.loss(next(self._batches), g)
         loss = torch.stack(list(terms.values())).sum()
         accelerator.backward(loss)
-        average_gradients(accelerator, stage.parameters)
-        norm = nn.utils.get_total_norm([p.grad for p in stage.parameters if p.grad is not None])
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(stage.parameters)
+        average_gradients(accelerator, self.parameters)
+        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        if stage.max_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters, stage.max_norm, norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.parameters)
         return {"loss": loss, **terms, "gradient_norm": norm}
 
-    return step_function
+    @contextmanager
+    def as_kept(self) -> Iterator[None]:
+        """Put the weights in place that would be kept if training ended now; put them back after.
+
+        A single last step, and RRS's statistics that are nearly those of one batch, would make
+        results of short trainings a matter of luck: the weights are averaged, with statistics of
+        their own.
+        """
+        last = {name: tensor.clone() for name, tensor in self.own.state_dict().items()}
+        if self.stage.average:
+            self.ema.copy_to(self.parameters)
+            settle_batch_norms(self.feed, self.detector)
+        yield
+        self.own.load_state_dict(last)
+        set_modes(self.detector, self.stage)
 
 
 @torch.no_grad()
-def settle_batch_norms(
-    accelerator: Accelerator, detector: Detector, dataset: Dataset[Sample], batch_size: int
-) -> None:
+def settle_batch_norms(feed: Feed, detector: Detector) -> None:
     """Replace running statistics by the mean over NUM_NORM_BATCHES batches of training samples.
 
-    Processes share each batch, as in training: their normalisations have to be `GlobalBatchNorm2d`.
-    Frozen parts, which stay in evaluation mode, keep theirs.
+    Those of normalisations in training mode, that is of the stage. Processes share each batch.
     """
-    detector.train()
-    norms = [m for m in detector.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    norms = [m for m in detector.modules() if isinstance(m, BATCH_NORMS) and m.training]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for a cumulative average
-    if norms:
-        shares = batches(
-            dataset,
-            batch_size,
-            0,
-            NUM_NORM_BATCHES,
-            accelerator.device,
-            process=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-        )
-        for batch in shares:
-            detector(batch.image)
+    for batch in feed._replace(num_workers=0).batches(0, NUM_NORM_BATCHES):
+        detector(batch.image)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
 
-def average_gradients(accelerator: Accelerator, parameters: tuple[nn.Parameter, ...]) -> None:
-    """Each gradient becomes its mean over the processes; nothing to do for a single one."""
-    if accelerator.num_processes == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is not None:
-            mean = accelerator.reduce(parameter.grad, reduction="mean")
-            assert isinstance(mean, Tensor)
-            parameter.grad.copy_(mean)
+# Between the steps
+
+
+class Looks(NamedTuple):
+    """What looks at a detector between steps: checks that may end the training, and a watch."""
+
+    checks: Checks | None = None
+    watch: WatchedTests | None = None
+
+    def goals(self, num_steps: int, num_done: int) -> list[int]:
+        """The steps to train to, one after the other; the detector is looked at after each.
+
+        A watch that begins late takes no part in the steps that are already done.
+        """
+        if self.checks is not None:
+            return self.checks.goals(num_steps)
+        if self.watch is None:
+            return [num_steps]
+        last = [num_steps]  # whatever was measured: its state has to be read
+        due = [n for n in moments(num_steps)[:-1] if n >= num_done and self.watch.lacks(n)]
+        return due + last
+
+    def wanted(self, step: int) -> bool:
+        """Whether the detector is to be looked at after so many steps."""
+        return self.checks is not None or (self.watch is not None and self.watch.lacks(step))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the checks end the training."""
+        return self.checks is not None and self.checks.finished
+
+    def forget(self) -> None:
+        """Drop what was seen of a training that is done again."""
+        for each in (self.checks, self.watch):
+            if each is not None:
+                each.forget()
+
+    def look(self, run: StageRun, step: int) -> None:
+        """Measure the detector as it is, on the test images and by the judges, and keep its best.
+
+        The first process measures for all: one that came to another figure would stop at another
+        step, and the others would wait for it. The watch comes first: where a check is known, its
+        row is too.
+        """
+        accelerator = run.feed.accelerator
+        scorer = detector_scorer(run.detector, accelerator.device)
+        checks, watch = self
+        if watch is not None and watch.lacks(step):
+            seen = agreed(accelerator, lambda: watch.measure(scorer, step))
+            watch.add(seen, write=accelerator.is_main_process)
+        if checks is not None:
+            batch_size = run.feed.batch_size
+            row = agreed(accelerator, lambda: measure(scorer, checks.test, step, batch_size))
+            if accelerator.is_main_process and not (checks.rows and row.value <= checks.best.value):
+                save_trained(run.own, checks.folder / BEST_FILE)
+            checks.add(row, write=accelerator.is_main_process)
+
+
+def save_trained(own: OwnState, path: Path) -> None:
+    """Write a stage's part of the detector, as it is."""
+    state = {name: tensor.contiguous() for name, tensor in own.state_dict().items()}
+    with atomic_path(path) as partial:
+        save_file(state, partial)
+
+
+def load_trained(own: OwnState, path: Path) -> None:
+    """Read what `save_trained` wrote. Raises UserError when it is damaged or of another model."""
+    try:
+        own.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError, LookupError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path}: damaged ({reason}); delete {path.parent} and train again"
+        ) from error

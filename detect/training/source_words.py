@@ -1,11 +1,38 @@
 """Anomaly sources as they are typed on the command line."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from detect.training.sources import SOURCES, Part
+from detect.method import Method
+from detect.training.sources import SOURCES, OpenSource, Part, open_source, open_sources
 from synth.base.errors import UserError
+from synth.data.catalog import Category
+
+
+def chosen_sources(
+    method: Method,
+    words: Sequence[str],
+    folders: Mapping[str, Path | None],
+    categories: Sequence[Category],
+    warn: Callable[[str], None],
+) -> list[OpenSource]:
+    """Open the source of each category, from words as `parse_parts` reads them (none is sia).
+
+    Of a method that needs no anomalies all are empty. `warn` is told of anomaly images that show
+    another category. Raises UserError as `parse_parts` and `open_sources`.
+    """
+    if not method.needs_anomalies:
+        return [open_source(()) for _ in categories]
+    sources = open_sources(parse_parts(words or ("sia",), folders), categories)
+    for category, source in zip(categories, sources, strict=True):
+        for other in source.other_categories(category.name):
+            warn(
+                f"{folders['sia']} is of category {other}, the normal images of {category.name}: "
+                "its images are blended into them all the same; unless that is meant, give others "
+                "with --sia"
+            )
+    return sources
 
 
 def parse_parts(words: Sequence[str], folders: Mapping[str, Path | None]) -> tuple[Part, ...]:

@@ -143,6 +143,11 @@ class Checks:
         """Whether the last `patience` checks brought no gain."""
         return bool(self.rows) and len(self.rows) - self.rows.index(self.best) > self.patience
 
+    def forget(self) -> None:
+        """Drop all checks, of a training that is done again."""
+        self.rows.clear()
+        (self.folder / CHECKS_FILE).unlink(missing_ok=True)
+
     def add(self, row: Check, *, write: bool = True) -> None:
         """Keep a check; the weights of a best one must be in BEST_FILE before."""
         self.rows.append(row)

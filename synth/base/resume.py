@@ -9,13 +9,14 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from synth.base.errors import UserError
@@ -26,6 +27,19 @@ StepFunction = Callable[[int], Mapping[str, Tensor]]
 """Does optimiser step k; returns the loss terms to be logged, scalar tensors of this process."""
 OnStep = Callable[[int, int, Mapping[str, float]], None]
 """Told (steps done, steps in all, loss terms) after every step."""
+
+
+class Stateful(Protocol):
+    """What has a state to save: a module, or the part of one that is trained."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the tensors by name."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> object:
+        """Put tensors in place. Raises LookupError or RuntimeError when they do not fit."""
+        ...
+
 
 CHECKPOINT_SECONDS, SAVE_SHARE = 60.0, 20.0
 STATE_FILE, TRACE_FILE = "state.safetensors", "trace.jsonl"
@@ -38,7 +52,7 @@ def run_steps(
     *,
     folder: Path,
     num_steps: int,
-    model: nn.Module,
+    model: Stateful,
     optimizer: Optimizer,
     ema: EMAModel | None = None,
     checkpoint_steps: int | None = None,
@@ -59,7 +73,7 @@ def run_steps(
     if start is None:
         start = 0
         if (folder / STATE_FILE).exists():
-            start = load_state(folder / STATE_FILE, accelerator.unwrap_model(model), optimizer, ema)
+            start = load_state(folder / STATE_FILE, model, optimizer, ema)
     trace = read_trace(folder / TRACE_FILE, start) if start else []
     if start > num_steps:
         raise UserError(
@@ -90,7 +104,7 @@ def run_steps(
         if accelerator.is_main_process and (due or done == num_steps):
             began = time.monotonic()
             write_text(folder / TRACE_FILE, "\n".join(trace) + "\n")
-            save_state(folder / STATE_FILE, done, accelerator.unwrap_model(model), optimizer, ema)
+            save_state(folder / STATE_FILE, done, model, optimizer, ema)
             saved_at, saved_step = time.monotonic(), done
             save_seconds = saved_at - began
     accelerator.wait_for_everyone()
@@ -120,7 +134,7 @@ def read_trace(path: Path, last_step: int) -> list[str]:
 
 
 def save_state(
-    path: Path, step: int, model: nn.Module, optimizer: Optimizer, ema: EMAModel | None
+    path: Path, step: int, model: Stateful, optimizer: Optimizer, ema: EMAModel | None
 ) -> None:
     """Weights, averaged weights and optimiser moments after `step` steps, whole or not at all."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
@@ -134,7 +148,7 @@ def save_state(
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial, metadata)
 
 
-def load_state(path: Path, model: nn.Module, optimizer: Optimizer, ema: EMAModel | None) -> int:
+def load_state(path: Path, model: Stateful, optimizer: Optimizer, ema: EMAModel | None) -> int:
     """Put a saved state back in place; the number of steps it has done.
 
     Raises UserError when the file is damaged or belongs to another model.

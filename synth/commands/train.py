@@ -3,10 +3,10 @@
 from synth.base.command import progress_bar, say
 from synth.base.options import Folder, require_output
 from synth.data.options import DataOptions
-from synth.diffusion.options import TrainOptions
+from synth.diffusion.options import DiffusionOptions
 
 
-def train(data: DataOptions, training: TrainOptions, *, out: Folder) -> None:
+def train(data: DataOptions, training: DiffusionOptions, *, out: Folder) -> None:
     """Train a diffusion model on the normal images of one category, or of several.
 
     The same command goes on after an interruption. A tenth of the images is held out and judges

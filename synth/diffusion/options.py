@@ -28,7 +28,7 @@ PresetKind = Annotated[Kind | None, tyro.conf.arg(help_behavior_hint=OF_PRESET)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
+class DiffusionOptions:
     """How to train."""
 
     preset: Literal["tiny", "small", "base", "adm"] = "tiny"

@@ -134,7 +134,7 @@ def train_ddpm(
         step_function,
         folder=folder,
         num_steps=config.num_steps,
-        model=model,
+        model=unet,
         optimizer=optimizer,
         ema=ema,
         checkpoint_steps=checkpoint_steps,

@@ -31,26 +31,33 @@ class AFSResult(NamedTuple):
     scores: tuple[Tensor, ...]
 
 
+Losses = Sequence[Sequence[Tensor]]
+"""Per batch and layer, float64 [C_k]."""
+
+
 def select_channels(
-    features: Features, batches: Iterable[Batch], num_channels: Sequence[int]
+    features: Features,
+    batches: Iterable[Batch],
+    num_channels: Sequence[int],
+    joined: Callable[[Losses], Losses] = lambda losses: losses,
 ) -> AFSResult:
     """Keep the m_k channels of each layer whose residual looks most like the anomaly mask.
 
     Source: RealNet, AFS: L_i = mean ||F(|phi(A) - phi(I)|^2)_i - M||^2, averaged over batches.
-    features: images float32 [N, 3, H, W] in [0, 1] -> feature maps, such as a Backbone.
-    batches: blended images only; every layer is scored in one pass over them.
-    Raises UserError without batches, or when a layer has fewer channels than asked for.
+    batches: blended images only; every layer is scored in one pass over them. joined: adds the
+    losses of other processes. Raises UserError without batches, or when a layer has fewer channels
+    than asked for.
     """
-    losses = [batch_losses(features, batch) for batch in batches]
+    losses = joined([batch_losses(features, batch) for batch in batches])
     if not losses:
         raise UserError("AFS: got no blended images; it needs at least one batch of them")
     return best_channels(mean_scores(losses), num_channels)
 
 
-def mean_scores(losses: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...]:
+def mean_scores(losses: Losses) -> tuple[Tensor, ...]:
     """Return the scores of all channels, float32 [C_k] per layer, from the losses of each batch.
 
-    The mean is taken in float64 over all of them at once, whoever computed which.
+    The mean is taken in float64 over all batches at once.
     """
     means = [torch.stack(layer).mean(0).float() for layer in zip(*losses, strict=True)]
     return tuple(score.nan_to_num(nan=float("inf")) for score in means)

@@ -18,8 +18,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detect.methods.realnet.afs import AFSResult, Features
+from detect.methods.realnet.recipe import afs_samples, chosen_channels
+from detect.options import TrainOptions
 from detect.training.data import Sample, to_unit
+from detect.training.material import Material, Product, prepare
+from synth.base.device import make_accelerator
 from synth.base.files import atomic_path
+from synth.base.progress import Bars
 from synth.quality.plot import DOTS_PER_INCH, LOOK
 
 KEPT, DROPPED, TEXT = "#2563eb", "#9ca3af", "#4b5563"
@@ -55,6 +60,25 @@ class LayerScores(NamedTuple):
         )
         nothing = "; AFS has nothing to choose" if m == C else ""
         return f"layer {self.number}: {m} of {C} channels kept; scores: {values}{nothing}"
+
+
+def show_channels(product: Product, options: TrainOptions, out: Path, bars: Bars) -> list[str]:
+    """Choose channels as a training does, and write channels.csv and channels.png into `out`.
+
+    Returns what to tell of each layer. Raises UserError as `prepare`.
+    """
+    accelerator, prepared = make_accelerator("fp32"), prepare([product], options)
+    config, backbone = prepared.config, prepared.backbone.to(accelerator.device)
+    material = Material(accelerator=accelerator, products=[product], prepared=prepared, bars=bars)
+    layers = by_layer(config.backbone.layers, chosen_channels(config, material))
+    write_table(out / "channels.csv", layers)
+    blended = afs_samples(config, material)
+    sample = example_of(blended)
+    maps = residuals(backbone, sample, accelerator.device)
+    empty = empty_score(blended, config.num_afs_batches * config.batch_size)
+    write_picture(out / "channels.png", layers, empty, sample, maps)
+    lines = [layer.sentence for layer in layers]
+    return [*lines, f"a channel that shows nothing would score {empty:.4f}"]
 
 
 def by_layer(layers: Sequence[int], chosen: AFSResult) -> list[LayerScores]:

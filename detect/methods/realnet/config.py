@@ -1,37 +1,43 @@
 """RealNet's configuration and its presets."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from synth.base.backbones import BackboneConfig
+import torch
+
+from detect.config import TrainedConfig, require_fields_positive
+from detect.training.data import to_chw, to_unit
+from synth.base.backbones import Backbone, BackboneConfig
 from synth.base.errors import UserError
+from synth.pictures import Images
+
+if TYPE_CHECKING:
+    from detect.options import TrainOptions
 
 RESNET_RMS = 1 / 3
 """Root mean square of an ImageNet ResNet-18's features: 0.33, 0.29, 0.39 in layers 1 to 3."""
+SCALE_IMAGES = 16
+"""Normal images on which the size of features is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealNetConfig:
+class RealNetConfig(TrainedConfig):
     """Everything that defines a RealNet and its training, but for the data."""
 
-    image_size: tuple[int, int]
-    """Height and width in pixels that images are resized to."""
-    backbone: BackboneConfig
-    """The frozen feature extractor."""
     num_selected: tuple[int, ...]
     """Channels AFS keeps, per backbone layer (m_k)."""
     blocks: tuple[tuple[int, ...], ...] | None = None
     """Backbone layers that share one G_k, at the size of the first; None is one layer each."""
     scale_features: bool = False
-    """Bring features of quite another size to about that of a ResNet's: not the paper's way.
+    """Bring features of a very different size to about that of a ResNet's: not the paper's way.
 
     With features fifteen times as large (MobileNetV2) the reconstruction loss would outweigh the
     segmentation loss 200 times.
     """
     feature_exponents: tuple[int, ...] = ()
-    """Layer k is divided by 2 to this power, which is exact; set by `scaled`, else none is."""
+    """Layer k is divided by 2 to this power, which is exact; set by `scaled` only."""
     separable: bool = False
     """Depthwise convolutions, in smaller networks G_k and in the head: not the paper's."""
     width_factor: float = 0.5
@@ -47,24 +53,13 @@ class RealNetConfig:
     head_widths: tuple[int, int, int, int] = (128, 32, 8, 4)
     """Channels of the head's narrowing convolutions."""
     head_activation: Literal["relu", "silu"] = "relu"
-    """Of the narrowing convolutions: the paper's ReLU, or SiLU, whose maps do not stop at 0.5."""
-    batch_size: int = 16
-    """Images per step."""
-    num_steps: int = 10_000
-    """Optimiser steps."""
-    num_epochs: int | None = None
-    """Passes over the images to train on; once these are known, `for_images` makes steps of it."""
-    learning_rate: float = 1e-4
-    """Of Adam, constant."""
+    """In the narrowing convolutions: the paper's ReLU, or SiLU, whose maps do not stop at 0.5."""
     num_afs_batches: int = 64
     """Batches of blended images that AFS scores channels on."""
-    seed: int = 0
-    """Of the initial weights."""
     official: bool = False
-    """Train as the authors' code: empty masks stay, blended pixels are truncated, and the last
-    step's weights are not averaged nor their normalisations settled."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if len(self.num_selected) != len(self.backbone.layers):
             raise UserError(
                 f"num_selected: got {len(self.num_selected)} counts for "
@@ -91,17 +86,16 @@ class RealNetConfig:
                 f"num_max, num_mean: got {self.num_max} and {self.num_mean}; "
                 f"allowed are 0 to {total}, the sum of num_selected"
             )
-        _check_positive(
-            {
-                "image_size": min(self.image_size),
-                "num_max + num_mean": self.num_max + self.num_mean,
-                "batch_size": self.batch_size,
-                "num_steps": self.num_steps,
-                "num_epochs": 1 if self.num_epochs is None else self.num_epochs,
-                "learning_rate": self.learning_rate,
-                "num_afs_batches": self.num_afs_batches,
-            },
+        if not self.num_max + self.num_mean:
+            raise UserError("num_max, num_mean: got 0 and 0; one must be greater than 0")
+        require_fields_positive(
+            image_size=min(self.image_size), num_afs_batches=self.num_afs_batches
         )
+
+    @property
+    def stage_steps(self) -> dict[str, int]:
+        """Reconstruction and segmentation are trained together."""
+        return {"realnet": self.num_steps}
 
     @property
     def layer_blocks(self) -> tuple[tuple[int, ...], ...]:
@@ -119,8 +113,16 @@ class RealNetConfig:
         """First width of each block's U-Net."""
         return tuple(round(m * self.width_factor) for m in self.block_channels)
 
-    def with_layers(self, layers: tuple[int, ...]) -> "RealNetConfig":
-        """The same for other backbone layers.
+    def with_options(self, options: "TrainOptions") -> Self:
+        """As `TrainedConfig.with_options`; the authors' code does not scale features."""
+        return replace(
+            super().with_options(options),
+            official=options.official,
+            scale_features=self.scale_features and not options.official,
+        )
+
+    def with_layers(self, layers: tuple[int, ...]) -> Self:
+        """Return the same for other backbone layers.
 
         Each takes its m_k, and its place in a block, from the layer of its number or the nearest.
         """
@@ -134,24 +136,29 @@ class RealNetConfig:
             blocks=None if self.blocks is None else tuple(block for block in blocks if block),
         )
 
-    def fitted(self, channels: tuple[int, ...]) -> "RealNetConfig":
-        """The same for layers with so many channels, where these are fewer than m_k."""
+    def for_data(self, backbone: Backbone, images: Sequence[Images]) -> Self:
+        """Return the same with no more m_k than there are channels, and with scaled features."""
+        config = self.fitted(backbone.channels).for_images(sum(map(len, images)))
+        return config.scaled(feature_rms(backbone, images)) if self.scale_features else config
+
+    def fitted(self, channels: tuple[int, ...]) -> Self:
+        """Return the same for layers with so many channels, where these are fewer than m_k."""
         return self._keeping(
             tuple(min(m, C) for m, C in zip(self.num_selected, channels, strict=True))
         )
 
-    def scaled(self, feature_rms: Sequence[float]) -> "RealNetConfig":
-        """The same for layers whose features have these root mean squares, if they are scaled.
+    def scaled(self, sizes: Sequence[float]) -> Self:
+        """Return the same for layers whose features have these root mean squares, if scaled at all.
 
         The exponents are 0 where these lie within a factor of four of RESNET_RMS.
         """
         if not self.scale_features:
             return self
-        powers = [math.log2(max(size, 1e-6) / RESNET_RMS) for size in feature_rms]
+        powers = [math.log2(max(size, 1e-6) / RESNET_RMS) for size in sizes]
         exponents = tuple(round(power) if abs(power) > 2 else 0 for power in powers)
         return replace(self, feature_exponents=exponents)
 
-    def _keeping(self, num_selected: tuple[int, ...], **changes: Any) -> "RealNetConfig":
+    def _keeping(self, num_selected: tuple[int, ...], **changes: Any) -> Self:
         """Change the m_k; RRS keeps no more residual channels than there are."""
         total = sum(num_selected)
         return replace(
@@ -162,49 +169,14 @@ class RealNetConfig:
             **changes,
         )
 
-    def for_images(self, num_images: int) -> "RealNetConfig":
-        """The same configuration with its length in steps for so many images to train on."""
-        if self.num_epochs is None:
-            return self
-        num_steps = math.ceil(self.num_epochs * num_images / self.batch_size)
-        return replace(self, num_steps=num_steps, num_epochs=None)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the configuration as JSON values."""
-        return asdict(self)
-
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> "RealNetConfig":
-        """Return the configuration that `to_json` wrote; UserError for unknown or absent fields."""
-        values = _arguments(RealNetConfig, data)
-        if values.get("blocks") is not None:
-            values["blocks"] = tuple(tuple(block) for block in values["blocks"])
-        values["backbone"] = BackboneConfig(**_arguments(BackboneConfig, values["backbone"]))
-        return RealNetConfig(**values)
-
-
-def _check_positive(values: Mapping[str, float]) -> None:
-    for name, value in values.items():
-        if value <= 0:
-            raise UserError(f"{name}: got {value}, must be greater than 0")
-
-
-def _arguments(
-    cls: type[RealNetConfig] | type[BackboneConfig], data: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return a dataclass's arguments from JSON values, where tuples are lists.
-
-    A field with a default may be absent: older models do not know of it.
-    """
-    known = {field.name for field in fields(cls)}
-    needed = {field.name for field in fields(cls) if field.default is MISSING}
-    if not needed <= set(data) <= known:
-        unknown, absent = sorted(set(data) - known), sorted(needed - set(data))
-        raise UserError(
-            f"{cls.__name__}: unknown fields {unknown}, absent fields {absent}; "
-            "use the config.json that was saved with the model"
-        )
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in data.items()}
+@torch.no_grad()
+def feature_rms(backbone: Backbone, images: Sequence[Images]) -> list[float]:
+    """Root mean square of each layer's features, on a few normal images of every product."""
+    each = math.ceil(SCALE_IMAGES / len(images))
+    chosen = [image for product in images for image in product[:each]]
+    layers = backbone(to_unit(torch.stack([to_chw(image) for image in chosen])))
+    return [x.square().mean().sqrt().item() for x in layers]
 
 
 # 128 px, 2.0 M trained parameters: for a laptop's CPU.

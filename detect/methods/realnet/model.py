@@ -38,7 +38,7 @@ class RealNet(Detector):
     def __init__(
         self, config: RealNetConfig, backbone: Backbone, afs_indices: Sequence[Tensor]
     ) -> None:
-        """Build with fresh weights. afs_indices: int64 [m_k] per layer, as `select_channels`."""
+        """Build with fresh weights. afs_indices: int64 [m_k] per layer, of `select_channels`."""
         super().__init__()
         self.config = config
         self.backbone = backbone
@@ -78,18 +78,19 @@ class RealNet(Detector):
         return [
             Stage(
                 name="realnet",
-                parameters=tuple(p for p in self.parameters() if p.requires_grad),
                 num_steps=self.config.num_steps,
+                modules=(self.reconstruction, self.rrs, self.head),
                 loss=self.losses,
                 lr=self.config.learning_rate,
+                average=not self.config.official,
             )
         ]
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, batch: Batch, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Return the two terms of the loss, scalars float32, each of weight 1.
 
         "segmentation" is the pixelwise CE(map, M), whose gradients flow on into G_k;
-        "reconstruction" is sum_k MSE(G_k(phi_k(A)), phi_k(I)).
+        "reconstruction" is sum_k MSE(G_k(phi_k(A)), phi_k(I)). Nothing is drawn at random.
         """
         H, W = batch.image.shape[-2:]
         phi_A, phi_I = self.training_features(batch)

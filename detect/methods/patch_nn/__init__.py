@@ -1,1 +1,0 @@
-"""The distance to the nearest patch of normal images: a baseline."""
