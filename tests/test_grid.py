@@ -33,6 +33,8 @@ from detect.grid.result import (
 )
 from detect.grid.run import AddedMemory
 from detect.grid.table import ALPHA, Table, holm, p_value
+from detect.methods import patch_nn
+from detect.methods.patch_nn import PatchNNConfig
 from detect.methods.realnet.config import PRESETS
 from detect.report.grid import Section, differences, findings, notes
 from detect.report.plots import draw_grid
@@ -48,6 +50,9 @@ def patch():
     with pytest.MonkeyPatch.context() as patched:
         small = replace(CONFIG, num_afs_batches=1, batch_size=2)
         patched.setitem(PRESETS, "tiny", small)
+        backbone = replace(CONFIG.backbone, layers=(2, 3))
+        bank = PatchNNConfig(image_size=CONFIG.image_size, backbone=backbone)
+        patched.setitem(patch_nn.PRESETS, "tiny", bank)
         yield patched
 
 
