@@ -1,0 +1,163 @@
+"""The registry of methods, and `detect train` with each of them."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from commands import Command
+from detectors import CONFIG
+from products import write_product
+from safetensors.torch import load_file
+
+from detect.checkpoint import load_detector
+from detect.evaluation.protocol import detector_name
+from detect.methods import METHODS, patch_nn
+from detect.methods.patch_nn import PatchNN, PatchNNConfig
+from detect.methods.realnet.config import PRESETS
+from detect.options import TrainOptions
+from synth.base.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny", replace(CONFIG, num_afs_batches=1, batch_size=2))
+    backbone = replace(CONFIG.backbone, layers=(2, 3))
+    bank = PatchNNConfig(image_size=CONFIG.image_size, backbone=backbone, bank_size=30)
+    for recipe in (patch_nn.RANDOM, patch_nn.CORESET):
+        choice = recipe.presets["tiny"].choice
+        monkeypatch.setitem(recipe.presets, "tiny", replace(bank, choice=choice))
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    return Command(monkeypatch, capsys)
+
+
+@pytest.fixture
+def product(tmp_path) -> Path:
+    return write_product(tmp_path / "widget", num_train=6)
+
+
+def words(product: Path, out: Path, method: str, *more):
+    source = ("--source", "noise") if METHODS[method].needs_anomalies else ()
+    fixed = () if "--precision" in more else ("--precision", "fp32")
+    given = ("--root", product, "--out", out, "--method", method, *source, *fixed)
+    return ("detect", "train", *given, *more)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_is_trained_loaded_and_named(run, product, tmp_path, name):
+    ended = run(*words(product, tmp_path / "out", name))
+    assert ended.code == 0, ended
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["method"] == name
+    assert config["precision"] == "fp32"
+    assert ("foreground" in config) == METHODS[name].needs_anomalies
+    trained = load_detector(tmp_path / "out", CPU)
+    assert detector_name(trained).startswith(METHODS[name].title)
+    before = (tmp_path / "out/model.safetensors").read_bytes()
+    assert run(*words(product, tmp_path / "out", name)).code == 0
+    assert (tmp_path / "out/model.safetensors").read_bytes() == before
+    line = run.refused(*words(product, tmp_path / "out", name, "--seed", 1))
+    assert "detector.seed: 0 there, 1 here" in line
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_stages_are_those_that_the_configuration_tells_of(run, product, tmp_path, name):
+    assert run(*words(product, tmp_path, name)).code == 0
+    trained = load_detector(tmp_path, CPU)
+    stages = {stage.name: stage.num_steps for stage in trained.detector.stages()}
+    config = (
+        METHODS[name]
+        .recipe()
+        .config.from_json(
+            {**trained.config["detector"], **({"num_steps": trained.num_steps} if stages else {})}
+        )
+    )
+    assert config.stage_steps == stages
+    assert {path.parent.name for path in tmp_path.rglob("state.safetensors")} == set(stages)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--num-steps", 3), ("--batch-size", 2), ("--learning-rate", 0.1), ("--patience", 2),
+        ("--workers", 1), ("--precision", "bf16"), ("--official",), ("--foreground", "everything"),
+        ("--source", "noise"), ("--sia", "x"), ("--textures", "x"), ("--watch-test",),
+        ("--tracker", "tensorboard"),
+    ],
+)  # fmt: skip
+def test_an_option_without_effect_is_refused_in_one_line(run, tmp_path, option):
+    line = run.refused(*words(tmp_path / "none", tmp_path / "out", "patch-nn", *option))
+    assert line == f"detect: {option[0]}: not used by --method patch-nn; leave it out"
+
+
+def test_arithmetic_that_a_method_computes_in_is_not_refused(run, product, tmp_path):
+    assert run(*words(product, tmp_path / "out", "patch-nn", "--precision", "fp32")).code == 0
+    TrainOptions(method="patch-nn", precision="auto").require_used()
+
+
+def test_an_unknown_method_is_refused(run, tmp_path):
+    line = run.refused("detect", "train", "--out", tmp_path, "--method", "realnot")
+    assert line.startswith("detect: --method: got realnot, allowed: realnet, patch-nn, ")
+    with pytest.raises(UserError, match="--preset: got paper-c, allowed for patch-nn: tiny"):
+        TrainOptions(method="patch-nn", preset="paper-c").check()
+
+
+def test_a_bank_of_several_categories_has_patches_of_each(run, tmp_path):
+    for name in ("gadget", "widget"):
+        write_product(tmp_path / "data" / name, num_train=4)
+    ended = run(*words(tmp_path / "data", tmp_path / "out", "patch-nn", "--multi-class"))
+    assert ended.code == 0, ended
+    trained = load_detector(tmp_path / "out", CPU)
+    assert trained.categories == ("gadget", "widget")
+    assert set(trained.by_category) == {"gadget", "widget"}
+    assert isinstance(trained.detector, PatchNN)
+    assert trained.detector.bank.shape[0] == 30
+
+
+def test_older_coreset_detectors_are_loaded(run, product, tmp_path):
+    """They were recorded as patch-nn with a choice."""
+    assert run(*words(product, tmp_path, "patch-nn-coreset")).code == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "method": "patch-nn"}))
+    detector = load_detector(tmp_path, CPU).detector
+    assert isinstance(detector, PatchNN)
+    assert detector.config.choice == "coreset"
+
+
+def test_an_older_state_with_the_whole_detector_is_continued(run, product, tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    assert run(*words(product, tmp_path / "a", "realnet", "--num-steps", 2)).code == 0
+    assert run(*words(product, tmp_path / "b", "realnet", "--num-steps", 4)).code == 0
+    path = tmp_path / "a/realnet/state.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    whole = load_file(tmp_path / "a/model.safetensors")
+    whole = {f"model.{name}": tensor for name, tensor in whole.items()}
+    save_file({**whole, **load_file(path)}, path, metadata)
+    assert run(*words(product, tmp_path / "a", "realnet", "--num-steps", 4)).code == 0
+    one, other = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_help_comes_without_torch_and_shows_a_newcomer_few_options():
+    code = "import sys, detect.cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    shown = subprocess.run(
+        [sys.executable, "-m", "detect", "train", "--help"],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    first, more = shown.split("─ more options ─")
+    options = [line for line in first.splitlines() if line.startswith("│ --")]
+    assert 10 <= len(options) <= 15
+    assert "--patience" in more
+    assert all(name in first for name in METHODS)
