@@ -59,14 +59,14 @@ class DetectorConfig:
         own = config.backbone
         return replace(
             config,
-            image_size=given(options.size, config.image_size),
+            image_size=preferred(options.size, config.image_size),
             seed=options.seed,
             backbone=replace(
                 own,
-                name=given(options.backbone, own.name),
-                weights=given(options.backbone_weights, own.weights),
-                mean=given(options.backbone_mean, own.mean),
-                std=given(options.backbone_std, own.std),
+                name=preferred(options.backbone, own.name),
+                weights=preferred(options.backbone_weights, own.weights),
+                mean=preferred(options.backbone_mean, own.mean),
+                std=preferred(options.backbone_std, own.std),
                 seed=options.seed,
             ),
         )
@@ -124,10 +124,10 @@ class TrainedConfig(DetectorConfig):
         """As `DetectorConfig.with_options`; a number of steps takes the place of epochs."""
         return replace(
             super().with_options(options),
-            batch_size=given(options.batch_size, self.batch_size),
-            num_steps=given(options.num_steps, self.num_steps),
+            batch_size=preferred(options.batch_size, self.batch_size),
+            num_steps=preferred(options.num_steps, self.num_steps),
             num_epochs=self.num_epochs if options.num_steps is None else None,
-            learning_rate=given(options.learning_rate, self.learning_rate),
+            learning_rate=preferred(options.learning_rate, self.learning_rate),
         )
 
     def for_data(self, backbone: Backbone, images: Sequence[Images]) -> Self:
@@ -142,7 +142,7 @@ class TrainedConfig(DetectorConfig):
         return replace(self, num_steps=num_steps, num_epochs=None)
 
 
-def given(option: T | None, preset: T) -> T:
+def preferred(option: T | None, preset: T) -> T:
     """An option, or the preset's value where it is not given."""
     return preset if option is None else option
 

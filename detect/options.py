@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from detect.method import Method
 from detect.methods import METHODS
 from synth.base.errors import UserError
 from synth.base.options import (
@@ -125,6 +126,13 @@ class MoreOptions(BackboneOptions):
 class TrainOptions(BasicOptions, MoreOptions):
     """How to train."""
 
+    @property
+    def row(self) -> Method:
+        """The method's row. Raises UserError for an unknown method."""
+        if self.method not in METHODS:
+            raise UserError(f"--method: got {self.method}, allowed: {', '.join(METHODS)}")
+        return METHODS[self.method]
+
     @staticmethod
     def of(*groups: PresetOptions | BackboneOptions) -> "TrainOptions":
         """Join groups of options; those in none of them keep their defaults."""
@@ -148,11 +156,8 @@ class TrainOptions(BasicOptions, MoreOptions):
 
         What a method's configuration holds is checked there.
         """
-        method = METHODS.get(self.method)
-        if method is None:
-            raise UserError(f"--method: got {self.method}, allowed: {', '.join(METHODS)}")
-        if self.preset not in method.presets:
-            allowed = ", ".join(method.presets)
+        if self.preset not in self.row.presets:
+            allowed = ", ".join(self.row.presets)
             raise UserError(f"--preset: got {self.preset}, allowed for {self.method}: {allowed}")
         require_positive(patience=self.patience)
         require_not_negative(seed=self.seed, workers=self.workers)
@@ -174,9 +179,8 @@ class TrainOptions(BasicOptions, MoreOptions):
         default = vars(TrainOptions())
         chosen = {name: value != default[name] for name, value in vars(self).items()} | others
         chosen["precision"] &= self.precision != "fp32"
-        method = METHODS[self.method]
         for name in (name for name, is_given in chosen.items() if is_given):
-            if not method.uses(name):
+            if not self.row.uses(name):
                 raise UserError(
                     f"{option_name(name)}: not used by --method {self.method}; leave it out"
                 )

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from detect.evaluation.measure import evaluate
 from detect.evaluation.testset import open_test_set
+from detect.images import to_chw, to_unit
 from detect.scoring import Scored, Scorer, score_batches
-from detect.training.data import to_chw, to_unit
 from synth.base.backbones import Backbone, BackboneConfig, build_backbone
 from synth.base.command import progress_bar
 from synth.base.files import write_json

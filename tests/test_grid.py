@@ -33,13 +33,14 @@ from detect.grid.result import (
 )
 from detect.grid.run import AddedMemory
 from detect.grid.table import ALPHA, Table, holm, p_value
+from detect.images import ImagePool
 from detect.methods import patch_nn
 from detect.methods.patch_nn import PatchNNConfig
 from detect.methods.realnet.config import PRESETS
 from detect.report.grid import Section, differences, findings, notes
 from detect.report.plots import draw_grid
 from detect.training.source_words import parse_named
-from detect.training.sources import ImagePool, Part
+from detect.training.sources import Part
 from synth.base.errors import UserError
 
 QUICK = ("--num-steps", 1, "--batch-size", 2, "--precision", "fp32")

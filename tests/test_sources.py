@@ -10,6 +10,7 @@ from PIL import Image, ImageOps
 from products import SIZE, draw_noise, load_source, normal_image, write_product, write_sources
 from torch.utils.data import DataLoader, Dataset
 
+from detect.images import ImagePool
 from detect.training import augmentations
 from detect.training.augmentations import NUM_OPERATIONS, OPERATIONS, augmented
 from detect.training.data import BlendedDataset
@@ -19,7 +20,6 @@ from detect.training.sources import (
     TEXTURE_OPACITY,
     Anomaly,
     AnomalySource,
-    ImagePool,
     LoadedPart,
     Part,
     open_source,

@@ -37,16 +37,14 @@ def select(
     options.check()
     category = data.open(out)
     require_output(out)
-    from detect.methods import METHODS
     from detect.methods.realnet.channels import show_channels
     from detect.training.material import Product
     from detect.training.source_words import chosen_sources
     from synth.data.normals import load_normals
 
-    method = METHODS[options.method]
-    size = method.recipe().configure(options).image_size
+    size = options.row.recipe().configure(options).image_size
     folders = {"sia": sia, "textures": textures}
-    (anomalies,) = chosen_sources(method, source, folders, [category], warn)
+    (anomalies,) = chosen_sources(options.row, source, folders, [category], warn)
     product = Product(load_normals(category, size, progress_bar), anomalies)
     for line in show_channels(product, options, out, progress_bar):
         say(line)

@@ -64,16 +64,14 @@ def train(
     for category in categories if more.watch_test else ():
         require_both_labels(category)
     require_output(out)
-    from detect.methods import METHODS
     from detect.training.material import Product
     from detect.training.run import train_detector
     from detect.training.source_words import chosen_sources
     from synth.data.normals import load_normals
 
-    method = METHODS[options.method]
-    size = method.recipe().configure(options).image_size
+    size = options.row.recipe().configure(options).image_size
     folders = {"sia": sia, "textures": textures}
-    sources = chosen_sources(method, source, folders, categories, warn)
+    sources = chosen_sources(options.row, source, folders, categories, warn)
     normals = [load_normals(category, size, progress_bar) for category in categories]
     tests = [open_test_set(each, progress_bar) for each in categories if more.watch_test]
     products = [Product(*pair) for pair in zip(normals, sources, strict=True)]

@@ -9,8 +9,8 @@ from detect.evaluation.best import LABEL, Best, Moment, best_of
 from detect.evaluation.measure import measure_points
 from detect.evaluation.testset import TestSet, listing_digest
 from detect.evaluation.text import auroc_words, best_words
+from detect.images import CACHE_BYTES, ImagePool
 from detect.scoring import Scorer, image_batches
-from detect.training.sources import CACHE_BYTES, ImagePool
 from synth.base.errors import UserError
 from synth.base.files import read_json, write_json
 from synth.base.progress import Bars

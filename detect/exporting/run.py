@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from detect.checkpoint import TrainedDetector
 from detect.exporting.formats import FORMATS, Format, Run, quiet
 from detect.exporting.graph import ABOUT_INPUT, ABOUT_OUTPUTS, record
+from detect.images import to_chw, to_unit
 from detect.packing import packed
-from detect.training.data import to_chw, to_unit
 from synth.base.errors import UserError
 from synth.base.files import PARTIAL_SUFFIX, write_fault
 from synth.base.memory import is_out_of_memory

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from detect.config import DetectorConfig
 from detect.detector import Detector, Scores
+from detect.images import to_chw, to_unit
 from detect.method import Recipe
 from detect.pooling import image_scores
-from detect.training.data import to_chw, to_unit
 from detect.training.material import Material
 from synth.base.backbones import Backbone, BackboneConfig, build_backbone
 from synth.base.seeding import derive_seed, generator
@@ -212,7 +212,7 @@ PRESETS = {
 }
 
 
-def build(config: PatchNNConfig, material: Material[Any]) -> PatchNN:
+def build_patch_nn(config: PatchNNConfig, material: Material[Any]) -> PatchNN:
     """Fill the bank from all images to train on."""
     images = [*chain.from_iterable(material.images)]
     device = material.accelerator.device
@@ -221,7 +221,9 @@ def build(config: PatchNNConfig, material: Material[Any]) -> PatchNN:
     return PatchNN(config, material.backbone, bank)
 
 
-RANDOM = Recipe(config=PatchNNConfig, presets=PRESETS, build=build, restore=PatchNN.from_state)
+RANDOM = Recipe(
+    config=PatchNNConfig, presets=PRESETS, build=build_patch_nn, restore=PatchNN.from_state
+)
 CORESET = replace(
     RANDOM, presets={name: replace(each, choice="coreset") for name, each in PRESETS.items()}
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from detect.detector import Batch
+from detect.images import to_chw, to_unit
 from detect.training.sources import DrawAnomaly
 from synth.base.errors import UserError
 from synth.base.seeding import derive_seed
@@ -130,11 +131,6 @@ def shuffled(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
     return np.random.default_rng(derive_seed(seed, 0, epoch)).permutation(num_images)
 
 
-def to_chw(image: NDArray[np.uint8]) -> Tensor:
-    """uint8 [H, W, 3] -> uint8 [3, H, W]."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
 def batches(
     dataset: Dataset[Sample],
     batch_size: int,
@@ -164,8 +160,3 @@ def batches(
     except UserError as error:  # a worker's comes wrapped in its traceback
         line = str(error).splitlines()[-1]
         raise UserError(line.removeprefix("synth.base.errors.UserError: ")) from None
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """uint8 [N, 3, H, W] -> float32 in [0, 1]."""
-    return images.float() / 255

@@ -1,7 +1,6 @@
 """One loop for every detector: its stages in order, resumable, on one or several processes."""
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,8 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -21,17 +18,23 @@ from detect.evaluation.watch import WatchedTests
 from detect.scoring import detector_scorer
 from detect.training.data import Sample, batches
 from detect.training.gradients import average_gradients
+from detect.training.stage_state import (
+    OwnState,
+    alone,
+    forget_if_outdated,
+    load_trained,
+    save_trained,
+    set_modes,
+)
 from detect.training.stopping import BEST_FILE, Checks, measure, moments
 from synth.base.errors import UserError
-from synth.base.files import atomic_path, read_json, write_json
-from synth.base.resume import STATE_FILE, TRACE_FILE, OnStep, run_steps
+from synth.base.resume import OnStep, run_steps
 from synth.base.run_folder import agreed, num_steps_done
 from synth.base.seeding import generator
 
 EMA_DECAY = 0.999
 """Upper limit of the averaging decay (1 + n) / (10 + n) at step n."""
 NUM_NORM_BATCHES = 32
-AFTER_FILE = "after.json"
 
 
 class Feed(NamedTuple):
@@ -82,7 +85,7 @@ def train_stages(
     before: list[dict[str, Any]] = []
     for number, stage in enumerate(stages):
         done, total = sum(each["num_steps"] for each in before), sum(s.num_steps for s in stages)
-        looks = Looks(checks, watch) if stage is stages[-1] else Looks()
+        looks = Onlookers(checks, watch) if stage is stages[-1] else Onlookers()
         work = folder / stage.name
         with alone(detector, stage):
             require_global_norms(detector)
@@ -90,7 +93,7 @@ def train_stages(
             if before and agreed(feed.accelerator, partial(forget_if_outdated, work, before)):
                 looks.forget()
                 tell(f"{stage.name} is trained again: {before[-1]['name']}, before it, has changed")
-            run.train(work, shifted(on_step, done, total), checkpoint_steps, looks)
+            run.train(work, counted_on(on_step, done, total), checkpoint_steps, looks)
         before.append(run.facts)
     detector.eval()
 
@@ -104,83 +107,11 @@ def require_equal_shares(accelerator: Accelerator, batch_size: int) -> None:
         )
 
 
-def shifted(on_step: OnStep | None, before: int, total: int) -> OnStep | None:
+def counted_on(on_step: OnStep | None, before: int, total: int) -> OnStep | None:
     """Count the steps of all stages, not those of one stage up to its next check."""
     if on_step is None:
         return None
     return lambda done, _, terms: on_step(before + done, total, terms)
-
-
-# One stage alone
-
-
-@contextmanager
-def alone(detector: Detector, stage: Stage) -> Iterator[None]:
-    """Freeze everything but what the stage trains; all else is in evaluation mode."""
-    own = set(stage.trained())
-    others = [p for p in detector.parameters() if p.requires_grad and p not in own]
-    detector.zero_grad()
-    for parameter in others:
-        parameter.requires_grad_(False)
-    set_modes(detector, stage)
-    try:
-        yield
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)
-
-
-def set_modes(detector: Detector, stage: Stage) -> None:
-    """Put the stage's modules in training mode and all others in evaluation mode."""
-    detector.eval()
-    for module in stage.modules:
-        module.train()
-
-
-class OwnState:
-    """A stage's part of a detector's state: its parameters and the buffers of its modules."""
-
-    def __init__(self, detector: Detector, stage: Stage) -> None:
-        self.detector = detector
-        buffers = [buffer for module in stage.modules for buffer in module.buffers()]
-        own = {id(tensor) for tensor in (*stage.trained(), *buffers)}
-        tensors = detector.state_dict(keep_vars=True)
-        self.names = [name for name, tensor in tensors.items() if id(tensor) in own]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the tensors by their names in the detector."""
-        tensors = self.detector.state_dict()
-        return {name: tensors[name] for name in self.names}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Tensor], /) -> None:
-        """Put tensors in place; others of the detector, which older states hold, are left out.
-
-        Raises LookupError or RuntimeError for missing and for foreign tensors.
-        """
-        foreign = sorted(set(state) - set(self.detector.state_dict()))
-        if foreign:
-            raise LookupError(f"{foreign[0]} is no part of it")
-        for name, tensor in self.state_dict().items():
-            if state[name].shape != tensor.shape:
-                raise RuntimeError(f"{name} has another size")
-            tensor.copy_(state[name])
-
-
-def forget_if_outdated(work: Path, before: Sequence[Mapping[str, Any]]) -> bool:
-    """Remove a stage's state that followed other earlier stages; whether there was one.
-
-    Notes what it follows from now on.
-    """
-    path, wanted = work / AFTER_FILE, json.loads(json.dumps(before))
-    if path.exists() and read_json(path).get("stages") == wanted:
-        return False
-    files = [work / STATE_FILE, work / TRACE_FILE]
-    had_one = any(file.exists() for file in files)
-    for file in files:
-        file.unlink(missing_ok=True)
-    write_json(path, {"stages": wanted})
-    return had_one
 
 
 class StageRun:
@@ -213,7 +144,7 @@ class StageRun:
         }
 
     def train(
-        self, work: Path, on_step: OnStep | None, checkpoint_steps: int | None, looks: "Looks"
+        self, work: Path, on_step: OnStep | None, checkpoint_steps: int | None, looks: "Onlookers"
     ) -> None:
         """Take all steps that are left, with the state in `work`; keep the weights of the end."""
         reached: int | None = None
@@ -301,7 +232,7 @@ def settle_batch_norms(feed: Feed, detector: Detector) -> None:
 # Between the steps
 
 
-class Looks(NamedTuple):
+class Onlookers(NamedTuple):
     """What looks at a detector between steps: checks that may end the training, and a watch."""
 
     checks: Checks | None = None
@@ -354,21 +285,3 @@ class Looks(NamedTuple):
             if accelerator.is_main_process and not (checks.rows and row.value <= checks.best.value):
                 save_trained(run.own, checks.folder / BEST_FILE)
             checks.add(row, write=accelerator.is_main_process)
-
-
-def save_trained(own: OwnState, path: Path) -> None:
-    """Write a stage's part of the detector, as it is."""
-    state = {name: tensor.contiguous() for name, tensor in own.state_dict().items()}
-    with atomic_path(path) as partial:
-        save_file(state, partial)
-
-
-def load_trained(own: OwnState, path: Path) -> None:
-    """Read what `save_trained` wrote. Raises UserError when it is damaged or of another model."""
-    try:
-        own.load_state_dict(load_file(path))
-    except (OSError, SafetensorError, RuntimeError, LookupError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"{path}: damaged ({reason}); delete {path.parent} and train again"
-        ) from error

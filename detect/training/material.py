@@ -4,27 +4,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
 import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from detect.images import CACHE_BYTES
 from detect.method import C
-from detect.methods import METHODS
-from detect.options import TrainOptions
-from detect.training.data import (
-    ANOMALOUS_SHARE,
-    BlendedDataset,
-    JoinedDataset,
-    find_foregrounds,
-)
-from detect.training.sources import CACHE_BYTES, DrawAnomaly, OpenSource
+from detect.training.data import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset, find_foregrounds
+from detect.training.sources import DrawAnomaly, OpenSource
 from synth.base.backbones import Backbone, build_backbone
 from synth.base.progress import Bars
 from synth.data.foreground import EVERYTHING, ForegroundRule
 from synth.data.normals import Normals
 from synth.pictures import Images, all_grey
+
+if TYPE_CHECKING:
+    from detect.options import TrainOptions
 
 Mask = NDArray[np.bool_]
 """bool [H, W]."""
@@ -51,14 +48,14 @@ class Prepared(NamedTuple, Generic[C]):
     facts: dict[str, Any]
 
 
-def prepare(products: Sequence[Product], options: TrainOptions) -> Prepared[Any]:
+def prepare(products: Sequence[Product], options: "TrainOptions") -> Prepared[Any]:
     """Fit the foreground rules to the images, and the configuration to the backbone and the images.
 
     Raises UserError for values out of range, an empty foreground, a backbone that is not to be had
     (it may be downloaded here, so what can be refused without it comes first), and one that cannot
     take such images.
     """
-    method = METHODS[options.method]
+    method = options.row
     config = method.recipe().configure(options)
     images = [product.normals.fit for product in products]
     rules = tuple(EVERYTHING for _ in products)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -14,8 +14,6 @@ from detect.config import DetectorConfig, TrainedConfig
 from detect.detector import Detector
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import WATCH_FILE, WatchedTests
-from detect.methods import METHODS
-from detect.options import TrainOptions
 from detect.scoring import detector_scorer, file_scores
 from detect.training.loop import Feed, require_equal_shares, train_stages
 from detect.training.material import Material, Prepared, Product, prepare
@@ -36,13 +34,16 @@ from synth.base.tracking import require_tracker, tracked
 from synth.data.normals import Normals
 from synth.pictures import Images
 
+if TYPE_CHECKING:
+    from detect.options import TrainOptions
+
 TRAINING_KEY, JUDGES_KEY = 3, 4
 """Keys of the samples' seeds: weights and the moment to stop each have their own."""
 
 
 def train_detector(
     products: Sequence[Product],
-    options: TrainOptions,
+    options: "TrainOptions",
     out: Path,
     bars: Bars,
     tell: Callable[[str], None] = lambda line: None,
@@ -75,7 +76,7 @@ def train_detector(
             out=out,
             continues=continues,
         )
-        recipe = METHODS[options.method].recipe()
+        recipe = options.row.recipe()
         detector = recipe.build(prepared.config, material).to(accelerator.device)
         num_steps = 0
         if isinstance(prepared.config, TrainedConfig):
@@ -93,12 +94,12 @@ def set_apart(products: Sequence[Product]) -> tuple[list[Product], list[Images]]
     return rest, [images for _, images in parted]
 
 
-def own_accelerator(options: TrainOptions, tracker: Tracker, out: Path) -> Accelerator:
+def own_accelerator(options: "TrainOptions", tracker: Tracker, out: Path) -> Accelerator:
     """The device and arithmetic of a training; a method without --precision computes in fp32.
 
     Raises UserError when the processes cannot share a batch evenly.
     """
-    method = METHODS[options.method]
+    method = options.row
     precision = saved_precision(out, options.precision, ("precision",))
     if precision == "auto" and not method.uses("precision"):
         precision = "fp32"
@@ -111,7 +112,7 @@ def own_accelerator(options: TrainOptions, tracker: Tracker, out: Path) -> Accel
 
 @contextmanager
 def folder_of(
-    accelerator: Accelerator, prepared: Prepared[Any], options: TrainOptions, out: Path
+    accelerator: Accelerator, prepared: Prepared[Any], options: "TrainOptions", out: Path
 ) -> Iterator[bool]:
     """Keep other commands out of `out` and mark it as of this configuration.
 
@@ -125,7 +126,7 @@ def folder_of(
         for each in stages.items():
             require_no_fewer_steps(*each)
 
-    about = description(prepared, options, accelerator)
+    about = recorded_facts(prepared, options, accelerator)
     with run_folder(
         accelerator, out, about, work=work, num_steps=stages.get(work, 0), made=made
     ) as continues:
@@ -136,11 +137,11 @@ def folder_of(
         yield continues
 
 
-def description(
-    prepared: Prepared[DetectorConfig], options: TrainOptions, accelerator: Accelerator
+def recorded_facts(
+    prepared: Prepared[DetectorConfig], options: "TrainOptions", accelerator: Accelerator
 ) -> dict[str, Any]:
     """What the detector depends on, but for the number of steps, which may be raised."""
-    learns = METHODS[options.method].uses("precision")
+    learns = options.row.uses("precision")
     detector = {key: v for key, v in prepared.config.to_json().items() if key != "num_steps"}
     about = {
         "method": options.method,
@@ -155,7 +156,7 @@ def learn(
     detector: Detector,
     config: TrainedConfig,
     material: Material[Any],
-    options: TrainOptions,
+    options: "TrainOptions",
     judges: Sequence[Images] | None,
     tests: Sequence[TestSet],
 ) -> int:
@@ -200,7 +201,7 @@ def save_calibrated(
 ) -> Calibration:
     """Set the thresholds on the held-out images and write the detector; returns that of all."""
     own = {
-        product.normals.category.name: calibrated(
+        product.normals.category.name: calibrated_on_held(
             detector, product.normals, rate, material.accelerator.device, material.bars
         )
         for product in material.products
@@ -210,7 +211,7 @@ def save_calibrated(
     return together
 
 
-def calibrated(
+def calibrated_on_held(
     detector: Detector, normals: Normals, rate: float, device: torch.device, bars: Bars
 ) -> Calibration:
     """The threshold from the held-out images, scored from their files as prediction does."""

@@ -12,26 +12,21 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from detect.training.augmentations import augmented
+from detect.images import CACHE_BYTES, ImagePool
+from detect.training.augmentations import Image, augmented
 from synth.base.errors import UserError
 from synth.base.progress import Bars
 from synth.blend import OPACITY
 from synth.data.baselines import Drawn, noise, shifted, texture_files
 from synth.data.catalog import Category
-from synth.images import read_image, require_images, resize
 from synth.sia.format import HEADER_FILE, SHARD_SIZE, count_missing
 from synth.sia.reader import SiaFolder, open_sia
 
 TEXTURE_OPACITY = (0.2, 1.0)
 """Range of δ for textures. Source: RealNet's code."""
-CACHE_BYTES = 1 << 30
-"""Of decoded images in memory, over all parts of a source."""
 
-Image = NDArray[np.uint8]
-"""uint8 [H, W, 3], RGB."""
-Size = tuple[int, int]
+ImageSize = tuple[int, int]
 """Height and width in pixels."""
 Draw = Callable[[np.random.Generator, Image], Image]
 """(rng, I) -> P of the same shape."""
@@ -66,7 +61,7 @@ class OpenPart(NamedTuple):
     config: dict[str, Any]
     opacity: tuple[float, float]
     category: str | None
-    load: Callable[[Size, bool, int, Bars], Draw]
+    load: Callable[[ImageSize, bool, int, Bars], Draw]
     paths: Sequence[Path] = ()
 
 
@@ -99,7 +94,7 @@ class OpenSource:
 
     parts: tuple[OpenPart, ...]
     shares: tuple[float, ...]
-    loaded: dict[tuple[Size, bool], AnomalySource] = field(default_factory=dict)
+    loaded: dict[tuple[ImageSize, bool], AnomalySource] = field(default_factory=dict)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -126,7 +121,7 @@ class OpenSource:
         return sorted(category for category in shown if category is not None)
 
     def load(
-        self, size: Size, grey: bool, bars: Bars, cache_bytes: int | None = None
+        self, size: ImageSize, grey: bool, bars: Bars, cache_bytes: int | None = None
     ) -> AnomalySource:
         """Decode what fits into memory, before workers are forked: they share one copy.
 
@@ -188,47 +183,6 @@ def folder_for(part: Part, category: Category | None) -> Path | None:
 # Images from files
 
 
-class ImagePool:
-    """Image files at one size; as many as fit into `cache_bytes` are kept decoded.
-
-    All are decoded once, so that a broken one is told of before long work: raises one UserError
-    with the count and the first file.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        size: Size,
-        bars: Bars,
-        cache_bytes: int = CACHE_BYTES,
-        title: str = "loading anomaly images",
-    ) -> None:
-        self.paths, self.size = tuple(paths), size
-        image_bytes = size[0] * size[1] * 3
-        self.kept = np.empty((min(len(paths), cache_bytes // image_bytes), *size, 3), np.uint8)
-        try:
-            with bars(title, "image") as update:
-                for number, path in enumerate(paths):
-                    image = resize(read_image(path), size)
-                    if number < len(self.kept):
-                        self.kept[number] = image
-                    update(number + 1, len(paths))
-        except UserError:
-            with bars("checking images", "image") as update:
-                require_images(paths, update)  # says how many are broken, not only the first
-            raise
-
-    def draw(self, rng: np.random.Generator, normal: Image) -> Image:
-        """Pick any image, all with the same chance."""
-        return self.image(int(rng.integers(len(self.paths))))
-
-    def image(self, number: int) -> Image:
-        """Return one image, uint8 [H, W, 3]; not to be written to."""
-        if number < len(self.kept):
-            return self.kept[number]
-        return resize(read_image(self.paths[number]), self.size)
-
-
 @dataclass(frozen=True)
 class TextureDraw:
     """A texture of the pool, augmented; without colour where the product has none."""
@@ -262,7 +216,7 @@ def open_sia_images(folder: Path | None) -> OpenPart:
     require_shards(sia)
     paths = [sia.path / row["file_name"] for row in sia.rows]
 
-    def load(size: Size, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
+    def load(size: ImageSize, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
         return ImagePool(paths, size, bars, cache_bytes).draw
 
     config = {"kind": "sia", "num_images": len(paths), **sia.config}
@@ -292,7 +246,7 @@ def open_textures(folder: Path | None) -> OpenPart:
     paths = texture_files(folder)
     listing = [f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in paths]
 
-    def load(size: Size, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
+    def load(size: ImageSize, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
         return TextureDraw(ImagePool(paths, size, bars, cache_bytes), grey)
 
     config = {
@@ -331,7 +285,7 @@ class BaselineOpener:
         if folder is not None:
             raise UserError(f"{folder}: not used, {self.kind} has no folder; leave it out")
 
-        def load(size: Size, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
+        def load(size: ImageSize, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
             return BaselineDraw(self.draw, grey)
 
         return OpenPart({"kind": self.kind}, OPACITY, None, load)

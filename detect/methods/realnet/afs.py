@@ -15,7 +15,7 @@ from torch import Tensor
 from detect.detector import Batch
 from synth.base.errors import UserError
 
-Features = Callable[[Tensor], Sequence[Tensor]]
+FeatureExtractor = Callable[[Tensor], Sequence[Tensor]]
 """Images float32 [N, 3, H, W], RGB in [0, 1] -> feature maps [N, C_k, h_k, w_k] per layer."""
 
 
@@ -36,7 +36,7 @@ Losses = Sequence[Sequence[Tensor]]
 
 
 def select_channels(
-    features: Features,
+    features: FeatureExtractor,
     batches: Iterable[Batch],
     num_channels: Sequence[int],
     joined: Callable[[Losses], Losses] = lambda losses: losses,
@@ -77,7 +77,7 @@ def best_channels(scores: Sequence[Tensor], num_channels: Sequence[int]) -> AFSR
 
 
 @torch.no_grad()
-def batch_losses(features: Features, batch: Batch) -> list[Tensor]:
+def batch_losses(features: FeatureExtractor, batch: Batch) -> list[Tensor]:
     """Return L of every channel of every layer for one batch, float64 [C_k] each, on the CPU."""
     N = len(batch.image)
     mask = batch.mask.float().unsqueeze(1)  # [N, 1, H, W]

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detect.training.data import to_chw, to_unit
+from detect.images import to_chw, to_unit
 from synth.images import Progress
 
-CACHE_BYTES = 2 << 30
+FEATURE_BYTES = 2 << 30
 """Of the features' device; images beyond it are computed each time."""
 BATCH_SIZE = 16
 
@@ -55,7 +55,7 @@ def filled_cache(
     compute: Compute,
     device: torch.device,
     progress: Progress | None = None,
-    limit: int = CACHE_BYTES,
+    limit: int = FEATURE_BYTES,
 ) -> FeatureCache:
     """Compute the features of images uint8 [H, W, 3] on `device`, as many as `limit` bytes hold."""
     kept: list[Tensor] = []

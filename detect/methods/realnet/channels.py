@@ -17,10 +17,11 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from detect.methods.realnet.afs import AFSResult, Features
+from detect.images import to_unit
+from detect.methods.realnet.afs import AFSResult, FeatureExtractor
 from detect.methods.realnet.recipe import afs_samples, chosen_channels
 from detect.options import TrainOptions
-from detect.training.data import Sample, to_unit
+from detect.training.data import Sample
 from detect.training.material import Material, Product, prepare
 from synth.base.device import make_accelerator
 from synth.base.files import atomic_path
@@ -114,7 +115,7 @@ def empty_score(blended: Dataset[Sample], num_samples: int) -> float:
 
 
 @torch.no_grad()
-def residuals(features: Features, sample: Sample, device: torch.device) -> list[Tensor]:
+def residuals(features: FeatureExtractor, sample: Sample, device: torch.device) -> list[Tensor]:
     """|phi_k(A) - phi_k(I)|^2 of one sample, float32 [C_k, h_k, w_k] per layer, on the CPU."""
     both = to_unit(torch.stack([sample.image, sample.normal]).to(device))
     return [(phi[0].float() - phi[1].float()).square().cpu() for phi in features(both)]

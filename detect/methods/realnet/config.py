@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 
 from detect.config import TrainedConfig, require_fields_positive
-from detect.training.data import to_chw, to_unit
+from detect.images import to_chw, to_unit
 from synth.base.backbones import Backbone, BackboneConfig
 from synth.base.errors import UserError
 from synth.pictures import Images

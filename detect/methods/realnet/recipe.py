@@ -30,7 +30,7 @@ AFS_SEED = 0
 AFS_KEY = 2
 
 
-def build(config: RealNetConfig, material: Material[RealNetConfig]) -> RealNet:
+def build_realnet(config: RealNetConfig, material: Material[RealNetConfig]) -> RealNet:
     """Choose the channels, and compute the features of the normal images beforehand.
 
     Raises UserError as `chosen_channels`.
@@ -133,4 +133,6 @@ def whole_layers(config: RealNetConfig, channels: Sequence[int]) -> str:
     return f"AFS has nothing to choose in {which}: all channels are kept"
 
 
-RECIPE = Recipe(config=RealNetConfig, presets=PRESETS, build=build, restore=RealNet.from_state)
+RECIPE = Recipe(
+    config=RealNetConfig, presets=PRESETS, build=build_realnet, restore=RealNet.from_state
+)
