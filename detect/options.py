@@ -48,9 +48,10 @@ class ChannelOptions:
     """tiny: 128 px, a CPU; compact: 256 px, a CPU; small: 256 px; paper, paper-c (its architecture
     C), hiad (layers 2 and 3): 256 px, 524, 939 and 265 M parameters, a GPU, lengths in epochs."""
     backbone: PresetStr = None
-    """Name of a timm network: a ResNet, EfficientNet, MobileNet, ConvNeXt, ViT, ..."""
+    """A network of timm, such as resnet18, or of torchvision with its weights."""
     backbone_weights: PresetStr = None
-    """hub (downloaded once), random, bundled (resnet10t only), or a safetensors file."""
+    """bundled (tf_efficientnet_lite0, and _lite2 with its extra), hub (timm's, downloaded once),
+    torchvision, random, or a file."""
     backbone_layers: PresetLayers = None
     """1 to 4 have strides 4 to 32; of a ViT these are blocks, by default as many as the preset's
     layers, evenly over its depth, such as 3 6 9 of twelve. AFS keeps as many channels of each as of

@@ -59,7 +59,7 @@ def select(
         )
     normals = load_normals(category, realnet_config(training).image_size, progress_bar)
     choice = choose_channels(normals, anomalies, training, progress_bar)
-    layers = by_layer(choice.config.backbone.layers, choice.afs)
+    layers = by_layer(choice.config.backbone.numbers, choice.afs)
     write_table(out / "channels.csv", layers)
     sample = example_of(choice.blended)
     maps = residuals(choice.backbone, sample, choice.device)

@@ -12,6 +12,7 @@ from detect.methods.realnet.config import PRESETS
 from detect.methods.realnet.run import calibrated
 from detect.options import TrainOptions
 from detect.training.sources import OpenSource
+from synth.base.backbone_weights import default_weights
 from synth.base.backbones import build_backbone
 from synth.base.device import make_accelerator
 from synth.base.progress import Bars
@@ -30,7 +31,8 @@ def patch_nn_config(options: TrainOptions, choice: Choice) -> PatchNNConfig:
         backbone=replace(
             preset.backbone,
             name=options.backbone or preset.backbone.name,
-            weights=options.backbone_weights or preset.backbone.weights,
+            weights=options.backbone_weights
+            or (default_weights(options.backbone) if options.backbone else preset.backbone.weights),
             layers=options.layers(len(LAYERS)) or LAYERS,
             mean=options.backbone_mean or preset.backbone.mean,
             std=options.backbone_std or preset.backbone.std,

@@ -40,6 +40,7 @@ from detect.training.stopping import (
     blended_once,
     without_judges,
 )
+from synth.base.backbone_weights import default_weights
 from synth.base.backbones import Backbone, build_backbone
 from synth.base.device import make_accelerator
 from synth.base.options import Tracker
@@ -81,7 +82,8 @@ def realnet_config(options: TrainOptions) -> RealNetConfig:
         backbone=replace(
             preset.backbone,
             name=options.backbone or preset.backbone.name,
-            weights=options.backbone_weights or preset.backbone.weights,
+            weights=options.backbone_weights
+            or (default_weights(options.backbone) if options.backbone else preset.backbone.weights),
             mean=options.backbone_mean or preset.backbone.mean,
             std=options.backbone_std or preset.backbone.std,
             seed=options.seed,
