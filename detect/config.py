@@ -9,6 +9,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from synth.base.backbone_weights import default_weights
 from synth.base.backbones import Backbone, BackboneConfig
 from synth.base.errors import UserError
 from synth.base.options import require_positive
@@ -57,6 +58,7 @@ class DetectorConfig:
         layers = options.layers(len(self.backbone.layers))
         config = self if layers is None else self.with_layers(layers)
         own = config.backbone
+        weights = own.weights if options.backbone is None else default_weights(options.backbone)
         return replace(
             config,
             image_size=preferred(options.size, config.image_size),
@@ -64,7 +66,7 @@ class DetectorConfig:
             backbone=replace(
                 own,
                 name=preferred(options.backbone, own.name),
-                weights=preferred(options.backbone_weights, own.weights),
+                weights=preferred(options.backbone_weights, weights),
                 mean=preferred(options.backbone_mean, own.mean),
                 std=preferred(options.backbone_std, own.std),
                 seed=options.seed,

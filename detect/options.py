@@ -88,9 +88,10 @@ class BackboneOptions:
     batch_size: PresetInt = None
     """Images per step over all processes."""
     backbone: PresetStr = None
-    """Name of a timm network: a ResNet, EfficientNet, MobileNet, ConvNeXt, ViT, ..."""
+    """A network of timm, such as resnet18, or of torchvision with its weights."""
     backbone_weights: PresetStr = None
-    """hub (downloaded once), random, bundled (resnet10t only), or a safetensors file."""
+    """bundled (tf_efficientnet_lite0, and _lite2 with its extra), hub (timm's, downloaded once),
+    torchvision, random, or a file."""
     backbone_layers: PresetLayers = None
     """1 to 4 have strides 4 to 32. A ViT has blocks instead: by default as many as the preset has
     layers, evenly over its depth, such as 3 6 9 of twelve. AFS keeps as many channels of each as of

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 NUM_SAMPLES = "12"  # of each strength: enough to look at, too few for KID, which is said
-BACKBONE = ["--backbone", "resnet10t", "--backbone-weights", "bundled"]
 
 
 class Stage(NamedTuple):
@@ -48,12 +47,10 @@ def stages(category: str, out: Path) -> list[Stage]:
             ["synth", "blend", *data, "--sia", sia, "--out", blended, "--num", "100"],
         ),
         Stage("inspect", ["synth", "inspect", *data, *looked_at, "--num", NUM_SAMPLES]),
-        Stage(
-            "train RealNet", ["detect", "train", *data, *BACKBONE, "--sia", sia, "--out", detector]
-        ),
+        Stage("train RealNet", ["detect", "train", *data, "--sia", sia, "--out", detector]),
         Stage(
             "train RealNet on noise",
-            ["detect", "train", *data, *BACKBONE, "--source", "noise", "--out", on_noise],
+            ["detect", "train", *data, "--source", "noise", "--out", on_noise],
         ),
         Stage("evaluate", ["detect", "evaluate", *data, *results]),
     ]

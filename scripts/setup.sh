@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes .venv from requirements.lock (versions and hashes). A second run with nothing changed returns at once.
-# Needs git, bash, a C compiler, Python >= 3.11 and a Python package index; installs uv beside it when it is missing.
+# Needs git, bash, a C compiler, Python >= 3.11, OpenCV's system libraries (libGL, GLib) and a Python package index;
+# installs uv beside it when it is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -40,5 +41,10 @@ echo "setup: making .venv with $("$python" --version) (torch alone is several GB
 [ -x .venv/bin/python ] || "$uv" venv --quiet --python "$python" .venv
 "$uv" pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock
 "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
+.venv/bin/python -c 'import cv2' 2>/dev/null || {
+  echo "setup: OpenCV does not start: $(.venv/bin/python -c 'import cv2' 2>&1 | tail -n 1)" >&2
+  echo "setup: it needs libraries of the system; on Debian and Ubuntu: apt-get install libgl1 libglib2.0-0" >&2
+  exit 2
+}
 fingerprint >"$stamp"
 echo "setup: done"

@@ -33,7 +33,7 @@ from synth.images import resize, write_png
 
 CONFIG = RealNetConfig(
     image_size=(32, 40),
-    backbone=BackboneConfig(name="resnet10t", layers=(1, 2), weights="bundled"),
+    backbone=BackboneConfig(name="resnet10t", layers=(1, 2), weights="random"),
     num_selected=(8, 12),
     multipliers=(1, 2),
     num_res_blocks=1,

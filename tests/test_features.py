@@ -1,11 +1,14 @@
 from pathlib import Path
 
+import cv2
 import huggingface_hub.constants
 import pytest
+import skimage.data
 import timm
 import torch
 from safetensors.torch import save_file
 
+from synth.base.backbone_weights import BUNDLED, from_package
 from synth.base.backbones import Backbone, BackboneConfig, build_backbone, seeded_init
 from synth.base.errors import UserError
 
@@ -211,7 +214,7 @@ def test_unusable_files_are_named(tmp_path: Path) -> None:
         from_file(tmp_path / "absent.safetensors")
     path = tmp_path / "text.safetensors"
     path.write_bytes(b"no weights in here")
-    with pytest.raises(UserError, match=r"text\.safetensors is not a readable safetensors"):
+    with pytest.raises(UserError, match=r"text\.safetensors is not a readable weights file"):
         from_file(path)
 
 
@@ -233,7 +236,7 @@ def test_an_absent_layer_is_named(name: str, layer: int, message: str) -> None:
         build_backbone(BackboneConfig(name=name, layers=(layer,), weights="random"))
 
 
-@pytest.mark.parametrize("layers", [(), (2, 1), (1, 1), (0, 1)])
+@pytest.mark.parametrize("layers", [(), (2, 1), (1, 1), (0, 1), ("layer2", "layer2")])
 def test_layers_are_checked(layers: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="ascending order"):
         BackboneConfig(name="resnet18", layers=layers)
@@ -248,3 +251,95 @@ def test_without_the_hub_the_way_out_is_named(
         UserError, match=r"'resnet18' could not be downloaded .* FILE with .*timm/resnet18\.a1_in1k"
     ):
         build_backbone(BackboneConfig(name="resnet18", layers=(1,)))
+
+
+# Modules by name
+
+
+def test_a_module_is_reached_by_its_name(full_resnet: torch.nn.Module, weights_file: Path) -> None:
+    """layer2.0 is a map that no number names; the network is cut behind it."""
+    backbone = build_backbone(
+        BackboneConfig(name="resnet18", layers=("layer2.0", "layer1"), weights=str(weights_file))
+    )
+    assert (backbone.channels, backbone.strides) == ((128, 64), (8, 4))
+    assert not any("layer3" in key or "layer2.1" in key for key in backbone.state_dict())
+    images = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    (middle, first) = backbone(images)
+    expected = from_file(weights_file, layers=(1, 2))
+    torch.testing.assert_close(first, expected(images)[0])
+    whole = full_resnet.get_submodule("layer2.1")
+    with torch.no_grad():
+        torch.testing.assert_close(whole(middle), expected(images)[1], rtol=1e-4, atol=1e-4)
+
+
+def test_cs_flows_map_of_efficientnet_b5_is_within_reach() -> None:
+    config = BackboneConfig(name="tf_efficientnet_b5", layers=("blocks.5",), weights="random")
+    backbone = build_backbone(config)
+    assert (backbone.channels, backbone.strides) == ((304,), (32,))
+    assert sum(p.numel() for p in backbone.parameters()) == pytest.approx(17.54e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (("layer9",), "no module 'layer9'; did you mean layer"),
+        (("layer1", 2), "give numbers alone or names alone"),
+        (("fc",), r"fc of 'resnet18' gives \[1000\], not a map"),
+    ],
+)
+def test_names_of_modules_are_checked(layers: tuple[int | str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_backbone(BackboneConfig(name="resnet18", layers=layers, weights="random"))
+
+
+# Weights that come in a package
+
+
+@pytest.mark.parametrize(
+    ("picture", "labels"), [("chelsea", {281, 282, 285}), ("coffee", {504, 967, 968})]
+)
+def test_bundled_weights_know_what_photographs_show(picture: str, labels: set[int]) -> None:
+    """ImageNet's tabby, tiger and Egyptian cats; mug, espresso and cup."""
+    name = "tf_efficientnet_lite0"
+    net = timm.create_model(name).eval()
+    net.load_state_dict(from_package(name, net.state_dict()), strict=True)
+    photograph = cv2.resize(
+        getattr(skimage.data, picture)(), (224, 224), interpolation=cv2.INTER_AREA
+    )
+    x = torch.from_numpy(photograph).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        assert labels & set(net(x).topk(5).indices[0].tolist())
+
+
+def test_bundled_weights_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "tf_efficientnet_lite0"
+    with pytest.raises(UserError, match="none are bundled for 'resnet18', only for tf_"):
+        build_backbone(BackboneConfig(name="resnet18", layers=(1,), weights="bundled"))
+    config = BackboneConfig(name=name, layers=(1,), weights="bundled")
+    absent = BUNDLED[name]._replace(package="no_such_package")
+    monkeypatch.setitem(BUNDLED, name, absent)
+    with pytest.raises(UserError, match="the package no-such-package is not installed"):
+        build_backbone(config)
+    monkeypatch.setitem(BUNDLED, name, absent._replace(package="timm", file="__init__.py"))
+    with pytest.raises(UserError, match=r"has the SHA-256 .*reinstall the package timm"):
+        build_backbone(config)
+
+
+# Files of torch
+
+
+def test_a_state_dict_of_torch_is_read_without_running_code(
+    full_resnet: torch.nn.Module, weights_file: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "resnet18.pth"
+    torch.save(full_resnet.state_dict(), path)
+    assert from_file(path).digest == from_file(weights_file).digest
+    torch.save({"state_dict": {}, "epoch": 3}, path)
+    with pytest.raises(UserError, match="holds more than tensors by name"):
+        from_file(path)
+    torch.save(torch.nn.Linear(2, 2), path)  # a whole module is code
+    with pytest.raises(UserError, match=r"resnet18\.pth is not a readable weights file"):
+        from_file(path)
+    path.write_bytes(b"\x80garbage")
+    with pytest.raises(UserError, match=r"resnet18\.pth is not a readable weights file"):
+        from_file(path)

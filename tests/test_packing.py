@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 CONFIG = RealNetConfig(
     image_size=(32, 48),
-    backbone=BackboneConfig(name="resnet10t", layers=(1, 2), weights="bundled"),
+    backbone=BackboneConfig(name="resnet10t", layers=(1, 2), weights="random"),
     num_selected=(64, 12),  # all of the first layer
     multipliers=(1, 2),
     num_res_blocks=1,

@@ -23,7 +23,7 @@ from detect.images import to_chw, to_unit
 from detect.method import Recipe
 from detect.pooling import image_scores
 from detect.training.material import Material
-from synth.base.backbones import Backbone, BackboneConfig, build_backbone
+from synth.base.backbones import DEFAULT_BACKBONE, Backbone, BackboneConfig, build_backbone
 from synth.base.seeding import derive_seed, generator
 
 Choice = Literal["random", "coreset"]
@@ -201,14 +201,13 @@ def coreset(candidates: Tensor, count: int, seed: int) -> Tensor:
 
 # The method
 
-_SMALL = PatchNNConfig(
-    image_size=(256, 256), backbone=BackboneConfig(name="resnet18.tv_in1k", layers=(2, 3))
-)
+_SMALL = PatchNNConfig(image_size=(256, 256), backbone=replace(DEFAULT_BACKBONE, layers=(2, 3)))
+_PAPER = BackboneConfig(name="wide_resnet50_2.racm_in1k", layers=(2, 3))
 PRESETS = {
     "tiny": replace(_SMALL, image_size=(128, 128)),
     "compact": _SMALL,
     "small": _SMALL,
-    "paper": replace(_SMALL, backbone=replace(_SMALL.backbone, name="wide_resnet50_2.racm_in1k")),
+    "paper": replace(_SMALL, backbone=_PAPER),
 }
 
 

@@ -1,8 +1,9 @@
-"""Frozen feature extractors: timm networks, cut after the last layer in use.
+"""Frozen feature extractors: networks of timm and torchvision, cut after the last layer in use.
 
 Layer k is the deepest feature map of stride 2^(k+1), whatever the family: layers 1, 2, 3, 4 have
 strides 4, 8, 16, 32. For ResNets that is layer1 to layer4. Where all maps have one stride, as in a
-ViT, layer k is the output of block k, from 1 on.
+ViT, layer k is the output of block k, from 1 on. Any other map has the name of its module, such as
+`blocks.5` in timm's networks and `features.6` in torchvision's.
 Shapes: N images, H x W pixels, C_k channels and stride s_k of layer k.
 """
 
@@ -18,43 +19,46 @@ from typing import Self, cast
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data.config import resolve_model_data_config
 from timm.layers.patch_embed import PatchEmbed
+from timm.models import create_feature_extractor
 from timm.models._features import FeatureGetterNet  # timm exports it under no public name
 from torch import Tensor, nn
 
+from synth.base.backbone_weights import LOADERS, load_into, read_weights_file
 from synth.base.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """Which timm network, which of its layers, and where its weights come from."""
+    """Which network, which of its layers, and where its weights come from."""
 
     name: str
-    """timm's name, such as resnet18 or wide_resnet50_2.racm_in1k."""
-    layers: tuple[int, ...]
-    """Layers in use, ascending: from 1 (stride 4) to 4 (stride 32), or blocks of a ViT."""
+    """timm's name, such as resnet18 or wide_resnet50_2.racm_in1k; torchvision's, such as
+    efficientnet_b5, with its weights."""
+    layers: tuple[int | str, ...]
+    """Layers in use: from 1 (stride 4) to 4 (stride 32) in ascending order, blocks of a ViT, or
+    names of modules."""
     weights: str = "hub"
-    """"hub" (downloaded once by timm), "bundled" (of a name in BUNDLED), "random", or a file.
-
-    A file is a safetensors file with timm's names.
-    """
+    """"bundled" (of a name in BUNDLED), "hub" (timm's) or "torchvision" (both downloaded once),
+    "random", or a file: safetensors or a state dict of torch, with the network's own names."""
     seed: int = 0
     """Of random weights."""
     mean: tuple[float, float, float] | None = None
-    """Of RGB in [0, 1]; None takes timm's. A file trained with another one needs it here."""
+    """Of RGB in [0, 1]; None is the network's own. A file that was trained with another mean needs
+    it here."""
     std: tuple[float, float, float] | None = None
     """As `mean`."""
 
     def __post_init__(self) -> None:
-        ascending = all(a < b for a, b in pairwise(self.layers))
-        if not self.layers or not ascending or self.layers[0] < 1:
+        numbers = [layer for layer in self.layers if isinstance(layer, int)]
+        ascending = all(a < b for a, b in pairwise(numbers))
+        repeated = len(set(self.layers)) < len(self.layers)
+        if not self.layers or not ascending or repeated or min(numbers, default=1) < 1:
             raise UserError(
                 f"backbone layers: got {' '.join(map(str, self.layers)) or 'none'}; give one or "
                 "more in ascending order from 1 on, where layer k has stride 2^(k+1), or is block "
-                "k of a ViT"
+                "k of a ViT; or names of modules, each once"
             )
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and not all(0 <= value <= 1 for value in values):
@@ -65,15 +69,28 @@ class BackboneConfig:
         if self.std is not None and 0 in self.std:
             raise UserError(f"backbone std: got {' '.join(map(str, self.std))}; none may be 0")
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The layers where all have numbers. Raises UserError where one is a module's name."""
+        numbers = tuple(layer for layer in self.layers if isinstance(layer, int))
+        if len(numbers) < len(self.layers):
+            raise UserError(
+                f"backbone layers: got {' '.join(map(str, self.layers))}; this method needs "
+                "numbers, such as 1 2 3"
+            )
+        return numbers
 
-BUNDLED = {"resnet10t": Path(__file__).parent / "weights" / "resnet10t_textures.safetensors"}
-"""Weights that come with the package, by timm's name; scripts/train_backbone.py makes them."""
 
-DEFAULT_BACKBONE = BackboneConfig(name="resnet10t", layers=(1, 2, 3), weights="bundled")
-"""Needs no download: for the demo and the check of a diffusion model's samples."""
+DEFAULT_BACKBONE = BackboneConfig(name="tf_efficientnet_lite0", layers=(1, 2, 3), weights="bundled")
+"""ImageNet features without a download."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 _Pair = tuple[int, int]
+_Colour = tuple[float, float, float]
+PROBED_PX = 128
+"""Side of the image that channels and strides of named modules are read off."""
 
 
 @contextmanager
@@ -91,16 +108,20 @@ class Backbone(nn.Module):
     """A frozen network in evaluation mode (`train` keeps it there) that returns feature maps."""
 
     def __init__(
-        self, net: FeatureGetterNet, mean: tuple[float, ...], std: tuple[float, ...]
+        self,
+        net: nn.Module,
+        channels: tuple[int, ...],
+        strides: tuple[int, ...],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
     ) -> None:
+        """net: returns its maps as a list, of these channels and strides."""
         super().__init__()
-        self.net = net
+        self.net, self.channels, self.strides = net, channels, strides
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
-        self.channels: tuple[int, ...] = tuple(net.feature_info.channels())
-        self.strides: tuple[int, ...] = tuple(net.feature_info.reduction())
         self.requires_grad_(False)
         self.eval()
 
@@ -159,20 +180,21 @@ class Backbone(nn.Module):
 def build_backbone(config: BackboneConfig) -> Backbone:
     """Build the network, load its weights, cut it after the last layer in use and freeze it.
 
-    Raises UserError for an unknown name, a layer the network lacks, weights that cannot be had
-    from the hub, and a weights file that is missing, unreadable or does not fit.
+    Raises UserError for an unknown name, a layer the network lacks, weights that cannot be had,
+    and a weights file that is missing, unreadable or does not fit.
     """
-    full = _full_network(config)
-    default = resolve_model_data_config(full)
+    full, mean, std = _full_network(config)
     full_keys = set(full.state_dict())
-    net = FeatureGetterNet(full, out_indices=_feature_indices(full, config))
+    if config.weights in LOADERS:
+        full.load_state_dict(LOADERS[config.weights](config.name, full.state_dict()))
+    net, channels, strides = _cut(full, config)
+    cut = net.model
     if config.weights == "random":
-        _open_closed_blocks(net)
-    elif config.weights == "bundled":
-        _load_file(net, full_keys, _bundled_file(config.name))
-    elif config.weights != "hub":
-        _load_file(net, full_keys, Path(config.weights))
-    return Backbone(net, config.mean or default["mean"], config.std or default["std"])
+        _open_closed_blocks(cut)
+    elif config.weights not in LOADERS:
+        path = Path(config.weights)
+        load_into(cut, full_keys, read_weights_file(path), str(path))
+    return Backbone(net, channels, strides, config.mean or mean, config.std or std)
 
 
 # --- the network ---------------------------------------------------------------------------
@@ -187,7 +209,7 @@ def spread_blocks(name: str, count: int) -> tuple[int, ...] | None:
     """
     _require_known(name)
     with torch.device("meta"):
-        strides = _strides(_create(name, False, 0), name)
+        strides = _strides(_create(name, 0), name)
     if len(set(strides)) > 1:
         return None
     places = (-(-k * len(strides) // (count + 1)) for k in range(1, count + 1))  # rounded up
@@ -202,41 +224,82 @@ def _require_known(name: str) -> None:
         raise UserError(f"backbone name: got {name!r}, which timm does not know; {hint}")
 
 
-def _full_network(config: BackboneConfig) -> nn.Module:
+def _full_network(config: BackboneConfig) -> tuple[nn.Module, _Colour, _Colour]:
+    """Make the whole network with random weights, and its mean and standard deviation."""
+    if config.weights == "torchvision":
+        return _torchvision_network(config), IMAGENET_MEAN, IMAGENET_STD
     _require_known(config.name)
-    from_hub = config.weights == "hub"
-    try:
-        return _create(config.name, from_hub, config.seed)
-    except (OSError, RuntimeError) as error:
-        if not from_hub:
-            raise
-        reason = str(error).partition("\n")[0]
+    full = _create(config.name, config.seed)
+    own = resolve_model_data_config(full)
+    return full, own["mean"], own["std"]
+
+
+def _torchvision_network(config: BackboneConfig) -> nn.Module:
+    from torchvision import models
+
+    if config.name not in models.list_models(module=models):
+        close = difflib.get_close_matches(config.name, models.list_models(module=models), n=3)
         raise UserError(
-            f"backbone weights: those of {config.name!r} could not be downloaded ({reason}); "
-            f"give --backbone-weights FILE{_where_to_find(config.name)}, or --backbone-weights "
-            "random"
-        ) from error
+            f"backbone name: got {config.name!r}, which torchvision does not know"
+            + (f"; did you mean {', '.join(close)}?" if close else "")
+        )
+    with seeded_init(config.seed):
+        return models.get_model(config.name, weights=None)
 
 
-def _create(name: str, pretrained: bool, seed: int) -> nn.Module:
+def _create(name: str, seed: int) -> nn.Module:
     """Make timm's network; a ViT interpolates its positions to images of other sizes."""
     with seeded_init(seed):
         try:
-            return timm.create_model(name, pretrained=pretrained, dynamic_img_size=True)
+            return timm.create_model(name, dynamic_img_size=True)
         except TypeError:  # the option is a ViT's alone; nothing was drawn yet
-            return timm.create_model(name, pretrained=pretrained)
+            return timm.create_model(name)
 
 
-def _where_to_find(name: str) -> str:
-    """Which file holds a network's weights, as far as timm knows."""
-    known = timm.get_pretrained_cfg(name)
-    if known is None or not known.hf_hub_id:
-        return ""
-    repository = str(known.hf_hub_id)
-    if repository.endswith("/"):
-        tag = f".{known.tag}" if known.tag else ""
-        repository = f"{repository}{known.architecture}{tag}"
-    return f" with model.safetensors of https://huggingface.co/{repository}"
+def _cut(
+    full: nn.Module, config: BackboneConfig
+) -> tuple["FeatureGetterNet | NamedMaps", tuple[int, ...], tuple[int, ...]]:
+    """Return a network that gives the layers' maps, with their channels and strides."""
+    if all(isinstance(layer, int) for layer in config.layers):
+        net = FeatureGetterNet(full, out_indices=_feature_indices(full, config))
+        info = net.feature_info
+        return net, tuple(info.channels()), tuple(info.reduction())
+    net = NamedMaps(full, config)
+    with torch.no_grad():
+        maps = net.eval()(torch.zeros(1, 3, PROBED_PX, PROBED_PX))
+    for layer, x in zip(config.layers, maps, strict=True):
+        if x.ndim != 4:
+            raise UserError(
+                f"backbone layers: {layer} of {config.name!r} gives {list(x.shape[1:])}, not a map "
+                "of channels, height and width; name another module"
+            )
+    return net, tuple(x.shape[1] for x in maps), tuple(PROBED_PX // x.shape[-1] for x in maps)
+
+
+class NamedMaps(nn.Module):
+    """A network traced up to the modules that are named; it keeps the whole one's state names."""
+
+    def __init__(self, full: nn.Module, config: BackboneConfig) -> None:
+        super().__init__()
+        modules = dict(full.named_modules())
+        named = [layer for layer in config.layers if isinstance(layer, str)]
+        for layer in named:
+            if layer not in modules:
+                close = difflib.get_close_matches(layer, modules, n=3)
+                hint = f"; did you mean {', '.join(close)}?" if close else ""
+                raise UserError(f"backbone layers: {config.name!r} has no module {layer!r}{hint}")
+        if len(named) < len(config.layers):
+            raise UserError(
+                f"backbone layers: got {' '.join(map(str, config.layers))}; give numbers alone or "
+                "names alone"
+            )
+        self.layers = named
+        self.model = create_feature_extractor(full, {layer: layer for layer in named})
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Return the maps in the order of the layers."""
+        maps = self.model(x)
+        return [maps[layer] for layer in self.layers]
 
 
 def _strides(full: nn.Module, name: str) -> list[int]:
@@ -261,10 +324,11 @@ def _feature_indices(full: nn.Module, config: BackboneConfig) -> tuple[int, ...]
         layers = {k: last_of_stride[2 ** (k + 1)] for k in range(1, 8) if 2 ** (k + 1) in strides}
         described = ", ".join(f"{k} (stride {2 ** (k + 1)})" for k in layers)
         described = f"it has layers {described}"
-    missing = [k for k in config.layers if k not in layers]
+    numbers = [k for k in config.layers if isinstance(k, int)]
+    missing = [k for k in numbers if k not in layers]
     if missing:
         raise UserError(f"backbone layers: {config.name!r} has no layer {missing[0]}; {described}")
-    return tuple(layers[k] for k in config.layers)
+    return tuple(layers[k] for k in numbers)
 
 
 @torch.no_grad()
@@ -277,46 +341,3 @@ def _open_closed_blocks(net: nn.Module) -> None:
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.masked_fill_(module.weight == 0, 1.0)
-
-
-# --- weights from a file -------------------------------------------------------------------
-
-
-def _bundled_file(name: str) -> Path:
-    if name not in BUNDLED:
-        raise UserError(
-            f"backbone weights: none are bundled for {name!r}, only for {', '.join(BUNDLED)}; "
-            'use "hub", "random" or the path of a safetensors file'
-        )
-    return BUNDLED[name]
-
-
-def _load_file(net: FeatureGetterNet, full_keys: set[str], path: Path) -> None:
-    """Load every weight of the cut network; only weights of the part cut off may be left over."""
-    weights = _read_file(path)
-    wanted = net.model.state_dict()
-    missing = [key for key in wanted if key not in weights]
-    foreign = [key for key in weights if key not in full_keys]
-    misshapen = [k for k in wanted if k in weights and weights[k].shape != wanted[k].shape]
-    for fault, keys in (("lacks", missing), ("has unknown", foreign), ("misshapes", misshapen)):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise UserError(
-                f"backbone weights: {path} {fault} {', '.join(keys[:3])}{more}; "
-                "give a safetensors file with timm's names for this network"
-            )
-    net.model.load_state_dict({key: weights[key] for key in wanted}, strict=True)
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise UserError(
-            f'backbone weights: got {path}, which is not a file; allowed are "hub", "bundled", '
-            '"random" or the path of a safetensors file'
-        )
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(
-            f"backbone weights: {path} is not a readable safetensors file ({error})"
-        ) from error

@@ -1,5 +1,6 @@
 """`synth inspect`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 BackboneName = Annotated[
     str | None,
-    tyro.conf.arg(metavar="STR", help_behavior_hint="(default: resnet10t, which is bundled)"),
+    tyro.conf.arg(metavar="STR", help_behavior_hint="(default: EfficientNet-Lite0, bundled)"),
 ]
 BackboneWeights = Annotated[
     str | None,
@@ -120,14 +121,10 @@ def open_folder(path: Path | None, category: Category) -> "SiaFolder | None":
 
 
 def backbone_config(name: str | None, weights: str | None) -> "BackboneConfig":
-    """The network that measures: the bundled one, or layers 1 to 3 of another."""
-    from synth.base.backbones import DEFAULT_BACKBONE, BackboneConfig
+    """The network that measures: the default one, or layers 1 to 3 of another."""
+    from synth.base.backbone_weights import default_weights
+    from synth.base.backbones import DEFAULT_BACKBONE
 
-    if name is None and weights is None:
-        return DEFAULT_BACKBONE
-    bundled = name in (None, DEFAULT_BACKBONE.name)
-    return BackboneConfig(
-        name=name or DEFAULT_BACKBONE.name,
-        layers=DEFAULT_BACKBONE.layers,
-        weights=weights or (DEFAULT_BACKBONE.weights if bundled else "hub"),
-    )
+    name = name or DEFAULT_BACKBONE.name
+    weights = weights or default_weights(name)
+    return replace(DEFAULT_BACKBONE, name=name, weights=weights)

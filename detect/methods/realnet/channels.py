@@ -71,7 +71,7 @@ def show_channels(product: Product, options: TrainOptions, out: Path, bars: Bars
     accelerator, prepared = make_accelerator("fp32"), prepare([product], options)
     config, backbone = prepared.config, prepared.backbone.to(accelerator.device)
     material = Material(accelerator=accelerator, products=[product], prepared=prepared, bars=bars)
-    layers = by_layer(config.backbone.layers, chosen_channels(config, material))
+    layers = by_layer(config.backbone.numbers, chosen_channels(config, material))
     write_table(out / "channels.csv", layers)
     blended = afs_samples(config, material)
     sample = example_of(blended)

@@ -9,7 +9,7 @@ import torch
 
 from detect.config import TrainedConfig, require_fields_positive
 from detect.images import to_chw, to_unit
-from synth.base.backbones import Backbone, BackboneConfig
+from synth.base.backbones import DEFAULT_BACKBONE, Backbone, BackboneConfig
 from synth.base.errors import UserError
 from synth.pictures import Images
 
@@ -100,12 +100,12 @@ class RealNetConfig(TrainedConfig):
     @property
     def layer_blocks(self) -> tuple[tuple[int, ...], ...]:
         """The backbone layers of each block."""
-        return self.blocks or tuple((layer,) for layer in self.backbone.layers)
+        return self.blocks or tuple((layer,) for layer in self.backbone.numbers)
 
     @property
     def block_channels(self) -> tuple[int, ...]:
         """Channels that each block's G_k reconstructs: the sum of its layers' m_k."""
-        kept = dict(zip(self.backbone.layers, self.num_selected, strict=True))
+        kept = dict(zip(self.backbone.numbers, self.num_selected, strict=True))
         return tuple(sum(kept[layer] for layer in block) for block in self.layer_blocks)
 
     @property
@@ -126,7 +126,7 @@ class RealNetConfig(TrainedConfig):
 
         Each takes its m_k, and its place in a block, from the layer of its number or the nearest.
         """
-        own = self.backbone.layers
+        own = self.backbone.numbers
         nearest = {layer: min(own, key=lambda k: abs(k - layer)) for layer in layers}
         kept = dict(zip(own, self.num_selected, strict=True))
         blocks = [tuple(k for k in layers if nearest[k] in block) for block in self.layer_blocks]
@@ -182,7 +182,7 @@ def feature_rms(backbone: Backbone, images: Sequence[Images]) -> list[float]:
 # 128 px, 2.0 M trained parameters: for a laptop's CPU.
 TINY = RealNetConfig(
     image_size=(128, 128),
-    backbone=BackboneConfig(name="resnet18.tv_in1k", layers=(1, 2, 3)),
+    backbone=DEFAULT_BACKBONE,
     num_selected=(32, 64, 64),
     width_factor=0.25,
     num_max=32,
@@ -198,7 +198,7 @@ TINY = RealNetConfig(
 # 256 px, 7.8 M trained parameters: minutes on a GPU.
 SMALL = RealNetConfig(
     image_size=(256, 256),
-    backbone=BackboneConfig(name="resnet18.tv_in1k", layers=(1, 2, 3)),
+    backbone=DEFAULT_BACKBONE,
     num_selected=(64, 128, 128),
     width_factor=0.25,
     num_max=64,
@@ -214,7 +214,7 @@ SMALL = RealNetConfig(
 # 256 px, 0.6 M trained parameters: for processors without a GPU, in training and in use.
 COMPACT = RealNetConfig(
     image_size=(256, 256),
-    backbone=BackboneConfig(name="resnet18.tv_in1k", layers=(1, 2, 3)),
+    backbone=DEFAULT_BACKBONE,
     num_selected=(64, 128, 128),
     separable=True,
     num_res_blocks=1,

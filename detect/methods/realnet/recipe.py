@@ -124,7 +124,7 @@ class Shares:
 
 def whole_layers(config: RealNetConfig, channels: Sequence[int]) -> str:
     """One line on the layers, of so many channels, in which AFS has nothing to choose, if any."""
-    layers = config.backbone.layers
+    layers = config.backbone.numbers
     kept = zip(layers, config.num_selected, channels, strict=True)
     whole = [f"layer {layer} ({C})" for layer, m, C in kept if m == C]
     if not whole:
