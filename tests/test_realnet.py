@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from detect.detector import Batch, Stage
 from detect.images import to_chw, to_unit
 from detect.methods.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
-from detect.methods.realnet.cache import CACHE_BYTES, FeatureCache, filled_cache
+from detect.methods.realnet.cache import FEATURE_BYTES, FeatureCache, filled_cache
 from detect.methods.realnet.separable import SeparableUNet
 from detect.packing import packed
 from detect.training.data import BlendedDataset
@@ -308,7 +308,7 @@ def as_uint8(images: torch.Tensor) -> list[NDArray[np.uint8]]:
     return [*(images * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()]
 
 
-@pytest.mark.parametrize("limit", [None, CACHE_BYTES, 0, 10_000])
+@pytest.mark.parametrize("limit", [None, FEATURE_BYTES, 0, 10_000])
 def test_training_features_are_those_of_every_image_computed_alone(limit: int | None) -> None:
     model = make_model()
     pictures = as_uint8(make_batch().normal[:3])
@@ -319,7 +319,7 @@ def test_training_features_are_those_of_every_image_computed_alone(limit: int | 
     )
     if limit is not None:
         model.cache = filled_cache(pictures, model._features, torch.device("cpu"), limit=limit)
-        assert model.cache.num_kept == {CACHE_BYTES: 3, 0: 0, 10_000: 2}[limit]
+        assert model.cache.num_kept == {FEATURE_BYTES: 3, 0: 0, 10_000: 2}[limit]
     for _ in range(2):
         phi_A, phi_I = model.training_features(batch)
         for k in range(2):

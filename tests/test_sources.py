@@ -201,7 +201,7 @@ def test_workers_share_one_copy(textures):
 def test_source_is_loaded_once(textures, monkeypatch):
     opened = open_source([Part("textures", textures)])
     first = opened.load(SIZE, False, no_bars)
-    monkeypatch.setattr("detect.training.sources.read_image", None)
+    monkeypatch.setattr("detect.images.read_image", None)
     assert opened.load(SIZE, False, no_bars) is first
 
 
