@@ -171,17 +171,19 @@ class TrainOptions(BasicOptions, MoreOptions):
                 "0.05 rejects up to one normal image in twenty"
             )
 
-    def require_used(self, **others: bool) -> None:
-        """Raise UserError for the first option that is given and that the method has no use for.
+    def unused(self, **others: bool) -> list[str]:
+        """Name the options that are given and that the method has no use for.
 
-        others: whether options of the command itself are given. Arithmetic in fp32 is every
-        method's.
+        others: whether options of the command itself are given. Every method can compute in fp32.
         """
         default = vars(TrainOptions())
         chosen = {name: value != default[name] for name, value in vars(self).items()} | others
         chosen["precision"] &= self.precision != "fp32"
-        for name in (name for name, is_given in chosen.items() if is_given):
-            if not self.row.uses(name):
-                raise UserError(
-                    f"{option_name(name)}: not used by --method {self.method}; leave it out"
-                )
+        return [name for name, given in chosen.items() if given and not self.row.uses(name)]
+
+    def require_used(self, **others: bool) -> None:
+        """Raise UserError for the first of `unused`."""
+        for name in self.unused(**others):
+            raise UserError(
+                f"{option_name(name)}: not used by --method {self.method}; leave it out"
+            )

@@ -302,7 +302,7 @@ def test_dry_run_of_a_fresh_grid_writes_nothing(run, products, tmp_path):
     ]
     assert "unknown" in time_line
     assert not (tmp_path / "out").exists()
-    assert "no 'x'" in run.refused(*words(products, tmp_path), "--dry-run", "--methods", "x")
+    assert "got x" in run.refused(*words(products, tmp_path), "--dry-run", "--methods", "x")
 
 
 def test_dry_run_tells_of_what_is_done_and_how_long_the_rest_takes(run, products, out, tmp_path):
@@ -347,15 +347,16 @@ def test_mistakes_are_told_before_any_training(run, products, tmp_path, monkeypa
     monkeypatch.setattr(grid_run, "run_trial", untrained)
     benchmark = words(products, tmp_path / "out")
     for extra, message in [
-        (("--methods", "realnot"), "--methods: no 'realnot'; allowed: realnet, patch-nn"),
-        (("--methods", "realnet:huge"), "--methods: no preset 'huge'"),
+        (("--methods", "realnot"), "--method: got realnot, allowed: realnet, patch-nn"),
+        (("--methods", "realnet:huge"), "--preset: got huge, allowed for realnet: tiny, "),
         (("--backbone-layers", 2, 1), "backbone layers: got 2 1"),
         (("--methods", "realnet", "realnet"), "one or more different ones"),
         (("--seeds", 1, 1), "--seeds: got (1, 1)"),
         (("--seeds", -1), "--seeds: got (-1,)"),
         (("--seed", 3), "--seed: got 3, not used here; give --seeds"),
         (("--categories", "widget", "nut"), "no 'nut'"),
-        (("--methods", "patch-nn"), "--sources: not used by patch-nn"),
+        (("--methods", "patch-nn"), "not used by patch-nn; leave it out"),
+        (("--methods", "patch-nn", "--sources"), "--batch-size: not used by patch-nn"),
         (("--sources", "noise", "noise"), "'noise' twice"),
         (("--sources", "noise", tmp_path), "found none"),
         (("--sources",), "--sources: none given, but realnet trains on anomalies"),
@@ -373,7 +374,7 @@ def test_category_with_one_label_is_refused_before_any_training(run, tmp_path, m
         write_product(tmp_path / "data" / name, num_train=4, num_test=2)
     for folder in ("test/spot", "ground_truth"):
         shutil.rmtree(tmp_path / "data/plain" / folder)
-    plain = ("detect", "benchmark", "--root", tmp_path / "data", "--methods", "patch-nn", *QUICK)
+    plain = ("detect", "benchmark", "--root", tmp_path / "data", "--methods", "patch-nn")
     line = run.refused(*plain, "--out", tmp_path / "out")
     assert "plain: the test images are 2 normal and 0 anomalous" in line
     assert not (tmp_path / "out").exists()

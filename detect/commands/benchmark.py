@@ -60,12 +60,12 @@ def benchmark(
             device, how long the rest may take; train and write nothing.
 
     """
-    from detect.grid.plan import check_options, make_entries, make_plan
+    from detect.grid.plan import check_seeds, make_entries, make_plan
     from detect.grid.preview import preview
     from synth.data.catalog import choose_categories, open_category
 
     options = TrainOptions.of(training, more)
-    check_options(options, seeds)
+    check_seeds(options, seeds)
     if methods and training.method != TrainOptions().method:
         raise UserError(f"--method: got {training.method}, not used with --methods; leave it out")
     entries = make_entries(methods or (training.method,), sources, options)

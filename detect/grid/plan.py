@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 from detect.checkpoint import CONFIG_FILE
 from detect.evaluation.testset import listing_digest, require_both_labels
 from detect.grid.result import Result, read_result, safe_name, training_folder
-from detect.methods import METHODS
 from detect.options import TrainOptions
 from detect.training.source_words import parse_named
 from detect.training.sources import OpenSource, Part, open_source
 from synth.base.device import make_accelerator
 from synth.base.errors import DataWarning, UserError
 from synth.base.files import Json, config_differences, read_json, write_json
-from synth.base.options import Precision
+from synth.base.options import Precision, option_name
 from synth.data.catalog import Category
 
 GRID_FILE = "grid.json"
@@ -27,10 +26,9 @@ MANY = 3
 
 
 class GridEntry(NamedTuple):
-    """A row of the table: a method with its options and, if it trains on anomalies, its source."""
+    """A row of the table: a method's options and, if it trains on anomalies, its source."""
 
     name: str
-    method: str
     options: TrainOptions
     parts: tuple[Part, ...] = ()
 
@@ -84,8 +82,8 @@ class Plan:
         write_json(self.out / GRID_FILE, self.about)
 
 
-def check_options(options: TrainOptions, seeds: Sequence[int]) -> None:
-    """Raise UserError for missing, negative or repeated seeds; `make_entries` checks the rest."""
+def check_seeds(options: TrainOptions, seeds: Sequence[int]) -> None:
+    """Raise UserError for missing, negative or repeated seeds, and for --seed."""
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds: got {seeds}; give one or more different ones, 0 or more each")
     if options.seed != TrainOptions().seed:
@@ -101,43 +99,40 @@ def make_entries(
     """Make a row for every method and every source that it can train on.
 
     methods: METHOD or METHOD:PRESET; sources: as `parse_named` reads them. A row is named by what
-    sets it apart: its method, its source, or both. Raises UserError for an unknown or repeated
-    method, and for sources that are missing or that no method needs.
+    sets it apart: its method, its source, or both. Raises UserError for options out of range, a
+    repeated method, missing sources, and options that no method uses.
     """
     if not methods or len(set(methods)) < len(methods):
         raise UserError(f"--methods: got {' '.join(methods)}; give one or more different ones")
-    chosen = {word: chosen_method(word, options) for word in methods}
     named = parse_named(sources)
-    users = [word for word, (method, _) in chosen.items() if METHODS[method].needs_anomalies]
+    chosen = {word: chosen_method(word, options) for word in methods}
+    users = [word for word, own in chosen.items() if own.row.needs_anomalies]
     if users and not named:
         raise UserError(
             f"--sources: none given, but {users[0]} trains on anomalies; give the SIA folder that "
             "`synth generate` made, textures:FOLDER, noise or cutpaste"
         )
-    if named and not users:
-        raise UserError(f"--sources: not used by {' and '.join(methods)}; leave it out")
+    unused = [own.unused(sources=bool(named) and not users) for own in chosen.values()]
+    for name in unused[0]:
+        if all(name in names for names in unused):
+            raise UserError(f"{option_name(name)}: not used by {', '.join(methods)}; leave it out")
     entries: list[GridEntry] = []
-    for word, (method, own) in chosen.items():
+    for word, own in chosen.items():
         if word not in users:
-            entries.append(GridEntry(word, method, own))
+            entries.append(GridEntry(word, own))
             continue
         for source, parts in named.items():
             label = source if len(methods) == 1 else f"{word}-on-{source}"
-            entries.append(GridEntry(label if len(named) > 1 else word, method, own, parts))
+            entries.append(GridEntry(label if len(named) > 1 else word, own, parts))
     return entries
 
 
-def chosen_method(word: str, options: TrainOptions) -> tuple[str, TrainOptions]:
-    """Read METHOD or METHOD:PRESET. Raises UserError for an unknown one."""
+def chosen_method(word: str, options: TrainOptions) -> TrainOptions:
+    """Read METHOD or METHOD:PRESET. Raises UserError for what is unknown or out of range."""
     method, _, preset = word.partition(":")
-    if method not in METHODS:
-        raise UserError(f"--methods: no {method!r}; allowed: {', '.join(METHODS)}")
-    presets = METHODS[method].presets
-    if preset and preset not in presets:
-        raise UserError(f"--methods: no preset {preset!r}; allowed: {', '.join(presets)}")
-    chosen = replace(options, method=method, preset=preset or options.preset)
-    chosen.check()
-    return method, chosen
+    own = replace(options, method=method, preset=preset or options.preset)
+    own.check()
+    return own
 
 
 # The trainings
@@ -206,7 +201,7 @@ def make_trials(
     for seed in seeds:
         options = replace(entry.options, seed=seed)
         asked = {
-            "method": entry.method,
+            "method": options.method,
             "options": changed_options(options),
             "source": source.config,
             "data": facts,
@@ -268,8 +263,8 @@ def same_detector(
     newer field with its default value makes no difference. Raises UserError where the entry was
     begun as another detector, for example because a preset has changed.
     """
-    config = METHODS[entry.method].recipe().configure(entry.options)
-    wanted = {"method": entry.method, **without_seeds(config.to_json())}
+    config = entry.options.row.recipe().configure(entry.options)
+    wanted = {"method": entry.options.method, **without_seeds(config.to_json())}
     folder = out / safe_name(entry.name)
     if recorded is None or not any(folder.rglob("*.safetensors")):
         return wanted

@@ -20,7 +20,6 @@ from detect.evaluation.testset import TestSet, open_test_set
 from detect.grid.plan import Plan, Trial
 from detect.grid.result import Cost, Result, write_result
 from detect.images import ImagePool
-from detect.methods import METHODS
 from detect.scoring import Scored, Scorer, detector_scorer, image_batches
 from detect.training.material import Product
 from detect.training.run import train_detector
@@ -90,8 +89,8 @@ def run_grid(plan: Plan, bars: Bars) -> list[Result]:
 
 def run_trial(trial: Trial, data: CategoryData, bars: Bars) -> Result | None:
     """Train, measure and write results.json; None on all processes but the first."""
-    recipe, device = METHODS[trial.entry.method].recipe(), default_device()
-    normals = data.normals(recipe.configure(trial.options).image_size)
+    config, device = trial.options.row.recipe().configure(trial.options), default_device()
+    normals = data.normals(config.image_size)
     if trial.source.parts:  # the trainings share its images: they are no cost of the first
         trial.source.load(normals.size, all_grey(normals.fit), bars)
     resumed, started = trial.state == "begun", time.perf_counter()

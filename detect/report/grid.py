@@ -8,13 +8,12 @@ from datetime import date
 from html import escape
 from importlib.metadata import version
 
-from detect.evaluation.protocol import source_facts
+from detect.evaluation.protocol import source_facts, weights_facts
 from detect.evaluation.report_data import COLUMNS
 from detect.evaluation.text import duration, number, plus_minus, signed
 from detect.grid.plan import Plan
 from detect.grid.result import Cost, Result
 from detect.grid.table import ALPHA, Table, metric
-from detect.methods import METHODS
 from detect.report.html import Cell, document, figure, finding_list, section, soft, table
 from detect.report.plots import grid_png, grid_svg
 from detect.training.sources import open_source
@@ -240,8 +239,10 @@ def protocol(plan: Plan, grid: Table) -> Section:
         "Images": f"{num_train} normal images to train on and to set thresholds with; {num_test} "
         "test images, which chose nothing",
     }
+    if any(entry.options.row.uses("num_steps") for entry in plan.entries):
+        facts["Weights"] = weights_facts(options.official, options.patience)
     for entry in plan.entries:
-        method = METHODS[entry.method]
+        method = entry.options.row
         config = method.recipe().configure(entry.options)
         facts[entry.name] = f"{method.title} {entry.options.preset}, {config.facts}"
         if entry.parts:
