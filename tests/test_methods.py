@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from products import write_product
 from safetensors.torch import load_file
 
 from detect.checkpoint import load_detector
+from detect.commands.train import RareOptions, train
 from detect.evaluation.protocol import detector_name
 from detect.methods import METHODS, patch_nn
 from detect.methods.patch_nn import PatchNN, PatchNNConfig
+from detect.methods.realnet import afs
 from detect.methods.realnet.config import PRESETS
-from detect.options import TrainOptions
+from detect.options import BasicOptions, TrainOptions
+from synth.base import cache
 from synth.base.errors import UserError
+from synth.data.options import DataOptions
 
 CPU = torch.device("cpu")
 
@@ -147,6 +152,27 @@ def test_an_older_state_with_the_whole_detector_is_continued(run, product, tmp_p
     assert run(*words(product, tmp_path / "a", "realnet", "--num-steps", 4)).code == 0
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_way_from_the_command_to_the_afs_loss_is_short(product, tmp_path, monkeypatch):
+    frames = list[traceback.FrameSummary]()
+
+    def stop(*_):
+        frames.extend(traceback.extract_stack()[:-1])
+        raise UserError("seen")
+
+    monkeypatch.setattr(afs, "channel_losses", stop)
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
+    basic, more = BasicOptions(), RareOptions(precision="fp32")
+    with pytest.raises(UserError, match="seen"):
+        train(DataOptions(root=product), basic, more, out=tmp_path / "out", source=("noise",))
+    own = [frame for frame in frames if "/detect/" in frame.filename]
+    calls = [frame.name for frame in own if frame.name != "<listcomp>"]
+    assert calls == [
+        "train", "train_detector", "build_realnet", "chosen_channels", "select_channels",
+        "batch_losses",
+    ]  # fmt: skip
+    assert len({frame.filename for frame in own}) == 4
 
 
 def test_help_comes_without_torch_and_shows_a_newcomer_few_options():

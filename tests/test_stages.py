@@ -1,6 +1,11 @@
 """Stages can be trusted: killed anywhere, changed, or frozen, they are what they should be."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
+import textwrap
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +19,7 @@ from torch import Tensor, nn
 
 from detect.batch_norm import require_global_norms
 from detect.detector import Batch, Detector, Scores, Stage
-from detect.training import gradients
 from detect.training.data import BlendedDataset
-from detect.training.gradients import average_gradients
 from detect.training.loop import Feed, train_stages
 from synth.base.errors import UserError
 from synth.data.foreground import EVERYTHING
@@ -210,48 +213,43 @@ def test_optimiser_and_clipping_are_the_stages_own(tmp_path):
 # Several processes
 
 
-class Both:
-    """Two processes in one: what they reduce is added up, as an all-reduce does."""
+AVERAGE = """
+    import sys
+    import torch
+    from accelerate import Accelerator
+    from torch import nn
+    from detect.training import gradients
 
-    num_processes = 2
-
-    def __init__(self) -> None:
-        self.given: list[list[Tensor]] = []
-
-    def of(self, process: int) -> "Both":
-        self.process, self.calls = process, 0
-        return self
-
-    def reduce(self, tensor: Tensor, reduction: str) -> Tensor:
-        assert reduction == "mean"
-        self.calls += 1
-        if self.process == 0:
-            self.given.append([tensor.clone()])
-            return tensor
-        self.given[self.calls - 1].append(tensor.clone())
-        return sum(self.given[self.calls - 1]) / 2
+    rank = int(sys.argv[1])
+    torch.set_num_threads(1)
+    accelerator = Accelerator(cpu=True)
+    given = {"both": (1.0, 3.0), "first": (4.0, None), "second": (None, 6.0), "none": (None, None)}
+    for gradients.BUCKET_SIZE in (1, 5, 1 << 25):
+        parameters = [nn.Parameter(torch.zeros(3)) for _ in given]
+        for parameter, values in zip(parameters, given.values()):
+            if values[rank] is not None:
+                parameter.grad = torch.full((3,), values[rank])
+        gradients.average_gradients(accelerator, parameters)
+        found = [None if p.grad is None else p.grad.tolist() for p in parameters]
+        assert found == [[2.0] * 3, [2.0] * 3, [3.0] * 3, None], found
+"""
 
 
-@pytest.mark.parametrize("size", [1, 5, 1 << 25])
-def test_gradients_are_averaged_whether_a_process_has_one_or_not(monkeypatch, size):
-    monkeypatch.setattr(gradients, "BUCKET_SIZE", size)
-    has = {"both": (1.0, 3.0), "first": (4.0, None), "second": (None, 6.0), "none": (None, None)}
-
-    def parameters(process: int) -> list[nn.Parameter]:
-        made = [nn.Parameter(torch.zeros(3)) for _ in has]
-        for parameter, given in zip(made, has.values(), strict=True):
-            if given[process] is not None:
-                parameter.grad = torch.full((3,), given[process])
-        return made
-
-    both, second = Both(), parameters(1)
-    average_gradients(both.of(0), parameters(0))  # pyright: ignore[reportArgumentType]
-    calls = both.calls
-    average_gradients(both.of(1), second)  # pyright: ignore[reportArgumentType]
-    assert both.calls == calls  # neither waits for the other
-    assert [None if p.grad is None else p.grad.tolist() for p in second] == [
-        [2.0] * 3, [2.0] * 3, [3.0] * 3, None,
-    ]  # fmt: skip
+def test_gradients_are_averaged_whether_a_process_has_one_or_not():
+    """Before, a parameter without a gradient on one process had the others wait forever."""
+    program = [sys.executable, "-c", textwrap.dedent(AVERAGE)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    both = [
+        subprocess.Popen(
+            [*program, rank],
+            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+        )
+        for rank in "01"
+    ]
+    assert [process.wait(timeout=120) for process in both] == [0, 0]
 
 
 def test_normalising_a_share_of_the_batch_is_refused(monkeypatch):

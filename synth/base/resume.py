@@ -84,14 +84,7 @@ def run_steps(
     for step in range(start, num_steps):
         terms = step_function(step)
         row = {name: float(mean) for name, mean in reduce_terms(accelerator, terms).items()}
-        if not all(map(math.isfinite, row.values())):
-            loss = ", ".join(f"{name} {mean:.4g}" for name, mean in row.items())
-            kept = f"{folder} keeps the last good state, of step {saved_step}"
-            raise UserError(
-                f"the loss became {loss} at step {step + 1}; "
-                f"{kept if saved_step else 'nothing was saved yet'}: lower the learning rate, or "
-                "use fp32, and run again into another --out"
-            )
+        require_finite(row, step + 1, folder, saved_step)
         trace.append(json.dumps({"step": step + 1, **row}))
         done = step + 1
         if on_step is not None:  # before the state knows of it: a kill repeats rather than skips
@@ -108,6 +101,19 @@ def run_steps(
             saved_at, saved_step = time.monotonic(), done
             save_seconds = saved_at - began
     accelerator.wait_for_everyone()
+
+
+def require_finite(row: Mapping[str, float], step: int, folder: Path, saved_step: int) -> None:
+    """Raise UserError for a loss term or gradient norm that is NaN or infinite."""
+    if all(map(math.isfinite, row.values())):
+        return
+    loss = ", ".join(f"{name} {mean:.4g}" for name, mean in row.items())
+    kept = f"{folder} keeps the last good state, of step {saved_step}"
+    raise UserError(
+        f"the loss became {loss} at step {step}; "
+        f"{kept if saved_step else 'nothing was saved yet'}: lower the learning rate, or use fp32, "
+        "and run again into another --out"
+    )
 
 
 def reduce_terms(accelerator: Accelerator, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
