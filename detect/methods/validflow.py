@@ -1,0 +1,97 @@
+"""ValidFlow: couplings with attention, by turns within each scale and across all of them.
+
+Source: ValidFlow (Journal of Data Acquisition and Processing, 2023, no. 6, pp. 1445-1457). The text
+leaves widths and kernels open; ours reproduce its number of parameters, 162.89 M (see
+`ValidFlowConfig`).
+Shapes: as in `detect.methods.flow`.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detect.methods.flow import SLOPE, ActNorm, Coupling, CrossScale, Flow, Permutation
+
+KERNEL = 3
+
+
+class CBAM(nn.Module):
+    """Weigh channels, then positions, by what they hold. Source: CBAM (Woo et al., ECCV 2018)."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        narrow = max(1, channels // reduction)
+        self.mlp = nn.Sequential(
+            nn.Conv2d(channels, narrow, 1, bias=False),
+            nn.ReLU(),
+            nn.Conv2d(narrow, channels, 1, bias=False),
+        )
+        self.spatial = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, h, w] to [N, C, h, w]."""
+        x = x * (self.mlp(x.mean((2, 3), keepdim=True)) + self.mlp(x.amax((2, 3), True))).sigmoid()
+        pooled = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
+        return x * self.spatial(pooled).sigmoid()
+
+
+class WithinScale(nn.Module):
+    """Two separable convolutions at each scale by itself, then attention: r1 of the FA flow."""
+
+    def __init__(self, channels: int, hidden: int, num_scales: int, reduction: int | None) -> None:
+        """reduction: of the attention; None leaves it out."""
+        super().__init__()
+        self.narrow = nn.ModuleList(separable(channels // 2, hidden) for _ in range(num_scales))
+        self.wide = nn.ModuleList(separable(hidden, channels) for _ in range(num_scales))
+        self.attention = nn.ModuleList(attend(channels, reduction) for _ in range(num_scales))
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Map [N, C/2, h_i, w_i] per scale to [N, C, h_i, w_i]."""
+        layers = zip(self.narrow, self.wide, self.attention, maps, strict=True)
+        return [a(wide(F.leaky_relu(narrow(x), SLOPE))) for narrow, wide, a, x in layers]
+
+
+def separable(channels: int, width: int) -> nn.Sequential:
+    """A depthwise and a pointwise convolution."""
+    depthwise = nn.Conv2d(channels, channels, KERNEL, padding=KERNEL // 2, groups=channels)
+    return nn.Sequential(depthwise, nn.Conv2d(channels, width, 1))
+
+
+def attend(channels: int, reduction: int | None) -> nn.Module:
+    """CBAM, or nothing."""
+    return nn.Identity() if reduction is None else CBAM(channels, reduction)
+
+
+def validflow(
+    channels: int,
+    *,
+    num_modules: int = 3,
+    hidden: int = 896,
+    cbam_reduction: int | None = 8,
+    all_pairs: bool = True,
+    num_scales: int = 3,
+    seed: int = 0,
+) -> Flow:
+    """Modules of an FA flow (within scales) and an FB flow (across scales), with ActNorm before."""
+    within = partial(WithinScale, channels, hidden, num_scales, cbam_reduction)
+    attention = partial(attend, channels, cbam_reduction)
+    across = partial(
+        CrossScale,
+        channels,
+        hidden,
+        KERNEL,
+        num_scales,
+        all_pairs=all_pairs,
+        attention=attention,
+    )
+    steps: list[nn.Module] = []
+    for k, network in enumerate([within, across] * num_modules):
+        steps += [
+            ActNorm(num_scales, channels),
+            Permutation(num_scales, channels, k, seed),
+            Coupling(network, num_scales),
+        ]
+    return Flow(steps)
