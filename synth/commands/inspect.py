@@ -125,6 +125,8 @@ def backbone_config(name: str | None, weights: str | None) -> "BackboneConfig":
     from synth.base.backbone_weights import default_weights
     from synth.base.backbones import DEFAULT_BACKBONE
 
+    if name is None and weights is None:
+        return DEFAULT_BACKBONE
     name = name or DEFAULT_BACKBONE.name
     weights = weights or default_weights(name)
     return replace(DEFAULT_BACKBONE, name=name, weights=weights)
