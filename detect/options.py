@@ -118,7 +118,8 @@ class MoreOptions(BackboneOptions):
     """Stop after this many of twenty checks without gain, and keep the best one. A tenth of the
     images judges, with anomalies blended in, and is not trained on."""
     precision: Precision = "auto"
-    """Arithmetic of training; auto takes the faster on this device. Scoring is fp32."""
+    """Arithmetic of training; auto is bf16 where the hardware has instructions for it. Scoring is
+    fp32."""
     workers: Workers = None
     """Processes that prepare images; changes speed only."""
 

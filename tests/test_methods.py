@@ -187,3 +187,18 @@ def test_help_comes_without_torch_and_shows_a_newcomer_few_options():
     assert 10 <= len(options) <= 15
     assert "--patience" in more
     assert all(name in first for name in METHODS)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_folder_of_a_version_that_knew_fewer_fields_continues(run, product, tmp_path, name):
+    out = tmp_path / "out"
+    assert run(*words(product, out, name)).code == 0
+    config = json.loads((out / "config.json").read_text())
+    del config["detector"]["backbone"]["mean"]  # a field with a default
+    (out / "config.json").write_text(json.dumps(config))
+    ended = run(*words(product, out, name))
+    assert ended.code == 0, ended
+    config["detector"]["backbone"]["mean"] = [0.1, 0.2, 0.3]
+    (out / "config.json").write_text(json.dumps(config))
+    line = run.refused(*words(product, out, name))
+    assert "made with another configuration (detector.backbone.mean: " in line

@@ -25,6 +25,7 @@ from detect.training.stopping import (
     without_judges,
 )
 from synth.base.device import make_accelerator
+from synth.base.errors import UserError
 from synth.base.options import Tracker
 from synth.base.progress import Bars
 from synth.base.resume import STATE_FILE
@@ -126,9 +127,23 @@ def folder_of(
         for each in stages.items():
             require_no_fewer_steps(*each)
 
+    def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+        """Read what an earlier version wrote: fields that it did not know have their defaults."""
+        try:
+            detector = type(prepared.config).from_json(recorded["detector"])
+        except (LookupError, TypeError, UserError):
+            return recorded
+        return {**recorded, "detector": without_length(detector)}
+
     about = recorded_facts(prepared, options, accelerator)
     with run_folder(
-        accelerator, out, about, work=work, num_steps=stages.get(work, 0), made=made
+        accelerator,
+        out,
+        about,
+        work=work,
+        num_steps=stages.get(work, 0),
+        made=made,
+        upgraded=with_defaults,
     ) as continues:
         agreed(accelerator, check_steps)
         if accelerator.is_main_process and not continues:
@@ -142,14 +157,18 @@ def recorded_facts(
 ) -> dict[str, Any]:
     """What the detector depends on, but for the number of steps, which may be raised."""
     learns = options.row.uses("precision")
-    detector = {key: v for key, v in prepared.config.to_json().items() if key != "num_steps"}
     about = {
         "method": options.method,
         **prepared.facts,
-        "detector": detector,
+        "detector": without_length(prepared.config),
         "precision": "bf16" if accelerator.mixed_precision == "bf16" and learns else "fp32",
     }
     return about if options.patience is None else {**about, "patience": options.patience}
+
+
+def without_length(config: DetectorConfig) -> dict[str, Any]:
+    """The configuration as JSON values, but for the number of steps, which may be raised."""
+    return {key: value for key, value in config.to_json().items() if key != "num_steps"}
 
 
 def learn(

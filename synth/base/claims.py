@@ -3,7 +3,7 @@
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,21 @@ def claim_folder(
     config: Mapping[str, Any],
     name: str = "config.json",
     work: Path | None = None,
+    upgraded: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
 ) -> bool:
     """Mark `folder` as made with `config`; True when it already was, so that the work goes on.
 
-    work: the first thing that is made in the folder; while it does not exist, another configuration
-    takes the folder over, since nothing would be lost. Otherwise raises UserError that lists the
-    differences when the folder was made with another configuration.
+    upgraded: reads the recorded configuration as this version would have written it: fields that it
+    lacks have their defaults. work: the first thing that is made in the folder; while it does not
+    exist, another configuration takes the folder over, since nothing would be lost. Otherwise, when
+    the folder was made with another configuration, raises UserError that lists the differences.
     """
     path = folder / name
     wanted = json.loads(json.dumps(config))
     if create_json(path, wanted):
         return False
-    differences = config_differences(read_json(path), wanted)
+    recorded = json.loads(json.dumps(upgraded(read_json(path))))
+    differences = config_differences(recorded, wanted)
     if differences and work is not None and not work.exists():
         write_json(path, wanted)
         return False
@@ -79,7 +82,7 @@ def create_without_links(path: Path, partial: Path, text: str) -> bool:
     lock = take_lock(path.with_name(f".{path.name}.lock"), wait=True)
     assert lock is not None
     try:
-        if lock.file is None:
+        if lock.held is None:
             with path.open("x", encoding="utf-8") as file:
                 file.write(text)
         elif path.exists():

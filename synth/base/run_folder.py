@@ -29,12 +29,12 @@ def run_folder(
     work: Path,
     num_steps: int,
     made: str = STATE_FILE,
-    prepare: Callable[[], object] = lambda: None,
+    upgraded: Callable[[dict[str, Any]], Mapping[str, Any]] = dict,
 ) -> Iterator[bool]:
     """Keep other commands out of `out` for a while and mark it as made with the configuration.
 
-    work: the folder of the training's state. made: the first file that is made in it. prepare:
-    called before the configuration is compared. Yields whether earlier work goes on. Raises
+    work: the folder of the training's state. made: the first file that is made in it. upgraded: as
+    `claim_folder`. Yields whether earlier work goes on. Raises
     UserError, on all processes, where another command is at work, for a folder of another
     configuration, and where it has done more than `num_steps`.
     """
@@ -42,8 +42,7 @@ def run_folder(
 
         def claim() -> bool:
             stack.enter_context(sole_user(out))
-            prepare()
-            goes_on = claim_folder(out, about, CONFIG_FILE, work=work / made)
+            goes_on = claim_folder(out, about, CONFIG_FILE, work / made, upgraded)
             require_no_fewer_steps(work, num_steps)
             return goes_on
 

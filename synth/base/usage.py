@@ -32,7 +32,11 @@ def parse(
     Shows help and exits where that is asked for, if `console`. Raises UserError, which names the
     word, what is allowed and what may have been meant.
     """
-    if not words or (words[0] not in HELP and not words[0].startswith(OF_PARSER)):
+    if words and words[0] in HELP:
+        if console:
+            print(overview(name, description, commands))
+        raise SystemExit(0)
+    if not words or not words[0].startswith(OF_PARSER):
         require_names(name, commands, words)
     told = io.StringIO()
     try:
@@ -50,6 +54,17 @@ def parse(
             raise
         of = " ".join([name, *words[:1]])
         raise UserError(f"{in_one_line(told.getvalue(), words, of)}; see {of} --help") from None
+
+
+def overview(name: str, description: str, commands: Commands) -> str:
+    """What the program does, and a line for each command."""
+    width = max(map(len, commands))
+    lines = [
+        f"  {each:{width}}  {inspect.cleandoc(command.__doc__ or '').splitlines()[0].rstrip('.')}"
+        for each, command in commands.items()
+    ]
+    usage = f"usage: {name} COMMAND [OPTIONS]"
+    return "\n".join([usage, "", description, "", *lines, "", f"{name} COMMAND --help says more"])
 
 
 def deferred(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -148,7 +148,7 @@ class TrainConfig:
     rotate: bool = False
     """Turn training images by 0, 90, 180 or 270 degrees; only where the product allows it."""
     precision: Precision = "auto"
-    """Arithmetic of the U-Net; auto measures which is faster on this device."""
+    """Arithmetic of the U-Net; auto goes by what the hardware can do."""
     seed: int = 0
     """Of weights, batches, timesteps and noise."""
 

@@ -67,7 +67,7 @@ class DiffusionOptions:
     rotate: bool = False
     """Turn training images by 0, 90, 180 or 270 degrees; only for square sizes."""
     precision: Precision = "auto"
-    """Arithmetic; auto takes the faster on this device."""
+    """Arithmetic; auto is bf16 where the hardware has instructions for it."""
     seed: int = 0
     """Of weights, batches and noise."""
     accumulate: int = 1
@@ -80,9 +80,9 @@ class DiffusionOptions:
     """Write samples/step_N.png, samples at strength 0, 0.1, 0.2 and 0.5, at this interval."""
     keep_checkpoints: int = 0
     """How many past models, one each --sample-every, to keep in checkpoints/step_N."""
-    tracker: Tracker = "tensorboard"
-    """Where losses are logged besides trace.jsonl; `tensorboard --logdir OUT` shows those of
-    tensorboard."""
+    tracker: Tracker = "none"
+    """Where losses are logged besides trace.jsonl; tensorboard shows them with
+    `tensorboard --logdir OUT`."""
 
     def require_in_range(self) -> None:
         """Raise UserError for values out of range; nothing is loaded or downloaded for this."""

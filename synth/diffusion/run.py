@@ -9,7 +9,7 @@ import numpy as np
 
 from synth.base.device import make_accelerator
 from synth.base.errors import UserError
-from synth.base.files import read_json, write_json
+from synth.base.files import write_json
 from synth.base.progress import Bars
 from synth.base.run_folder import run_folder, saved_precision
 from synth.base.tracking import require_tracker, tracked
@@ -18,7 +18,7 @@ from synth.data.normals import Normals, load_normals
 from synth.diffusion.config import RunConfig, TrainConfig
 from synth.diffusion.init_from import Fit, Source, fit_source
 from synth.diffusion.looks import Looks
-from synth.diffusion.model import CONFIG_FILE, DiffusionModel, load_model, save_model
+from synth.diffusion.model import DiffusionModel, load_model, save_model
 from synth.diffusion.training import train_ddpm
 from synth.images import write_png
 from synth.pictures import Images, SheetRow, all_grey, contact_sheet
@@ -81,7 +81,7 @@ def train_model(
         about,
         work=out,
         num_steps=config.num_steps,
-        prepare=lambda: fill_in_defaults(out),
+        upgraded=with_defaults,
     ):
         with (
             bars("training", "step", continues=True) as update,
@@ -123,23 +123,16 @@ def pixel_statistics(images: Sequence[Images]) -> tuple[float, float]:
     return round(mu, 6), round(sigma_data, 6)
 
 
-def fill_in_defaults(out: Path) -> None:
-    """Bring a folder's configuration of an earlier version up to date: new options have defaults.
+def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
+    """Read a folder's configuration of an earlier version: newer options have their defaults.
 
-    What cannot be read as one stays, for `claim_folder` to show what differs.
+    What cannot be read stays as it is, so that `claim_folder` shows what differs.
     """
-    if not (out / CONFIG_FILE).exists():
-        return
-    config = read_json(out / CONFIG_FILE)
     try:
-        train = TrainConfig.from_json(config["train"])
-    except (LookupError, TypeError):
-        return
-    if (
-        set(config["train"]["unet"]) != set(train.to_json()["unet"])
-        or "rotate" not in config["train"]
-    ):
-        write_json(out / CONFIG_FILE, {**config, "train": weight_options(train)})
+        train = TrainConfig.from_json(recorded["train"])
+    except (LookupError, TypeError, UserError):
+        return recorded
+    return {**recorded, "train": weight_options(train)}
 
 
 def weight_options(config: TrainConfig) -> dict[str, Any]:

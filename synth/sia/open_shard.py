@@ -23,7 +23,7 @@ class OpenShard:
         self.rows = read_shard(folder, shard).present(folder)
         self.to_come = set(shard_indices(shard, num_images)) - {row["index"] for row in self.rows}
         self.saved_at = time.monotonic()
-        if lock.file is not None:  # nobody else writes here
+        if lock.held is not None:  # nobody else writes here
             self.remove_partials()
 
     def add(self, row: Row) -> None:
