@@ -91,7 +91,7 @@ class Check(NamedTuple):
         return (self.image_auroc + self.pixel_average_precision) / 2
 
 
-def checked(scorer: Scorer, test: SyntheticTest, step: int, batch_size: int = 16) -> Check:
+def make_check(scorer: Scorer, test: SyntheticTest, step: int, batch_size: int = 16) -> Check:
     """Score a synthetic test."""
     parts = [
         scorer(test.images[start : start + batch_size])
