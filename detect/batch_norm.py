@@ -1,6 +1,6 @@
-"""Batch normalisation whose batch is that of all processes together.
+"""Batch normalisation over the batch of all processes together.
 
-torch's SyncBatchNorm is for GPUs only; this one serves gloo between CPU processes as well.
+torch's SyncBatchNorm needs GPUs; this one also works between CPU processes, over gloo.
 Shapes: N images per process, C channels, h x w pixels.
 """
 
@@ -16,7 +16,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class GlobalBatchNorm2d(nn.BatchNorm2d):
-    """As `nn.BatchNorm2d`; in training the statistics are of every process's share of the batch.
+    """As `nn.BatchNorm2d`, but training statistics cover every process's share of the batch.
 
     Gradients flow through them into every share. Each process must hold as many images as the
     others; `detect.training.loop` checks that. A single process takes torch's own path.
@@ -79,14 +79,14 @@ class GlobalSum(Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Every share entered every process's sum."""
+        """Every process's sum contains every share."""
         total = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 
 
 def global_mean(share: Tensor) -> Tensor:
-    """The mean of a tensor over the processes, with its gradient; all call it together."""
+    """The mean of a tensor over the processes, with its gradient; all must call it together."""
     total = GlobalSum.apply(share)
     assert isinstance(total, Tensor)
     return total / num_processes()

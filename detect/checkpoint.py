@@ -1,7 +1,6 @@
 """A trained detector on disk: config.json, model.safetensors, calibration.json.
 
-Nothing else is needed to predict. The calibration is written last: without it the training is
-unfinished.
+Prediction needs nothing else. The calibration is written last: without it, training is unfinished.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ AGAIN = "run its `detect train` command again"
 
 
 class TrainedDetector(NamedTuple):
-    """A detector ready to score; `config` says how it came about, but for its number of steps.
+    """A detector ready to score; `config` says how it was made, except for its number of steps.
 
     image_size: height and width in pixels that images are resized to. by_category: the threshold of
     each category where there are several; `calibration` is for images of an unknown one.
@@ -43,11 +42,11 @@ class TrainedDetector(NamedTuple):
 
     @property
     def categories(self) -> tuple[str, ...]:
-        """What it was trained on."""
+        """The categories it was trained on."""
         return tuple(self.config.get("categories", [self.config["category"]]))
 
     def calibration_for(self, category: str) -> Calibration:
-        """The category's own threshold where it has one, or else that of all together."""
+        """The category's own threshold if it has one, else the common one."""
         return self.by_category.get(category, self.calibration)
 
 
@@ -60,7 +59,7 @@ def save_detector(
 ) -> None:
     """Write weights and calibration beside the config.json that the training wrote.
 
-    by_category: of a detector of several categories; `calibration` is of all together.
+    by_category: for a detector of several categories; `calibration` is the common one.
     """
     (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # never of other weights
     state = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
@@ -101,7 +100,7 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
 
 @contextmanager
 def naming(path: Path, cure: str) -> Iterator[None]:
-    """Say of which file it is that its content cannot be understood, in a UserError."""
+    """Turn errors about a file's content into a UserError that names the file."""
     try:
         yield
     except UserError as error:

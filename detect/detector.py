@@ -1,7 +1,7 @@
-"""The interface every detector keeps: what to train, in order, and how to score images.
+"""The interface of every detector: what to train, in order, and how to score images.
 
-Shapes: N images, H x W pixels. Images are RGB in [0, 1]; a detector normalises them itself, so one
-weights file is all that prediction and export need.
+Shapes: N images, H x W pixels. Images are RGB in [0, 1]; a detector normalises them itself, so
+prediction and export need nothing but its weights file.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from synth.base.errors import UserError
 
 
 class Scores(NamedTuple):
-    """What a detector says about images, higher is more anomalous.
+    """Scores of images; higher is more anomalous.
 
     image: float32 [N], one score per image.
     maps: float32 [N, H, W], one score per pixel, at the resolution of the images.
@@ -76,8 +76,8 @@ class Stage:
 class Detector(nn.Module):
     """A network that is trained by stages and scores images.
 
-    A subclass defines `forward(images) -> Scores`, the graph that is exported, and `stages` if
-    there is anything to train.
+    A subclass defines `forward(images) -> Scores`, which is also the exported graph, and `stages`
+    if there is anything to train.
     """
 
     @property

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-Image = npt.NDArray[np.uint8]
+from synth.pictures import Image
 
 STRIDE = 4  # heat_range looks at every fourth pixel of each axis: plenty for a quantile
 MAX_OPACITY = 0.75  # the image stays visible under the strongest heat

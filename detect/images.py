@@ -29,8 +29,8 @@ def to_unit(images: Tensor) -> Tensor:
 class ImagePool:
     """Image files at one size; as many as fit into `cache_bytes` are kept decoded.
 
-    All are decoded once, so that a broken one is told of before long work: raises one UserError
-    with the count and the first file.
+    All are decoded once, so that broken files are reported before long work: raises one UserError
+    with their number and the first of them.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class ImagePool:
             raise
 
     def draw(self, rng: np.random.Generator, normal: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Pick any image, all with the same chance."""
+        """Pick one image at random, all equally likely."""
         return self.image(int(rng.integers(len(self.paths))))
 
     def image(self, number: int) -> NDArray[np.uint8]:
-        """Return one image, uint8 [H, W, 3]; not to be written to."""
+        """Return one image, uint8 [H, W, 3]; do not write to it."""
         if number < len(self.kept):
             return self.kept[number]
         return resize(read_image(self.paths[number]), self.size)

@@ -83,7 +83,7 @@ class BasicOptions(PresetOptions, MethodOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneOptions:
-    """What normal and blended images are looked at with."""
+    """The network below, and how anomalies are blended in."""
 
     batch_size: PresetInt = None
     """Images per step over all processes."""
@@ -156,7 +156,7 @@ class TrainOptions(BasicOptions, MoreOptions):
     def check(self) -> None:
         """Raise UserError for the first value that is not allowed.
 
-        What a method's configuration holds is checked there.
+        Values that become part of a method's configuration are checked there.
         """
         if self.preset not in self.row.presets:
             allowed = ", ".join(self.row.presets)
@@ -173,7 +173,7 @@ class TrainOptions(BasicOptions, MoreOptions):
             )
 
     def unused(self, **others: bool) -> list[str]:
-        """Name the options that are given and that the method has no use for.
+        """Name the given options that have no effect on the method.
 
         others: whether options of the command itself are given. Every method can compute in fp32.
         """

@@ -21,10 +21,10 @@ Scorer = Callable[[Images], "Scored"]
 """Images, uint8 [N, H, W, 3] RGB at the scorer's size, to their scores."""
 
 GPU_BATCH, CPU_BATCH = 16, 4
-"""On a processor one image leaves threads idle between a network's small steps; of more the
-features leave the caches, or are above 32 MiB, whose memory goes back to the system each time: 21,
-10 and 7 ms per image of `tiny` in batches of 1, 4 and 8, 25, 19 and 26 of `compact`, 62, 45 and 53
-of `small`."""
+"""Images per batch. On a processor, a single image leaves threads idle between small steps, and the
+features of many images leave the caches or exceed 32 MiB, which the system takes back each time.
+Milliseconds per image in batches of 1, 4 and 8: `tiny` 21, 10, 7; `compact` 25, 19, 26; `small` 62,
+45, 53."""
 
 
 class Scored(NamedTuple):
@@ -62,8 +62,7 @@ def mean_image(
 def mean_image_scorer(mean: NDArray[np.float32]) -> Scorer:
     """Score by the squared distance to the mean training image: the baseline that learns least.
 
-    mean: float32 [H, W, 3]. The map is the mean over the channels; the image score pools it as
-    RealNet does.
+    mean: float32 [H, W, 3]. The map is the mean over the channels; the image score is pooled.
     """
 
     def score(images: Images) -> Scored:
@@ -88,7 +87,7 @@ def image_batches(
 ) -> Iterator[Scored]:
     """Score images 0 to `num_images` - 1 batch by batch, each uint8 [H, W, 3] at one size.
 
-    batch_size: None is what is fast on a GPU or a processor, whichever there is.
+    batch_size: None takes GPU_BATCH or CPU_BATCH.
     """
     batch_size = batch_size or (GPU_BATCH if torch.cuda.is_available() else CPU_BATCH)
     for start in range(0, num_images, batch_size):
@@ -117,7 +116,7 @@ def score_batches(
 def file_scores(
     scorer: Scorer, paths: Sequence[Path], size: tuple[int, int], progress: Progress | None = None
 ) -> list[float]:
-    """The image scores of files, as `score_batches`; the maps are let go as they come."""
+    """The image scores of files, as `score_batches`; the maps are not kept."""
     batches = score_batches(scorer, paths, size, progress=progress)
     return [score for scored in batches for score in scored.scores.tolist()]
 
@@ -132,7 +131,7 @@ class ParkedMaps:
         self._scratch = scratch
 
     def park(self, batches: Iterable[Scored]) -> Iterator[Scored]:
-        """Write the maps of each batch on its way."""
+        """Write the maps of each batch and pass the batch on."""
         for scored in batches:
             self.shape = scored.maps.shape[1:]
             self.highest = max(self.highest, float(np.abs(scored.maps).max()))

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from synth.images import Progress, read_image, resize
 
+Image = NDArray[np.uint8]
+"""uint8 [H, W, 3], RGB."""
 Images = NDArray[np.uint8]
 """uint8 [N, H, W, 3], RGB."""
 

@@ -20,7 +20,7 @@ from detect.evaluation.testset import open_test_set
 from detect.evaluation.watch import WatchedTests, best_on_test
 from detect.training.data import BlendedDataset
 from detect.training.loop import Feed, train_stages
-from detect.training.stopping import Checks, synthetic_test
+from detect.training.stopping import Checks, blended_once
 from synth.base.device import make_accelerator
 from synth.base.errors import UserError
 from synth.base.progress import no_bars
@@ -30,7 +30,7 @@ from synth.images import read_image
 
 SIZE = (32, 32)
 NORMALS = np.stack([normal_image(n) for n in range(4)])
-JUDGES = synthetic_test(NORMALS, EVERYTHING, draw_noise, seed=7)
+JUDGES = blended_once(BlendedDataset(NORMALS, EVERYTHING, draw_noise, seed=7, anomalous_share=1.0))
 QUICK = ("--backbone", "resnet10t", "--backbone-weights", "random", "--size", 32, 32)
 QUICK = (*QUICK, "--batch-size", 2, "--precision", "fp32", "--source", "noise")
 

@@ -15,7 +15,7 @@ from detect.checkpoint import load_detector
 from detect.detector import Batch
 from detect.methods import METHODS
 from detect.methods.realnet import PAPER, TINY, RealNet, RealNetConfig, select_channels
-from detect.methods.realnet.blocks import aligned, joined
+from detect.methods.realnet.blocks import aligned, joined_blocks
 from detect.methods.realnet.config import HIAD, PAPER_C
 from detect.options import TrainOptions
 from detect.training.data import BlendedDataset
@@ -108,7 +108,7 @@ def test_a_block_has_the_size_of_its_first_layer() -> None:
     corner = maps[1][:, :, r : r + 2, c : c + 2]
     weights = torch.tensor([[(1 - a) * (1 - b), (1 - a) * b], [a * (1 - b), a * b]])
     torch.testing.assert_close(both[1][:, :, y, x], (corner * weights).sum((2, 3)))
-    one, two = joined(maps, SMALLEST.layer_blocks)
+    one, two = joined_blocks(maps, SMALLEST.layer_blocks)
     assert torch.equal(one, torch.cat(both[:2], dim=1))
     assert torch.equal(two, maps[2])
 

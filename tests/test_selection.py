@@ -19,7 +19,7 @@ from detect.methods.realnet.channels import LayerScores, by_layer, empty_score
 from detect.methods.realnet.recipe import Shares, chosen_channels, whole_layers
 from detect.options import TrainOptions
 from detect.training.data import BlendedDataset, batches
-from detect.training.material import Material, Product, prepare
+from detect.training.material import Material, Product, prepare_material
 from detect.training.sources import Part, open_source
 from synth.base import cache
 from synth.base.device import make_accelerator
@@ -77,7 +77,7 @@ def words(command, product, out, *more):
 
 def material_of(normals, source, options) -> Material:
     products = [Product(normals, source)]
-    prepared = prepare(products, options)
+    prepared = prepare_material(products, options)
     accelerator = make_accelerator("fp32")
     return Material(accelerator=accelerator, products=products, prepared=prepared, bars=no_bars)
 

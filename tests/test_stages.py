@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -216,13 +215,16 @@ def test_optimiser_and_clipping_are_the_stages_own(tmp_path):
 AVERAGE = """
     import sys
     import torch
+    import torch.distributed as dist
     from accelerate import Accelerator
     from torch import nn
     from detect.training import gradients
 
-    rank = int(sys.argv[1])
+    rank, folder = int(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
     accelerator = Accelerator(cpu=True)
+    assert accelerator.num_processes == 2
     given = {"both": (1.0, 3.0), "first": (4.0, None), "second": (None, 6.0), "none": (None, None)}
     for gradients.BUCKET_SIZE in (1, 5, 1 << 25):
         parameters = [nn.Parameter(torch.zeros(3)) for _ in given]
@@ -232,20 +234,18 @@ AVERAGE = """
         gradients.average_gradients(accelerator, parameters)
         found = [None if p.grad is None else p.grad.tolist() for p in parameters]
         assert found == [[2.0] * 3, [2.0] * 3, [3.0] * 3, None], found
+    dist.destroy_process_group()
 """
 
 
-def test_gradients_are_averaged_whether_a_process_has_one_or_not():
+def test_gradients_are_averaged_whether_a_process_has_one_or_not(tmp_path):
     """Before, a parameter without a gradient on one process had the others wait forever."""
     program = [sys.executable, "-c", textwrap.dedent(AVERAGE)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     both = [
         subprocess.Popen(
-            [*program, rank],
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank},
+            [*program, rank, str(tmp_path)],
+            env={**os.environ, **launch, "RANK": rank, "LOCAL_RANK": rank},
         )
         for rank in "01"
     ]

@@ -16,14 +16,14 @@ from detect.detector import Batch, Detector, Scores, Stage
 from detect.scoring import detector_scorer
 from detect.training.data import BlendedDataset
 from detect.training.loop import Feed, train_stages
-from detect.training.stopping import Check, Checks, measure, synthetic_test, without_judges
+from detect.training.stopping import Check, Checks, blended_once, make_check, without_judges
 from synth.base.errors import UserError
 from synth.data.catalog import Category, Record
 from synth.data.foreground import EVERYTHING
 from synth.data.normals import Normals
 
 NORMALS = np.stack([normal_image(n) for n in range(4)])
-TEST = synthetic_test(NORMALS, EVERYTHING, draw_noise, seed=7)
+TEST = blended_once(BlendedDataset(NORMALS, EVERYTHING, draw_noise, seed=7, anomalous_share=1.0))
 
 
 class Bias(Detector):
@@ -75,7 +75,7 @@ def test_a_synthetic_test_is_each_image_untouched_and_blended():
 def test_figures_are_scikit_learns():
     detector = Bias()
     nn.init.ones_(detector.factor)
-    row = measure(detector_scorer(detector, torch.device("cpu")), TEST, 5, batch_size=3)
+    row = make_check(detector_scorer(detector, torch.device("cpu")), TEST, 5, batch_size=3)
     scored = detector_scorer(detector, torch.device("cpu"))(TEST.images)
     ap = average_precision_score(TEST.masks.ravel(), scored.maps.ravel())
     assert row.step == 5
@@ -119,7 +119,7 @@ def test_the_best_weights_are_kept_and_a_finished_training_stays_as_it_is(tmp_pa
         value = next(values)
         return Check(step, value, value)
 
-    monkeypatch.setattr("detect.training.loop.measure", judge)
+    monkeypatch.setattr("detect.training.loop.make_check", judge)
     detector = Bias()
     checks = Checks(tmp_path, TEST, 3)
     train(tmp_path, checks, detector)
@@ -144,13 +144,13 @@ def test_an_interrupted_training_checks_the_same_weights(tmp_path, monkeypatch):
     def stop(scorer, test, step, batch_size):
         if step == 8:
             raise KeyboardInterrupt
-        rows.append(measure(scorer, test, step, batch_size))
+        rows.append(make_check(scorer, test, step, batch_size))
         return rows[-1]
 
-    monkeypatch.setattr("detect.training.loop.measure", stop)
+    monkeypatch.setattr("detect.training.loop.make_check", stop)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "broken", broken)
-    monkeypatch.setattr("detect.training.loop.measure", measure)
+    monkeypatch.setattr("detect.training.loop.make_check", make_check)
     again = Checks(tmp_path / "broken", TEST, 100)
     train(tmp_path / "broken", again)
     assert len(rows) == 3
@@ -225,7 +225,8 @@ def test_checks_that_are_not_ours_are_told_in_one_line(tmp_path, written):
 
 def test_best_weights_that_are_missing_or_damaged_are_told_in_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "detect.training.loop.measure", lambda scorer, test, step, batch_size: Check(step, 0.5, 0.5)
+        "detect.training.loop.make_check",
+        lambda scorer, test, step, batch_size: Check(step, 0.5, 0.5),
     )
     train(tmp_path, Checks(tmp_path, TEST, 1))
     best = tmp_path / "best.safetensors"

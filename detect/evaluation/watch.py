@@ -29,7 +29,7 @@ class WatchedTests:
         self, folder: Path, tests: Sequence[TestSet], size: tuple[int, int], bars: Bars
     ) -> None:
         self.folder, self.tests, self.size, self.bars = folder, tests, size, bars
-        self.rows = read_rows(folder, self.facts)
+        self.rows = read_moments(folder, self.facts)
         self._pools: list[ImagePool] = []
 
     @property
@@ -60,7 +60,7 @@ class WatchedTests:
         )
 
     def forget(self) -> None:
-        """Drop all rows, of a training that is done again."""
+        """Drop all rows because the training starts again."""
         self.rows.clear()
         (self.folder / WATCH_FILE).unlink(missing_ok=True)
 
@@ -108,7 +108,7 @@ def best_on_test(folder: Path, category: Category) -> Best | None:
     return best_of([row.of(tests.index(facts)) for row in rows])
 
 
-def read_rows(folder: Path, facts: Sequence[Mapping[str, Any]]) -> list[Moment]:
+def read_moments(folder: Path, facts: Sequence[Mapping[str, Any]]) -> list[Moment]:
     """What was measured so far on the test images of `facts`. Raises UserError for other ones."""
     tests, rows = read_watch(folder)
     if rows and tests != list(facts):

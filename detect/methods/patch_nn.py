@@ -108,8 +108,8 @@ def patches(backbone: Backbone, images: Tensor) -> Tensor:
 def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:
     """Euclidean distance of every query to its nearest patch: [Q, C], [B, C] -> [Q].
 
-    Exact: every pair is looked at, in chunks. |q - b|^2 = |q|^2 - 2 q.b + |b|^2 finds the nearest,
-    but cancels near 0; the distance to it is then taken directly.
+    Exact: every pair is compared, in chunks. |q - b|^2 = |q|^2 - 2 q.b + |b|^2 finds the nearest
+    patch but cancels near 0, so the distance to that patch is then computed directly.
     """
     norms = bank.square().sum(1)
     rows = max(1, CHUNK // len(bank))
@@ -162,7 +162,7 @@ def build_bank(
     if config.choice == "coreset" and len(bank) > config.bank_size:
         bank = bank[coreset(bank, config.bank_size, config.seed)]
         if progress is not None:
-            progress(len(images), len(images))  # the choice takes time, too
+            progress(len(images), len(images))  # the choice takes time too
     return bank
 
 

@@ -8,12 +8,11 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image as PIL
 from PIL import ImageEnhance, ImageOps
 
-Image = NDArray[np.uint8]
-"""uint8 [H, W, 3], RGB."""
+from synth.pictures import Image
+
 Operation = Callable[[Image, np.random.Generator], Image]
 
 NUM_OPERATIONS = 3

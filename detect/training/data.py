@@ -1,6 +1,6 @@
 """Training samples: normal images and, half of the time, images with an anomaly blended in.
 
-Sample n depends on (seed, n) alone: not on workers, batches, processes or a restart.
+Sample n depends only on (seed, n), not on workers, batches, processes or restarts.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ ANOMALOUS_SHARE = 0.5
 
 
 class Sample(NamedTuple):
-    """One training sample: A and I, uint8 [3, H, W] RGB; M, bool [H, W]; which image I is."""
+    """One training sample: A and I, uint8 [3, H, W] RGB; M, bool [H, W]; the number of image I."""
 
     image: Tensor
     normal: Tensor
@@ -40,7 +40,7 @@ class BlendedDataset(Dataset[Sample]):
     A sample is blended with probability `anomalous_share`. Source: RealNet, local anomaly
     synthesis; empty masks are drawn again, so that the share holds, and pixels are rounded, unless
     `official` asks for the authors' way. Without a source all samples are normal. foregrounds: the
-    rule's, where they are known. Raises UserError where the rule finds no foreground in an image.
+    rule's results, if they are known. Raises UserError if the rule finds no foreground in an image.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class BlendedDataset(Dataset[Sample]):
 
 
 def find_foregrounds(normals: Images, rule: ForegroundRule) -> list[NDArray[np.bool_]]:
-    """Apply a rule to images uint8 [N, H, W, 3]; UserError where it finds nothing in one."""
+    """Apply a rule to images uint8 [N, H, W, 3]; UserError if it finds nothing in one of them."""
     found = [rule.apply(image) for image in normals]
     bare = sum(not mask.any() for mask in found)
     if bare:
@@ -97,7 +97,7 @@ def find_foregrounds(normals: Images, rule: ForegroundRule) -> list[NDArray[np.b
 
 
 class JoinedDataset(Dataset[Sample]):
-    """Endless samples over the normal images of several datasets, in shuffled epochs over them all.
+    """Endless samples over the normal images of several datasets, in epochs shuffled over all.
 
     Each image keeps its own dataset's foreground and source. Images are numbered through.
     """
@@ -119,7 +119,7 @@ class JoinedDataset(Dataset[Sample]):
 
 
 def drawn(seed: int, number: int, num_images: int) -> tuple[int, np.random.Generator]:
-    """Which image sample `number` is of, and what its anomaly is drawn with."""
+    """Which image sample `number` shows, and the generator that draws its anomaly."""
     epoch, place = divmod(number, num_images)
     n = int(shuffled(seed, epoch, num_images)[place])
     return n, np.random.default_rng(derive_seed(seed, 1, number))
@@ -127,7 +127,7 @@ def drawn(seed: int, number: int, num_images: int) -> tuple[int, np.random.Gener
 
 @lru_cache(maxsize=2)
 def shuffled(seed: int, epoch: int, num_images: int) -> NDArray[np.int64]:
-    """The images of an epoch in their order: int64 [num_images]; a batch may lie in two epochs."""
+    """The images of an epoch in order: int64 [num_images]; a batch may span two epochs."""
     return np.random.default_rng(derive_seed(seed, 0, epoch)).permutation(num_images)
 
 

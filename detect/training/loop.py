@@ -26,7 +26,7 @@ from detect.training.stage_state import (
     save_trained,
     set_modes,
 )
-from detect.training.stopping import BEST_FILE, Checks, measure, moments
+from detect.training.stopping import BEST_FILE, Checks, make_check, moments
 from synth.base.errors import UserError
 from synth.base.resume import OnStep, run_steps
 from synth.base.run_folder import agreed, num_steps_done
@@ -281,7 +281,7 @@ class Onlookers(NamedTuple):
             watch.add(seen, write=accelerator.is_main_process)
         if checks is not None:
             batch_size = run.feed.batch_size
-            row = agreed(accelerator, lambda: measure(scorer, checks.test, step, batch_size))
+            row = agreed(accelerator, lambda: make_check(scorer, checks.test, step, batch_size))
             if accelerator.is_main_process and not (checks.rows and row.value <= checks.best.value):
                 save_trained(run.own, checks.folder / BEST_FILE)
             checks.add(row, write=accelerator.is_main_process)

@@ -48,7 +48,7 @@ class Prepared(NamedTuple, Generic[C]):
     facts: dict[str, Any]
 
 
-def prepare(products: Sequence[Product], options: "TrainOptions") -> Prepared[Any]:
+def prepare_material(products: Sequence[Product], options: "TrainOptions") -> Prepared[Any]:
     """Fit the foreground rules to the images, and the configuration to the backbone and the images.
 
     Raises UserError for values out of range, an empty foreground, a backbone that is not to be had

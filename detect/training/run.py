@@ -16,7 +16,7 @@ from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import WATCH_FILE, WatchedTests
 from detect.scoring import detector_scorer, file_scores
 from detect.training.loop import Feed, require_equal_shares, train_stages
-from detect.training.material import Material, Prepared, Product, prepare
+from detect.training.material import Material, Prepared, Product, prepare_material
 from detect.training.stopping import (
     BEST_FILE,
     CHECKS_FILE,
@@ -65,7 +65,7 @@ def train_detector(
         products, judges = set_apart(products)
     require_tracker(tracker)
     accelerator = own_accelerator(options, tracker, out)
-    prepared = prepare(products, options)
+    prepared = prepare_material(products, options)
     with folder_of(accelerator, prepared, options, out) as continues:
         prepared.backbone.to(accelerator.device)
         material = Material(

@@ -1,7 +1,7 @@
 """Anomaly sources: where the pixels of a synthetic anomaly come from.
 
-All are blended in under the same kind of mask (Perlin and foreground): sources differ in their
-pixels and opacities alone. P is an anomaly image, I the normal image it is blended into.
+All are blended in under the same kind of mask (Perlin and foreground), so sources differ only in
+pixels and opacity. P is an anomaly image, I the normal image it is blended into.
 """
 
 import hashlib
@@ -14,12 +14,13 @@ import cv2
 import numpy as np
 
 from detect.images import CACHE_BYTES, ImagePool
-from detect.training.augmentations import Image, augmented
+from detect.training.augmentations import augmented
 from synth.base.errors import UserError
 from synth.base.progress import Bars
 from synth.blend import OPACITY
 from synth.data.baselines import Drawn, noise, shifted, texture_files
 from synth.data.catalog import Category
+from synth.pictures import Image
 from synth.sia.format import HEADER_FILE, SHARD_SIZE, count_missing
 from synth.sia.reader import SiaFolder, open_sia
 
@@ -44,7 +45,7 @@ DrawAnomaly = Callable[[np.random.Generator, Image], Anomaly]
 
 
 class Part(NamedTuple):
-    """A source as it is asked for: a key of SOURCES, its folder if it has one, its weight."""
+    """A requested source: a key of SOURCES, its folder if it has one, its weight."""
 
     kind: str
     folder: Path | None = None
@@ -52,10 +53,10 @@ class Part(NamedTuple):
 
 
 class OpenPart(NamedTuple):
-    """A source that was found; nothing is decoded yet.
+    """A source that exists; nothing is decoded yet.
 
     load: (size, whether the product is grey, bytes to keep, bars) -> how to draw. category: what
-    the images show, None where they show no product. paths: the files that are drawn from.
+    the images show, None if they show no product. paths: the files to draw from.
     """
 
     config: dict[str, Any]
@@ -66,7 +67,7 @@ class OpenPart(NamedTuple):
 
 
 class LoadedPart(NamedTuple):
-    """A source in memory; until: share of the draws that go to it or to one before it."""
+    """A source in memory; until: the share of draws for it and the parts before it."""
 
     draw: Draw
     opacity: tuple[float, float]
@@ -74,13 +75,13 @@ class LoadedPart(NamedTuple):
 
 
 class AnomalySource:
-    """A source, or several of which every draw picks one by its weight."""
+    """One or several sources; every draw picks one by weight."""
 
     def __init__(self, parts: Sequence[LoadedPart]) -> None:
         self.parts = tuple(parts)
 
     def __call__(self, rng: np.random.Generator, normal: Image) -> Anomaly:
-        """Draw an anomaly image for the normal image I; it depends on `rng` and I alone."""
+        """Draw an anomaly image for the normal image I; it depends only on `rng` and I."""
         part = self.parts[0]
         if len(self.parts) > 1:
             chance = rng.random()
@@ -90,7 +91,7 @@ class AnomalySource:
 
 @dataclass(frozen=True)
 class OpenSource:
-    """The parts of a source and their shares, which sum to 1; what was loaded is kept."""
+    """The parts of a source and their shares, which sum to 1; loaded images are kept."""
 
     parts: tuple[OpenPart, ...]
     shares: tuple[float, ...]
@@ -98,7 +99,7 @@ class OpenSource:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What to record of it."""
+        """The source as it is recorded."""
         if not self.parts:
             return {"kind": "none"}
         rows = [{**part.config, "opacity": list(part.opacity)} for part in self.parts]
@@ -108,7 +109,7 @@ class OpenSource:
         return {"kind": "mixture", "parts": [{**row, "share": share} for row, share in shared]}
 
     def digest(self) -> str:
-        """A fingerprint of its files' bytes: names and times may stay when these change."""
+        """A fingerprint of its files' bytes, which may change under the same names and times."""
         sha = hashlib.sha256()
         for path in (path for part in self.parts for path in part.paths):
             with path.open("rb") as file:
@@ -116,7 +117,7 @@ class OpenSource:
         return sha.hexdigest()[:16]
 
     def other_categories(self, name: str) -> list[str]:
-        """The categories, besides `name`, that its images show."""
+        """The categories other than `name` that its images show."""
         shown = {part.category for part in self.parts} - {None, name}
         return sorted(category for category in shown if category is not None)
 
@@ -125,8 +126,8 @@ class OpenSource:
     ) -> AnomalySource:
         """Decode what fits into memory, before workers are forked: they share one copy.
 
-        cache_bytes: how much that is; None is CACHE_BYTES. grey: whether the product has no colour;
-        noise and textures then have none either, since colour alone would give them away. Raises
+        cache_bytes: None takes CACHE_BYTES. grey: whether the product has no colour; noise and
+        textures then have none either, because colour alone would give them away. Raises
         UserError for unreadable images.
         """
         if (size, grey) not in self.loaded:
@@ -141,16 +142,15 @@ class OpenSource:
         return self.loaded[size, grey]
 
     def forget(self) -> None:
-        """Give the memory back; what was drawn from stays with whoever still holds it."""
+        """Free the memory, unless something else still holds the loaded images."""
         self.loaded.clear()
 
 
 def open_source(parts: Sequence[Part], category: Category | None = None) -> OpenSource:
-    """Find the parts of a source; none make a source for what needs no anomalies.
+    """Find the parts of a source; no parts make a source for methods without anomalies.
 
-    category: of an SIA folder that holds several, its own is taken. Raises UserError for a missing
-    or needless folder, and one that is no complete SIA folder of anomaly images or holds no
-    textures.
+    category: which one to take of an SIA folder that holds several. Raises UserError for a missing
+    or unused folder, an incomplete SIA folder, and a folder without textures.
     """
     total = sum(part.weight for part in parts)
     opened = [SOURCES[part.kind](folder_for(part, category)) for part in parts]
@@ -158,7 +158,7 @@ def open_source(parts: Sequence[Part], category: Category | None = None) -> Open
 
 
 def open_sources(parts: Sequence[Part], categories: Sequence[Category]) -> list[OpenSource]:
-    """A source for each category: its own anomaly images; whatever else is shared.
+    """Open a source for each category: anomaly images of its own, everything else shared.
 
     Raises UserError as `open_source`.
     """
@@ -173,7 +173,7 @@ def open_sources(parts: Sequence[Part], categories: Sequence[Category]) -> list[
 
 
 def folder_for(part: Part, category: Category | None) -> Path | None:
-    """The folder of a part, or the category's own below it where `synth` made one."""
+    """The folder of a part, or the category's own folder below it if there is one."""
     if part.kind != "sia" or part.folder is None or category is None:
         return part.folder
     below = part.folder / category.dataset / category.name
@@ -185,7 +185,7 @@ def folder_for(part: Part, category: Category | None) -> Path | None:
 
 @dataclass(frozen=True)
 class TextureDraw:
-    """A texture of the pool, augmented; without colour where the product has none."""
+    """Draws a texture from the pool and augments it; without colour if the product has none."""
 
     pool: ImagePool
     grey: bool
@@ -206,7 +206,7 @@ def as_grey(image: Image) -> Image:
 
 
 def open_sia_images(folder: Path | None) -> OpenPart:
-    """What `synth generate` made, or any folder of its format."""
+    """Open what `synth generate` made, or any folder of its format."""
     if folder is None:
         raise UserError(
             "--sia: missing; give the SIA folder that `synth generate` made, or another --source "
@@ -237,9 +237,9 @@ def require_shards(sia: SiaFolder) -> None:
 
 
 def open_textures(folder: Path | None) -> OpenPart:
-    """A folder of photographs of textures, such as DTD, searched through."""
+    """Open a folder of photographs of textures, such as DTD, with all its subfolders."""
     if folder is None:
-        raise UserError("--textures: missing; give a folder of photographs of textures, as DTD's")
+        raise UserError("--textures: missing; give a folder of photographs of textures")
     header = next(folder.rglob(HEADER_FILE), None)
     if header is not None:
         raise UserError(f"--textures: {header.parent} is an SIA folder; give it with --sia")
@@ -259,7 +259,7 @@ def open_textures(folder: Path | None) -> OpenPart:
 
 @dataclass(frozen=True)
 class BaselineDraw:
-    """One of the baselines of `synth.data.baselines`, drawn from the normal image itself."""
+    """Draws one of the baselines of `synth.data.baselines` from the normal image itself."""
 
     draw: Callable[[Image, np.random.Generator, bool], Drawn]
     grey: bool
@@ -273,15 +273,15 @@ class BaselineDraw:
 class BaselineOpener:
     """Noise, or CutPaste: the normal image itself, jittered and shifted.
 
-    CutPaste's own mask, a rectangle, is given up for Perlin's, as in `synth baseline shifted`, so
-    that sources are compared by their pixels and not by their outlines.
+    A Perlin mask replaces CutPaste's own rectangle, as in `synth baseline shifted`, so that sources
+    are compared by their pixels and not by their outlines.
     """
 
     kind: str
     draw: Callable[[Image, np.random.Generator, bool], Drawn]
 
     def __call__(self, folder: Path | None) -> OpenPart:
-        """Nothing is read from anywhere."""
+        """Open it; nothing is read."""
         if folder is not None:
             raise UserError(f"{folder}: not used, {self.kind} has no folder; leave it out")
 

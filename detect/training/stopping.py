@@ -1,8 +1,8 @@
-"""Early stopping: the best of several moments of a training, judged without any real defect.
+"""Early stopping: keep the best of several moments of a training, without any real defect.
 
-The judges are normal images that nothing else is done with, each as it is and once with an
-anomaly blended in. Test images have no part in it, and neither have the images that set the
-threshold: a choice made on those would break the threshold's promise.
+The judges are normal images that serve nothing else, each as it is and once with an anomaly
+blended in. They are neither test images nor the images that set the threshold: a choice made on
+those would break the threshold's promise.
 """
 
 import itertools
@@ -16,24 +16,22 @@ from numpy.typing import NDArray
 from detect.evaluation.metrics import image_metrics, pixel_metrics
 from detect.scoring import Scorer
 from detect.training.data import BlendedDataset, JoinedDataset
-from detect.training.sources import DrawAnomaly
 from synth.base.errors import UserError
 from synth.base.files import read_json, write_json
 from synth.data.catalog import Record, held_out
-from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
 from synth.pictures import Images, digest
 
 NUM_CHECKS = 20
-"""Of a whole training, evenly over its steps."""
-JUDGES_SEED = 1  # 0 chooses those that are held out
+"""Checks in a whole training, evenly spread over its steps."""
+JUDGES_SEED = 1  # 0 chooses the held-out images
 CHECKS_FILE, BEST_FILE = "checks.json", "best.safetensors"
 
 
 class SyntheticTest(NamedTuple):
     """Images uint8 [2N, H, W, 3], normal ones first, then the same blended; masks bool [2N, H, W].
 
-    Where a source's P does not differ from I, the image counts as anomalous all the same.
+    An image counts as anomalous even if the P blended in does not differ from I.
     """
 
     images: Images
@@ -43,13 +41,6 @@ class SyntheticTest(NamedTuple):
     def labels(self) -> NDArray[np.bool_]:
         """True for the blended half: bool [2N]."""
         return np.arange(len(self.images)) >= len(self.images) // 2
-
-
-def synthetic_test(
-    normals: Images, rule: ForegroundRule, draw: DrawAnomaly, seed: int
-) -> SyntheticTest:
-    """Blend an anomaly into each of the normal images, uint8 [N, H, W, 3]."""
-    return blended_once(BlendedDataset(normals, rule, draw, seed=seed, anomalous_share=1.0))
 
 
 def blended_once(dataset: BlendedDataset | JoinedDataset) -> SyntheticTest:
@@ -66,7 +57,7 @@ def blended_once(dataset: BlendedDataset | JoinedDataset) -> SyntheticTest:
 def without_judges(normals: Normals) -> tuple[Normals, Images]:
     """Set a tenth of the training images apart, copies together: the rest, and the judges.
 
-    Raises UserError where nothing would be left to train on.
+    Raises UserError if nothing would be left to train on.
     """
     records = normals.fit_records
     pictures = [digest(image) for image in normals.fit]
@@ -96,11 +87,11 @@ class Check(NamedTuple):
 
     @property
     def value(self) -> float:
-        """What is chosen by: both figures alike."""
+        """The figure to choose by: the mean of both."""
         return (self.image_auroc + self.pixel_average_precision) / 2
 
 
-def measure(scorer: Scorer, test: SyntheticTest, step: int, batch_size: int = 16) -> Check:
+def make_check(scorer: Scorer, test: SyntheticTest, step: int, batch_size: int = 16) -> Check:
     """Score a synthetic test."""
     parts = [
         scorer(test.images[start : start + batch_size])
@@ -112,7 +103,7 @@ def measure(scorer: Scorer, test: SyntheticTest, step: int, batch_size: int = 16
 
 
 def moments(num_steps: int) -> list[int]:
-    """The steps of a training at which it is looked at, the last one included."""
+    """The steps after which a training is looked at, including the last one."""
     interval = max(1, num_steps // NUM_CHECKS)
     return sorted({*range(interval, num_steps, interval), num_steps})
 
@@ -129,7 +120,7 @@ class Checks:
         self.rows = read_checks(folder)
 
     def goals(self, num_steps: int) -> list[int]:
-        """The steps that are still to be trained to and checked at, the last one included."""
+        """The steps that are left to train to and check at, including the last one."""
         last = self.rows[-1].step if self.rows else 0
         return [] if self.finished else [step for step in moments(num_steps) if step > last]
 
@@ -144,12 +135,12 @@ class Checks:
         return bool(self.rows) and len(self.rows) - self.rows.index(self.best) > self.patience
 
     def forget(self) -> None:
-        """Drop all checks, of a training that is done again."""
+        """Drop all checks because the training starts again."""
         self.rows.clear()
         (self.folder / CHECKS_FILE).unlink(missing_ok=True)
 
     def add(self, row: Check, *, write: bool = True) -> None:
-        """Keep a check; the weights of a best one must be in BEST_FILE before."""
+        """Keep a check; if it is the best, its weights must already be in BEST_FILE."""
         self.rows.append(row)
         if write:
             write_json(self.folder / CHECKS_FILE, {"checks": [row._asdict() for row in self.rows]})
@@ -158,7 +149,7 @@ class Checks:
 def read_checks(folder: Path) -> list[Check]:
     """The checks that the training in `folder` has made so far.
 
-    Raises UserError for a damaged file, and where the weights of the best check are missing.
+    Raises UserError for a damaged file, and if the weights of the best check are missing.
     """
     path, cure = folder / CHECKS_FILE, f"delete {folder} and train again"
     if not path.exists():

@@ -18,7 +18,7 @@ from synth.base.seeding import derive_seed
 from synth.blend import MAX_DRAWS
 from synth.data.normals import Normals
 from synth.images import list_images, read_image, resize
-from synth.pictures import all_grey, digest
+from synth.pictures import Image, all_grey, digest
 from synth.sia.reader import Item, Kind, OnImage, SiaHeader, Written, write_sia
 
 TEXTURES = "textures"
@@ -30,9 +30,6 @@ AREA = (0.02, 0.15)
 MAX_ASPECT = 3.3
 JITTER = 0.1
 """Largest relative change of brightness, contrast and saturation, and of the hue's circle."""
-
-Image = NDArray[np.uint8]
-"""uint8 [H, W, 3], RGB."""
 
 
 class Drawn(NamedTuple):

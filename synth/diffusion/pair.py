@@ -23,13 +23,10 @@ from synth.diffusion.config import NUM_TRAIN_TIMESTEPS
 from synth.diffusion.model import DiffusionModel
 from synth.diffusion.sampling import sample_images
 from synth.diffusion.sdas import Start
-from synth.pictures import Images, all_grey, digest
+from synth.pictures import Image, Images, all_grey, digest
 
 REGION_STREAM = 2
 """Keeps the seed of an image's region apart from those of its noise and its strength."""
-
-Image = NDArray[np.uint8]
-"""uint8 [H, W, 3], RGB."""
 
 
 # Depth

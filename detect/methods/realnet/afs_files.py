@@ -1,7 +1,7 @@
-"""What AFS chose, on disk: its scores outlive the training.
+"""AFS's scores and choice on disk.
 
-The scores of all channels lie in the user's cache under everything that they depend on: another
-training on the same data, of other sizes or weights, does not compute them again.
+The scores of all channels are cached under a digest of everything they depend on, so that another
+training on the same data does not compute them again.
 """
 
 import hashlib

@@ -25,7 +25,7 @@ def aligned(maps: Sequence[Tensor], blocks: Sequence[Sequence[int]]) -> list[Ten
     return sized
 
 
-def joined(maps: Sequence[Tensor], blocks: Sequence[Sequence[int]]) -> list[Tensor]:
+def joined_blocks(maps: Sequence[Tensor], blocks: Sequence[Sequence[int]]) -> list[Tensor]:
     """One map per block: its layers, `aligned`, as channels one after the other."""
     remaining = iter(aligned(maps, blocks))
     layers = [[next(remaining) for _ in block] for block in blocks]

@@ -1,4 +1,4 @@
-"""Features of normal images, computed once: a frozen backbone sees the same ones in every epoch.
+"""Features of normal images, computed once: a frozen backbone gives the same ones in every epoch.
 
 Shapes: N images; layer k has m_k channels on h_k x w_k pixels.
 """
@@ -14,7 +14,7 @@ from detect.images import to_chw, to_unit
 from synth.images import Progress
 
 FEATURE_BYTES = 2 << 30
-"""Of the features' device; images beyond it are computed each time."""
+"""Memory for features on their device; the features of further images are computed each time."""
 BATCH_SIZE = 16
 
 Compute = Callable[[Tensor], Sequence[Tensor]]
@@ -24,9 +24,9 @@ Compute = Callable[[Tensor], Sequence[Tensor]]
 class FeatureCache:
     """Feature maps of the first normal images of a training set, on their own device.
 
-    Which images these are, and in which batches they were computed, depends on nothing but their
-    order: convolutions round by the size of a batch, and a training that goes on after a kill must
-    find the features that it had.
+    Only the order of the images decides which are kept and in which batches they are computed:
+    convolutions round differently in batches of other sizes, and a training that continues after a
+    kill needs the features it had.
     """
 
     def __init__(self, maps: Sequence[Tensor]) -> None:
@@ -35,7 +35,7 @@ class FeatureCache:
         self.num_kept = len(maps[0]) if maps else 0
 
     def __call__(self, numbers: Tensor, images: Tensor, compute: Compute) -> list[Tensor]:
-        """Return the maps of normal images, float32 [N, m_k, h_k, w_k], computing the absent ones.
+        """Return the maps of normal images, float32 [N, m_k, h_k, w_k], computing missing ones.
 
         numbers: int64 [N] on the CPU, of images [N, 3, H, W]; one number is always one image.
         """
@@ -77,7 +77,7 @@ def filled_cache(
 
 
 def _places(num_places: int, like: Tensor) -> Tensor:
-    """Room for maps like these, in the layout that convolutions are fastest in."""
+    """Allocate maps like these, in the layout that is fastest for convolutions."""
     _, m, h, w = like.shape
     room = torch.empty(num_places, m, h, w, dtype=like.dtype, device=like.device)
     return room.contiguous(memory_format=torch.channels_last)

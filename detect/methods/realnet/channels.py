@@ -1,4 +1,4 @@
-"""What AFS chooses, to look at: every channel's score, and what its residual shows.
+"""AFS's choice made visible: every channel's score, and what its residual shows.
 
 Shapes: layer k has C_k channels on h_k x w_k pixels, of which m_k are kept.
 """
@@ -22,7 +22,7 @@ from detect.methods.realnet.afs import AFSResult, FeatureExtractor
 from detect.methods.realnet.recipe import afs_samples, chosen_channels
 from detect.options import TrainOptions
 from detect.training.data import Sample
-from detect.training.material import Material, Product, prepare
+from detect.training.material import Material, Product, prepare_material
 from synth.base.device import make_accelerator
 from synth.base.files import atomic_path
 from synth.base.progress import Bars
@@ -30,8 +30,8 @@ from synth.quality.plot import DOTS_PER_INCH, LOOK
 
 KEPT, DROPPED, TEXT = "#2563eb", "#9ca3af", "#4b5563"
 COVERAGE, NUM_CANDIDATES = 0.1, 16
-"""Share of the example that is anomalous, as nearly as one of so many samples has it."""
-FIELDS = ("layer", "channel", "score", "rank", "kept")
+"""The anomalous share of the example to come closest to, and the samples to choose it from."""
+TABLE_FIELDS = ("layer", "channel", "score", "rank", "kept")
 
 
 class LayerScores(NamedTuple):
@@ -66,9 +66,9 @@ class LayerScores(NamedTuple):
 def show_channels(product: Product, options: TrainOptions, out: Path, bars: Bars) -> list[str]:
     """Choose channels as a training does, and write channels.csv and channels.png into `out`.
 
-    Returns what to tell of each layer. Raises UserError as `prepare`.
+    Returns a line for each layer, and one for comparison. Raises UserError as `prepare_material`.
     """
-    accelerator, prepared = make_accelerator("fp32"), prepare([product], options)
+    accelerator, prepared = make_accelerator("fp32"), prepare_material([product], options)
     config, backbone = prepared.config, prepared.backbone.to(accelerator.device)
     material = Material(accelerator=accelerator, products=[product], prepared=prepared, bars=bars)
     layers = by_layer(config.backbone.numbers, chosen_channels(config, material))
@@ -83,7 +83,7 @@ def show_channels(product: Product, options: TrainOptions, out: Path, bars: Bars
 
 
 def by_layer(layers: Sequence[int], chosen: AFSResult) -> list[LayerScores]:
-    """A choice of channels layer by layer, with the layers' numbers."""
+    """Split a choice of channels by layer, with the layers' numbers."""
     return [
         LayerScores(number, scores, kept)
         for number, scores, kept in zip(layers, chosen.scores, chosen.indices, strict=True)
@@ -94,7 +94,7 @@ def write_table(path: Path, layers: Sequence[LayerScores]) -> None:
     """Write a CSV row per channel. Ranks count from 1, the best channel of its layer."""
     with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(FIELDS)
+        table.writerow(TABLE_FIELDS)
         for layer in layers:
             kept = set(layer.kept.tolist())
             ranks = {channel: rank for rank, channel in enumerate(layer.order, start=1)}
@@ -103,7 +103,7 @@ def write_table(path: Path, layers: Sequence[LayerScores]) -> None:
 
 
 def example_of(blended: Dataset[Sample]) -> Sample:
-    """The sample whose mask covers most nearly COVERAGE of the image, of the first few."""
+    """Of the first few samples, the one whose mask covers closest to COVERAGE of the image."""
     samples = [blended[number] for number in range(NUM_CANDIDATES)]
     return min(samples, key=lambda sample: abs(float(sample.mask.float().mean()) - COVERAGE))
 
@@ -137,7 +137,7 @@ def write_picture(
         figure = Figure(figsize=(12.5, 2.6 * len(layers) + 0.3), layout="constrained")
         rows = figure.subplots(len(layers), 6, squeeze=False, width_ratios=[2.2, 1, 1, 1, 1, 1])
         for panels, layer, d in zip(rows, layers, maps, strict=True):
-            curve(panels[0], layer, empty)
+            score_curve(panels[0], layer, empty)
             picture(panels[1], sample.image.permute(1, 2, 0).numpy(), "blended image")
             picture(panels[2], sample.mask.numpy(), "its mask")
             for panel, (name, channel) in zip(panels[3:], layer.shown.items(), strict=True):
@@ -146,8 +146,8 @@ def write_picture(
         figure.savefig(partial, format="png", dpi=DOTS_PER_INCH)
 
 
-def curve(axes: Axes, layer: LayerScores, empty: float) -> None:
-    """All scores in ascending order; those that are kept stand out."""
+def score_curve(axes: Axes, layer: LayerScores, empty: float) -> None:
+    """Plot all scores in ascending order, with the kept ones highlighted."""
     scores = np.sort(layer.scores.numpy())
     scores = scores[np.isfinite(scores)]
     m, ranks = len(layer.kept), np.arange(1, len(scores) + 1)
@@ -169,7 +169,7 @@ def curve(axes: Axes, layer: LayerScores, empty: float) -> None:
 
 
 def picture(axes: Axes, image: np.ndarray, title: str) -> None:
-    """An image without axes; one channel in grey, from its smallest to its largest value."""
+    """Show an image without axes; one channel in grey, from its smallest to its largest value."""
     axes.imshow(image, cmap="gray", interpolation="nearest")
     axes.set_title(title, fontsize=9.5)
     axes.set_axis_off()

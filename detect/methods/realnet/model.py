@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detect.detector import Batch, Detector, Scores, Stage
-from detect.methods.realnet.blocks import joined
+from detect.methods.realnet.blocks import joined_blocks
 from detect.methods.realnet.cache import FeatureCache, filled_cache
 from detect.methods.realnet.config import RealNetConfig
 from detect.methods.realnet.reconstruction import ReconstructionUNet
@@ -115,8 +115,8 @@ class RealNet(Detector):
     ) -> None:
         """Compute the features of all normal images to train on, uint8 [H, W, 3], beforehand.
 
-        Training is then faster, with the same results to rounding. A `Batch` numbers the images in
-        this order.
+        Training is then faster and gives the same results up to rounding. `Batch.number` counts the
+        images in this order.
         """
         device = next(self.parameters()).device
         self.cache = filled_cache(images, self._features, device, progress)
@@ -129,17 +129,17 @@ class RealNet(Detector):
 
     @torch.no_grad()
     def _features(self, images: Tensor) -> list[Tensor]:
-        """Return phi_k as they come out of the backbone, bfloat16 under autocast."""
+        """Return phi_k in the backbone's own type, bfloat16 under autocast."""
         layers = self.backbone(images)
         selected = [select(x) for select, x in zip(self.afs, layers, strict=True)]
-        return joined(selected, self.config.layer_blocks)
+        return joined_blocks(selected, self.config.layer_blocks)
 
     @torch.no_grad()
     def training_features(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """Return phi_k(A) and phi_k(I), at the cost of the blended images of the batch alone.
+        """Return phi_k(A) and phi_k(I), computing only what blending changed.
 
-        Those of the normal images come from the cache where they are remembered, and an image that
-        nothing was blended into has the features of its normal one.
+        Features of normal images come from the cache if they are in it, and an image that nothing
+        was blended into has the features of its normal image.
         """
         if batch.number is None or self.cache is None:
             phi_I = self.features(batch.normal)

@@ -18,9 +18,9 @@ class RRS(nn.Module):
     """Keep the residual channels that stand out in an image, by maximum and by mean.
 
     Layers differ in scale, so channels are compared after a BatchNorm (statistics of the batch in
-    training, running ones in evaluation); what is handed on is the residual as it was. A channel
-    that wins both lists appears twice. Momentum 0.9 is in torch's sense: the running statistics
-    are 90 % the last batch's, which follows residuals that shrink during training.
+    training, running ones in evaluation); the residuals are passed on unchanged. A channel that
+    wins both lists appears twice. Momentum 0.9 is in torch's sense: running statistics are 90 %
+    the last batch's, which follows residuals that shrink during training.
     """
 
     def __init__(self, num_channels: int, num_max: int, num_mean: int) -> None:
