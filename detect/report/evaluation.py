@@ -20,10 +20,10 @@ from detect.evaluation.pixels import NUM_BINS
 from detect.evaluation.report_data import COLUMNS, Comparison, Example, ReportData
 from detect.evaluation.text import between, deviation, number, percent, upward
 from detect.heatmap import HeatRange, Image, heat_picture, outline, overlay
-from detect.report.html import Cell, document, figure, finding_list, section, soft, table
 from detect.report.plots import pro_plot, roc_plot, score_plot
 from detect.report.text import cautions, findings
 from synth.base.files import write_text
+from synth.base.html import Cell, document, figure, finding_list, section, soft, table
 
 PICTURE_PX = 256  # longest side of an example picture
 WEBP_QUALITY = 85

@@ -14,10 +14,10 @@ from detect.evaluation.text import duration, number, plus_minus, signed
 from detect.grid.plan import Plan
 from detect.grid.result import Cost, Result
 from detect.grid.table import ALPHA, Table, metric
-from detect.report.html import Cell, document, figure, finding_list, section, soft, table
 from detect.report.plots import grid_png, grid_svg
 from detect.training.sources import open_source
 from synth.base.files import atomic_path, write_text
+from synth.base.html import Cell, document, figure, finding_list, section, soft, table
 
 NAME = "benchmark"
 """Of the files: benchmark.html and its like."""

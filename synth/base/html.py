@@ -119,6 +119,16 @@ def paragraphs(texts: Iterable[str], kind: str = "soft") -> str:
     return "".join(f'<p class="{kind}">{escape(text)}</p>' for text in texts)
 
 
+def soft(text: str) -> str:
+    """A paragraph that explains; empty text makes none."""
+    return paragraphs([text] if text else ())
+
+
+def finding_list(findings: Iterable[str], cautions: Iterable[str]) -> str:
+    """What was found, a bullet each, and what to beware of, a box each."""
+    return bullets(findings) + paragraphs(cautions, "warning")
+
+
 def table(
     head: Sequence[str], rows: Iterable[Sequence[Cell]], numbers: Collection[int], own_row: int = -1
 ) -> str:
