@@ -202,8 +202,7 @@ LOCKED = """
 
     with sole_user(Path(sys.argv[1])):
         if os.fork() == 0:
-            time.sleep(60)
-        print("held", flush=True)
+            print("held", flush=True)  # the worker has started
         time.sleep(60)
 """
 
