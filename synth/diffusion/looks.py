@@ -41,6 +41,6 @@ class Looks:
         if self.keep:
             folder = self.out / CHECKPOINTS / name
             write_json(folder / CONFIG_FILE, {**self.config, "step": done})
-            save_model(folder, unet)
+            save_model(folder, unet, model.prediction.kind)
             for old in sorted((self.out / CHECKPOINTS).glob("step_*"))[: -self.keep]:
                 shutil.rmtree(old)
