@@ -20,11 +20,13 @@ class Calibration:
     """The scores of held-out normal images and the share of normals that may be rejected.
 
     scores: n finite floats, ascending, n >= 1; false_reject_rate: in (0, 1).
-    Build it with `calibrate`; the threshold and its guarantee follow from these two.
+    peaks: the pooled maps of the same images, ascending, where the score is not that; else empty.
+    Build it with `calibrate`; the threshold and its guarantee follow from scores and rate.
     """
 
     scores: tuple[float, ...]
     false_reject_rate: float
+    peaks: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.false_reject_rate < 1:
@@ -34,10 +36,17 @@ class Calibration:
             )
         if not self.scores:
             raise UserError("scores: got none, at least one is needed; hold out normal images")
-        if not all(map(math.isfinite, self.scores)):
-            raise UserError("scores: got NaN or infinity, numbers are needed; check the model")
-        if list(self.scores) != sorted(self.scores):
-            raise UserError("scores: got an unsorted list, must ascend; build it with calibrate()")
+        if self.peaks and len(self.peaks) != len(self.scores):
+            raise UserError(
+                f"peaks: got {len(self.peaks)} for {len(self.scores)} scores; calibrate again"
+            )
+        for values in (self.scores, self.peaks):
+            if not all(map(math.isfinite, values)):
+                raise UserError("scores: got NaN or infinity, numbers are needed; check the model")
+            if list(values) != sorted(values):
+                raise UserError(
+                    "scores: got an unsorted list, must ascend; build it with calibrate()"
+                )
 
     @property
     def rank(self) -> int:
@@ -50,6 +59,16 @@ class Calibration:
     def threshold(self) -> float:
         """The k-th smallest score: an image is rejected when its score is strictly above it."""
         return self.scores[self.rank - 1]
+
+    @property
+    def map_scores(self) -> tuple[float, ...]:
+        """The pooled maps of the held-out images, ascending: in the units of maps."""
+        return self.peaks or self.scores
+
+    @property
+    def map_threshold(self) -> float:
+        """The k-th smallest of `map_scores`: anomalous pixels of a rejected image lie above it."""
+        return self.map_scores[self.rank - 1]
 
     @property
     def guaranteed_rate(self) -> float:
@@ -115,16 +134,20 @@ class Calibration:
             "false_reject_rate": self.false_reject_rate,
             "threshold": self.threshold,
             "scores": list(self.scores),
+            **({"peaks": list(self.peaks)} if self.peaks else {}),
         }
 
     @staticmethod
     def from_json(data: Mapping[str, object]) -> "Calibration":
         """Read what `to_json` wrote; UserError when fields are missing or disagree."""
-        match data:
+        match {"peaks": [], **data}:
             case {
-                "scores": [*scores], "false_reject_rate": float(rate), "threshold": threshold
-            } if all(isinstance(score, int | float) for score in scores):  # fmt: skip
-                calibration = calibrate(scores, rate)
+                "scores": [*scores],
+                "peaks": [*peaks],
+                "false_reject_rate": float(rate),
+                "threshold": threshold,
+            } if all(isinstance(number, int | float) for number in (*scores, *peaks)):
+                calibration = calibrate(scores, rate, peaks)
             case _:
                 raise UserError(
                     f"calibration: got fields {sorted(data)}, needs scores (list), "
@@ -138,16 +161,22 @@ class Calibration:
         return calibration
 
 
-def calibrate(scores: Iterable[float], false_reject_rate: float) -> Calibration:
+def calibrate(
+    scores: Iterable[float], false_reject_rate: float, peaks: Iterable[float] = ()
+) -> Calibration:
     """Calibrate on the scores of held-out normal images (any order), which training never saw.
 
-    The threshold is the k-th smallest score, k = ceil((n + 1) (1 - rate)): a fresh normal image
-    scores above it with a chance of at most `false_reject_rate`. With fewer than
-    ceil(1 / rate) - 1 normals it is the largest score, and `note` says what it promises.
+    peaks: their pooled maps, for a method whose score is not that. The threshold is the k-th
+    smallest score, k = ceil((n + 1) (1 - rate)): a fresh normal image scores above it with a chance
+    of at most `false_reject_rate`. With fewer than ceil(1 / rate) - 1 normals it is the largest
+    score, and `note` says what it promises.
     Raises UserError for no scores, NaN or infinite scores and a rate outside (0, 1).
     """
-    values = [float(score) for score in scores]
-    return Calibration(scores=tuple(sorted(values)), false_reject_rate=float(false_reject_rate))
+    return Calibration(
+        scores=tuple(sorted(map(float, scores))),
+        false_reject_rate=float(false_reject_rate),
+        peaks=tuple(sorted(map(float, peaks))),
+    )
 
 
 def _log_beta(a: float, b: float) -> float:

@@ -6,7 +6,7 @@ prediction and export need nothing but its weights file.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,9 @@ class Detector(nn.Module):
     A subclass defines `forward(images) -> Scores`, which is also the exported graph, and `stages`
     if there is anything to train.
     """
+
+    pooled: ClassVar[bool] = True
+    """Whether an image's score is `image_scores` of its map; otherwise it is the method's own."""
 
     @property
     def facts(self) -> str:

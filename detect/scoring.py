@@ -33,6 +33,11 @@ class Scored(NamedTuple):
     scores: NDArray[np.float32]
     maps: NDArray[np.float32]
 
+    @property
+    def peaks(self) -> NDArray[np.float32]:
+        """The pooled maps, float32 [N]: the scores of methods that have no others."""
+        return image_scores(torch.from_numpy(self.maps)).numpy()
+
 
 def detector_scorer(
     detector: Detector, device: torch.device, precision: Precision = "fp32"
@@ -111,14 +116,6 @@ def score_batches(
         return resize(read_image(paths[number]), size)
 
     return image_batches(scorer, image, len(paths), batch_size=batch_size, progress=progress)
-
-
-def file_scores(
-    scorer: Scorer, paths: Sequence[Path], size: tuple[int, int], progress: Progress | None = None
-) -> list[float]:
-    """The image scores of files, as `score_batches`; the maps are not kept."""
-    batches = score_batches(scorer, paths, size, progress=progress)
-    return [score for scored in batches for score in scored.scores.tolist()]
 
 
 class ParkedMaps:

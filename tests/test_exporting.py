@@ -150,8 +150,8 @@ def test_every_format_scores_as_torch(
 
 def test_the_report_is_of_the_file(exported: exporting.Exported) -> None:
     assert exported.num_checked == 16
-    assert 0 <= max(exported.parity) < 1e-4
-    assert 0 < max(exported.resizing) < 0.1
+    assert 0 <= max(exported.parity[:2]) < 1e-4
+    assert 0 < max(exported.resizing[:2]) < 0.1
     files = list(exported.path.parent.iterdir())
     assert exported.size_bytes == sum(file.stat().st_size for file in files)
     names = {".xml": ["detector.bin", "detector.xml"]}
@@ -261,10 +261,24 @@ def test_too_little_memory_is_not_the_exporters_refusal(
 
 @pytest.mark.parametrize("numbers", [(np.nan, 0.0), (0.0, np.nan), (2e-3, 0.0), (0.0, np.inf)])
 def test_what_is_no_number_is_no_parity(numbers: tuple[float, float]) -> None:
-    parity = exporting.largest([exporting.Difference(*numbers), exporting.Difference(0, 0)])
+    parity = exporting.largest(
+        [exporting.Difference(*numbers, 1.0, 1.0), exporting.Difference(0, 0, 1.0, 1.0)]
+    )
     with pytest.raises(UserError, match="not written"):
         exporting.require_parity(Path("x.onnx"), parity)
-    exporting.require_parity(Path("x.onnx"), exporting.Difference(1e-3, 0))
+    exporting.require_parity(Path("x.onnx"), exporting.Difference(1e-3, 0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("score", "largest", "is_allowed"),
+    [(0.9, 1000, True), (1.1, 1000, False), (1.1e-3, 1, False), (9e-5, 0.01, True)],
+)
+def test_parity_is_relative_to_the_size_of_the_scores(
+    score: float, largest: float, is_allowed: bool
+) -> None:
+    got, want = np.float32([largest - score]), np.float32([largest])
+    found = exporting.difference((got, got), (want, want))
+    assert found.is_allowed == is_allowed
 
 
 @pytest.mark.parametrize(
@@ -310,7 +324,7 @@ def test_large_weights_lie_in_a_second_file(
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["d.onnx", "d.onnx.data"]
     assert (tmp_path / "d.onnx").stat().st_size < (tmp_path / "d.onnx.data").stat().st_size
-    assert max(made.parity) < 1e-4
+    assert max(made.parity[:2]) < 1e-4
     score, _ = outside(made.path, images(2, (32, 40)))
     assert score.shape == (2,)
 

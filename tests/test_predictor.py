@@ -16,15 +16,16 @@ from products import normal_image
 from torch import Tensor
 
 import detect
-from detect.calibration import calibrate
+from detect.calibration import Calibration, calibrate
 from detect.detector import Detector, Scores
 from detect.pooling import image_scores
 from detect.prediction import batches
 from detect.prediction.batches import BatchScorer, chunks, measured_batch_size
 from detect.prediction.predictor import Prediction, Predictor, anomaly_mask
+from detect.prediction.tiles import Tiling
 from detect.scoring import detector_scorer
 from synth.base.errors import DataWarning, UserError
-from synth.images import write_png
+from synth.images import resize, write_png
 
 CPU = torch.device("cpu")
 
@@ -308,6 +309,48 @@ def test_a_stream_reads_no_further_than_a_batch():
 
 
 # Masks
+
+
+class OwnScore(Brightness):
+    """Scores by the contrast of the image, in other units than those of its map."""
+
+    pooled = False
+
+    def forward(self, images: Tensor) -> Scores:
+        return Scores(100 * images.std((1, 2, 3)), super().forward(images).maps)
+
+
+@pytest.mark.parametrize("size", [None, (64, 64)])
+def test_a_score_of_the_methods_own_decides_and_its_mask_follows(size):
+    normals = [normal_image(n, (90, 110)) for n in range(6)]
+    tiling = Tiling(size=size) if size else None
+    score = detector_scorer(OwnScore(), CPU)
+    bare = Predictor(BatchScorer(score, (64, 64), 4), calibrate([0.0], 0.2), tiling, pooled=False)
+    predictor = bare.calibrated_on(normals)
+    predictions = predictor.predict([*normals, *(255 - image for image in normals[:2])])
+    predictions += predictor.predict([normal_image(9, (90, 110)) // 3, checkerboard((90, 110))])
+    for prediction in predictions:
+        assert prediction.is_anomalous == (prediction.score > predictor.threshold)
+        assert prediction.mask.any() == prediction.is_anomalous
+    assert predictions[-1].is_anomalous
+    assert not predictions[-2].is_anomalous
+    assert max(p.score for p in predictions[:6]) == predictor.calibration.scores[-1]
+    if size is None:  # the same image at once: its own score, and the pooled map beside it
+        peaks = sorted(
+            float(image_scores(to_unit_batch(image).mean(dim=1), 4)) for image in normals
+        )
+        np.testing.assert_allclose(predictor.calibration.peaks, peaks, rtol=1e-5)
+    again = Calibration.from_json(json.loads(json.dumps(predictor.calibration.to_json())))
+    assert again == predictor.calibration
+
+
+def checkerboard(shape):
+    y, x = np.indices(shape)
+    return np.repeat(((y + x) % 2 * 255)[..., None], 3, axis=2).astype(np.uint8)
+
+
+def to_unit_batch(image):
+    return torch.from_numpy(resize(image, (64, 64))).permute(2, 0, 1)[None].float() / 255
 
 
 def test_mask_is_where_the_windows_that_reject_lie():

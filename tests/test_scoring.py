@@ -9,11 +9,11 @@ from torch import Tensor
 
 from detect.detector import Detector, Scores
 from detect.evaluation.scratch import Scratch
+from detect.pooling import image_scores
 from detect.scoring import (
     ParkedMaps,
     Scored,
     detector_scorer,
-    file_scores,
     mean_image,
     mean_image_scorer,
     score_batches,
@@ -58,7 +58,8 @@ def test_files_are_scored_in_order_as_the_detector_sees_them(tmp_path):
     assert scored.scores.dtype == scored.maps.dtype == np.float32
     assert detector.calls == [4, 4, 2]
     assert told == [(4, 10), (8, 10), (10, 10)]
-    assert file_scores(scorer, paths, SIZE) == scored.scores.tolist()
+    pooled = image_scores(torch.from_numpy(scored.maps))
+    np.testing.assert_array_equal(scored.peaks, pooled)
 
 
 def test_images_of_any_size_are_brought_to_the_detectors(tmp_path):
@@ -73,8 +74,10 @@ def test_images_of_any_size_are_brought_to_the_detectors(tmp_path):
 def test_unreadable_file_is_named(tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"bad\.png"):
-        file_scores(
-            mean_image_scorer(normal_image(0) / np.float32(255)), [tmp_path / "bad.png"], SIZE
+        joined(
+            score_batches(
+                mean_image_scorer(normal_image(0) / np.float32(255)), [tmp_path / "bad.png"], SIZE
+            )
         )
 
 

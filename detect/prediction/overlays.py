@@ -39,11 +39,11 @@ class PictureNames(NamedTuple):
 def heat_scale(calibration: Calibration) -> HeatRange:
     """The one colour scale of all images, known before any of them: its middle is the threshold.
 
-    It begins at the median score of the held-out normals, so that what half of them show stays
-    clear, and ends as far above the threshold as the median is below it.
+    It begins at the median of the held-out normals' pooled maps, so that what half of them show
+    stays clear, and ends as far above the threshold as the median is below it.
     """
-    low = float(np.median(calibration.scores))
-    return HeatRange(low, 2 * calibration.threshold - low)
+    low = float(np.median(calibration.map_scores))
+    return HeatRange(low, 2 * calibration.map_threshold - low)
 
 
 def write_pictures(

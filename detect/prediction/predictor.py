@@ -12,6 +12,7 @@ or with tiles the image's.
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast, get_args, overload
 
@@ -63,7 +64,7 @@ class Predictor:
 
     calibration: the held-out scores and the rate behind the threshold. tiling: None brings whole
     images to the detector's size; otherwise they are cut and keep their own resolution. name: what
-    errors call the detector.
+    errors call the detector. pooled: as `Detector.pooled`.
     """
 
     def __init__(
@@ -72,8 +73,11 @@ class Predictor:
         calibration: Calibration,
         tiling: Tiling | None = None,
         name: str = "the detector",
+        *,
+        pooled: bool = True,
     ) -> None:
         self.scorer, self.calibration, self.tiling, self.name = scorer, calibration, tiling, name
+        self.pooled = pooled
 
     @property
     def threshold(self) -> float:
@@ -111,7 +115,8 @@ class Predictor:
             native = native_map(anomaly_map, loaded.image.shape)
             mask = np.zeros(native.shape, np.bool_)
             if rejected:
-                mask = anomaly_mask(anomaly_map, native, self.threshold, self.window(anomaly_map))
+                level = self.calibration.map_threshold
+                mask = anomaly_mask(anomaly_map, native, level, self.window(anomaly_map))
             yield Prediction(score, self.calibration.p_value(score), rejected, native, mask)
 
     def scored(self, images: Iterable[Loaded]) -> Iterator[ScoreAndMap]:
@@ -141,15 +146,22 @@ class Predictor:
             yield from self.scorer(images)
             return
         for image in images:
-            joined = tiled_map(image, self.tiling, self.tile_maps)
-            score = image_scores(torch.from_numpy(joined)[None], self.window(joined))
-            yield float(score), joined
+            of_tiles: list[float] = []
+            joined = tiled_map(image, self.tiling, partial(self.tile_maps, scores=of_tiles))
+            yield self.peak(joined) if self.pooled else max(of_tiles), joined
 
-    def tile_maps(self, tiles: Iterable[Image]) -> Iterator[NDArray[np.float32]]:
-        """The tiles' maps, each as large as its tile."""
+    def tile_maps(
+        self, tiles: Iterable[Image], scores: list[float]
+    ) -> Iterator[NDArray[np.float32]]:
+        """The tiles' maps, each as large as its tile; their scores are added to `scores`."""
         assert self.tiling is not None
-        for _, anomaly_map in self.scorer(tiles):
+        for score, anomaly_map in self.scorer(tiles):
+            scores.append(score)
             yield native_map(anomaly_map, self.tiling.size)
+
+    def peak(self, anomaly_map: NDArray[np.float32]) -> float:
+        """The pooled map."""
+        return float(image_scores(torch.from_numpy(anomaly_map)[None], self.window(anomaly_map)))
 
     def window(self, anomaly_map: NDArray[np.float32]) -> int:
         """Side of the window that scores are pooled over: as large in an image as in a tile."""
@@ -158,12 +170,16 @@ class Predictor:
 
     def calibrated_on(self, normals: Given | Iterable[Given]) -> "Predictor":
         """The same with its threshold set on normal images that training has not seen."""
-        scores = [score for score, _ in self.scored(all_loaded(normals))]
-        return self.with_calibration(calibrate(scores, self.calibration.false_reject_rate))
+        scores, peaks = [], []
+        for score, anomaly_map in self.scored(all_loaded(normals)):
+            scores.append(score)
+            peaks += [] if self.pooled else [self.peak(anomaly_map)]
+        rate = self.calibration.false_reject_rate
+        return self.with_calibration(calibrate(scores, rate, peaks))
 
     def with_calibration(self, calibration: Calibration) -> "Predictor":
         """The same with another threshold."""
-        return Predictor(self.scorer, calibration, self.tiling, self.name)
+        return Predictor(self.scorer, calibration, self.tiling, self.name, pooled=self.pooled)
 
 
 def load_predictor(
@@ -201,7 +217,8 @@ def load_predictor(
     score = detector_scorer(trained.detector, device, precision)
     batch_size = batch_size or measured_batch_size(score, trained.image_size, device)
     scorer = BatchScorer(score, trained.image_size, batch_size)
-    return Predictor(scorer, calibration, tiling, name=str(model))
+    pooled = trained.detector.pooled
+    return Predictor(scorer, calibration, tiling, name=str(model), pooled=pooled)
 
 
 def tile_size(tile: object, own: tuple[int, int]) -> tuple[int, int]:
@@ -229,10 +246,10 @@ def anomaly_mask(
 ) -> NDArray[np.bool_]:
     """Where a rejected image is anomalous: bool [H, W], by the rule that rejected it.
 
-    An image is rejected when the mean over any window of its map float32 [h, w] is above the
-    threshold. Marked are the pixels of such windows that are above the threshold themselves, at
-    the image's own resolution (native, float32 [H, W]), and the highest of them in any case. So a
-    mask is empty if and only if the image is accepted, and the false-reject rate holds for both.
+    Marked are the windows whose mean over the map, float32 [h, w], is above `threshold`, the
+    calibration's `map_threshold`; of these the pixels that are above it themselves, at the image's
+    own resolution (native, float32 [H, W]), and the highest of them in any case. So a mask is empty
+    if and only if the image is accepted, whatever its score comes from.
     """
     windows = rejected_windows(torch.from_numpy(anomaly_map)[None], threshold, window)[0].numpy()
     height, width = native.shape

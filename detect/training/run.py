@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -14,7 +15,7 @@ from detect.config import DetectorConfig, TrainedConfig
 from detect.detector import Detector
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import WATCH_FILE, WatchedTests
-from detect.scoring import detector_scorer, file_scores
+from detect.scoring import detector_scorer, score_batches
 from detect.training.loop import Feed, require_equal_shares, train_stages
 from detect.training.material import Material, Prepared, Product, prepare_material
 from detect.training.stopping import (
@@ -225,7 +226,11 @@ def save_calibrated(
         )
         for product in material.products
     }
-    together = calibrate([score for each in own.values() for score in each.scores], rate)
+    together = calibrate(
+        [score for each in own.values() for score in each.scores],
+        rate,
+        [peak for each in own.values() for peak in each.peaks],
+    )
     save_detector(out, detector, num_steps, together, own if len(own) > 1 else None)
     return together
 
@@ -236,5 +241,10 @@ def calibrated_on_held(
     """The threshold from the held-out images, scored from their files as prediction does."""
     paths = [record.path for record in normals.held_records]
     with bars("calibrating", "image") as update:
-        held = file_scores(detector_scorer(detector, device), paths, normals.size, update)
-    return calibrate(held, rate)
+        scorer = detector_scorer(detector, device)
+        held = [*score_batches(scorer, paths, normals.size, progress=update)]
+    return calibrate(
+        np.concatenate([each.scores for each in held]),
+        rate,
+        () if detector.pooled else np.concatenate([each.peaks for each in held]),
+    )
