@@ -73,7 +73,7 @@ class DetectorConfig:
             ),
         )
 
-    def with_layers(self, layers: tuple[int, ...]) -> Self:
+    def with_layers(self, layers: tuple[int | str, ...]) -> Self:
         """Return the same for other backbone layers."""
         return replace(self, backbone=replace(self.backbone, layers=layers))
 

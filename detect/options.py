@@ -27,7 +27,8 @@ Workers = Annotated[
     tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4 with a GPU, 0 without)"),
 ]
 PresetLayers = Annotated[
-    tuple[int, ...] | None, tyro.conf.arg(metavar="INT [INT ...]", help_behavior_hint=OF_PRESET)
+    tuple[int | str, ...] | None,
+    tyro.conf.arg(metavar="LAYER [LAYER ...]", help_behavior_hint=OF_PRESET),
 ]
 BackboneColour = Annotated[
     tuple[float, float, float] | None,
@@ -93,9 +94,10 @@ class BackboneOptions:
     """bundled (tf_efficientnet_lite0, and _lite2 with its extra), hub (timm's, downloaded once),
     torchvision, random, or a file."""
     backbone_layers: PresetLayers = None
-    """1 to 4 have strides 4 to 32. A ViT has blocks instead: by default as many as the preset has
-    layers, evenly over its depth, such as 3 6 9 of twelve. AFS keeps as many channels of each as of
-    the preset's layer of that number, or of the nearest one."""
+    """1 to 4 have strides 4 to 32; other maps have the names of their modules, such as blocks.5. A
+    ViT has blocks instead: by default as many as the preset has layers, evenly over its depth, such
+    as 3 6 9 of twelve. AFS keeps as many channels of each as of the preset's layer of that number,
+    or of the nearest one."""
     backbone_mean: BackboneColour = None
     """Mean red, green and blue, from 0 to 1, that a weights file was trained with."""
     backbone_std: BackboneColour = None
@@ -142,7 +144,7 @@ class TrainOptions(BasicOptions, MoreOptions):
         given = {name: value for group in groups for name, value in vars(group).items()}
         return TrainOptions(**{name: given[name] for name in given if name in known})
 
-    def layers(self, count: int) -> tuple[int, ...] | None:
+    def layers(self, count: int) -> tuple[int | str, ...] | None:
         """Return the backbone's layers, or `count` blocks of a ViT; None leaves it to the preset.
 
         Raises UserError for a backbone that timm does not know.

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from detect.checkpoint import load_detector
 from detect.commands.train import RareOptions, train
 from detect.evaluation.protocol import detector_name
-from detect.methods import METHODS, patch_nn
+from detect.methods import METHODS, csflow, patch_nn, validflow
 from detect.methods.patch_nn import PatchNN, PatchNNConfig
 from detect.methods.realnet import afs
 from detect.methods.realnet.config import PRESETS
@@ -30,13 +30,20 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _tiny(monkeypatch):
+def _tiny(monkeypatch, tmp_path):
     monkeypatch.setitem(PRESETS, "tiny", replace(CONFIG, num_afs_batches=1, batch_size=2))
     backbone = replace(CONFIG.backbone, layers=(2, 3))
     bank = PatchNNConfig(image_size=CONFIG.image_size, backbone=backbone, bank_size=30)
     for recipe in (patch_nn.RANDOM, patch_nn.CORESET):
         choice = recipe.presets["tiny"].choice
         monkeypatch.setitem(recipe.presets, "tiny", replace(bank, choice=choice))
+    shape = {"image_size": (32, 32), "backbone": replace(backbone, layers=(2,)), "hidden": 4}
+    shape |= {"num_steps": 2, "batch_size": 2}
+    csflow_tiny = replace(csflow.PRESETS["tiny"], kernels=(3,), **shape)
+    monkeypatch.setitem(csflow.PRESETS, "tiny", csflow_tiny)
+    validflow_tiny = replace(validflow.PRESETS["tiny"], num_modules=1, **shape)
+    monkeypatch.setitem(validflow.PRESETS, "tiny", validflow_tiny)
+    monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
 
 
 @pytest.fixture

@@ -30,6 +30,20 @@ def load_patch_nn_coreset() -> Recipe[Any]:
     return CORESET
 
 
+def load_csflow() -> Recipe[Any]:
+    """A flow across scales."""
+    from detect.methods.csflow import RECIPE
+
+    return RECIPE
+
+
+def load_validflow() -> Recipe[Any]:
+    """A flow with attention, within scales and across them."""
+    from detect.methods.validflow import RECIPE
+
+    return RECIPE
+
+
 METHODS: dict[str, Method] = {
     "realnet": Method(
         title="RealNet",
@@ -51,5 +65,19 @@ METHODS: dict[str, Method] = {
         presets=("tiny", "compact", "small", "paper"),
         options=frozenset(),
         recipe=load_patch_nn_coreset,
+    ),
+    "csflow": Method(
+        title="CS-Flow",
+        sentence="likelihood of features by a normalizing flow across three scales",
+        presets=("tiny", "compact", "paper", "paper-6"),
+        options=LEARNING,
+        recipe=load_csflow,
+    ),
+    "validflow": Method(
+        title="ValidFlow",
+        sentence="as csflow, lighter, with attention",
+        presets=("tiny", "compact", "paper"),
+        options=LEARNING,
+        recipe=load_validflow,
     ),
 }

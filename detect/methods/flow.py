@@ -228,4 +228,4 @@ def _halves(maps: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _zeros(maps: Sequence[Tensor]) -> Tensor:
-    return torch.zeros(len(maps[0]), device=maps[0].device)
+    return torch.zeros(maps[0].shape[0], device=maps[0].device)

@@ -125,7 +125,7 @@ def require_memory(num_images: int, size: tuple[int, int]) -> None:
         )
 
 
-def spread(count: int) -> list[int]:
-    """Up to MAX_FIT_IMAGES of 0..count-1, evenly spread."""
-    chosen = min(count, MAX_FIT_IMAGES)
+def spread(count: int, most: int = MAX_FIT_IMAGES) -> list[int]:
+    """Up to `most` of 0..count-1, evenly spread."""
+    chosen = min(count, most)
     return [number * count // chosen for number in range(chosen)]

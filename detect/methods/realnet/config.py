@@ -121,12 +121,13 @@ class RealNetConfig(TrainedConfig):
             scale_features=self.scale_features and not options.official,
         )
 
-    def with_layers(self, layers: tuple[int, ...]) -> Self:
+    def with_layers(self, layers: tuple[int | str, ...]) -> Self:
         """Return the same for other backbone layers.
 
         Each takes its m_k, and its place in a block, from the layer of its number or the nearest.
+        Raises UserError for layers without a number.
         """
-        own = self.backbone.numbers
+        own, layers = self.backbone.numbers, replace(self.backbone, layers=layers).numbers
         nearest = {layer: min(own, key=lambda k: abs(k - layer)) for layer in layers}
         kept = dict(zip(own, self.num_selected, strict=True))
         blocks = [tuple(k for k in layers if nearest[k] in block) for block in self.layer_blocks]

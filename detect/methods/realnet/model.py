@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.methods.realnet.blocks import joined_blocks
-from detect.methods.realnet.cache import FeatureCache, filled_cache
 from detect.methods.realnet.config import RealNetConfig
 from detect.methods.realnet.reconstruction import ReconstructionUNet
 from detect.methods.realnet.rrs import RRS, SegmentationHead
 from detect.methods.realnet.separable import SeparableUNet
 from detect.pooling import image_scores
+from detect.training.feature_cache import FeatureCache, filled_cache
 from synth.base.backbones import Backbone, build_backbone, seeded_init
 from synth.images import Progress
 
