@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from synth.diffusion.init_from import load_source
 from synth.diffusion.model import load_model
 from synth.diffusion.run import train_model
 from synth.diffusion.sampling import sample_images
+from synth.diffusion.training import Learner
 from synth.images import read_image, write_png
 from synth.quality.reference import load_reference
 
@@ -242,3 +244,51 @@ def test_out_of_memory_names_options_that_there_are(
     named = [word.strip(",") for word in line.split() if word.startswith("--")]
     assert named == ["--accumulate", "--gradient-checkpointing", "--size"]
     assert all(option in help_text for option in named)
+
+
+# A time in place of a number of steps
+
+
+def test_minutes_become_a_number_of_steps_once(root, tmp_path, monkeypatch):
+    told: list[str] = []
+    train = partial(train_model, opened(root, "nut"), CONFIG, bars=no_bars, tell=told.append)
+    measured = []
+
+    def seconds_per_step(learner: Learner) -> float:
+        seconds = Learner.measure(learner)
+        measured.append(seconds)
+        return 0.5
+
+    monkeypatch.setattr(Learner, "measure", Learner.seconds_per_step, raising=False)
+    monkeypatch.setattr(Learner, "seconds_per_step", seconds_per_step)
+    train(out=tmp_path / "a", minutes=1.6 / 60)
+    assert told == ["3 steps of 0.5 s: the same model as --num-steps 3"]
+    assert len(measured) == 1
+    assert 0 < measured[0] < 10
+    train_model(opened(root, "nut"), replace(CONFIG, num_steps=3), tmp_path / "b", no_bars)
+    one, other = (load_model(tmp_path / name, CPU).digest for name in "ab")
+    assert one == other
+    train(out=tmp_path / "a", minutes=1.6 / 60)  # goes on, by the speed at its start
+    train(out=tmp_path / "a", minutes=2.6 / 60)
+    assert told[1:] == [told[0], "5 steps of 0.5 s: the same model as --num-steps 5"]
+    assert len(measured) == 1
+    assert len((tmp_path / "a/trace.jsonl").read_text().splitlines()) == 5
+    with pytest.raises(UserError, match=r"--num-steps: got 3, but .* has already trained for 5"):
+        train_model(opened(root, "nut"), replace(CONFIG, num_steps=3), tmp_path / "a", no_bars)
+
+
+def test_a_time_in_which_nothing_can_be_done_is_refused(root, tmp_path):
+    write_json(tmp_path / "speed.json", {"seconds_per_step": 90.0})
+    line = r"--minutes: got 1, but one step takes 90 s here; give at least 1.5, or a smaller --pre"
+    with pytest.raises(UserError, match=line):
+        train_model(opened(root, "nut"), CONFIG, tmp_path, no_bars, minutes=1)
+    (tmp_path / "speed.json").write_text("{}")
+    with pytest.raises(UserError, match=r"speed.json: damaged; delete it"):
+        train_model(opened(root, "nut"), CONFIG, tmp_path, no_bars, minutes=1)
+
+
+@pytest.mark.parametrize("more", [("--minutes", 0), ("--minutes", 2, "--num-steps", 3)])
+def test_a_time_that_is_none_is_refused(root, tmp_path, monkeypatch, capsys, more):
+    command = Command(monkeypatch, capsys)
+    line = command.refused("synth", "train", "--root", root / "nut", "--out", tmp_path, *more)
+    assert line.startswith("synth: --minutes: got ")

@@ -28,7 +28,14 @@ def train(data: DataOptions, training: DiffusionOptions, *, out: Folder) -> None
     source = load_source(training.init_from) if training.init_from else None
     config = config or training.config(source and source.unet)
     checks = train_model(
-        chosen, config, out, progress_bar, run=training.run_config(), source=source, tell=say
+        chosen,
+        config,
+        out,
+        progress_bar,
+        run=training.run_config(),
+        minutes=training.minutes,
+        source=source,
+        tell=say,
     )
     if checks is not None:
         for name, check in checks.items():

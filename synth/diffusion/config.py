@@ -171,6 +171,10 @@ class TrainConfig:
                 "themselves; give a square --size, or leave --rotate out"
             )
 
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
+
     def with_size(self, image_size: tuple[int, int]) -> "TrainConfig":
         """The same configuration for another image size."""
         return replace(self, unet=replace(self.unet, image_size=image_size))

@@ -56,6 +56,11 @@ class DiffusionOptions:
     """Pixels that images are squeezed to."""
     num_steps: PresetInt = None
     """Optimiser steps; a finished model trains on when this is raised."""
+    minutes: Annotated[
+        float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: --num-steps)")
+    ] = None
+    """Train for about so long: the number of steps follows once, from the speed at the start, and
+    is told. The check of the samples comes on top."""
     batch_size: PresetInt = None
     """Images per step over all processes."""
     learning_rate: PresetFloat = None
@@ -89,6 +94,11 @@ class DiffusionOptions:
         chosen = (self.num_steps, self.batch_size, self.learning_rate)
         names = ("num_steps", "batch_size", "learning_rate")
         require_positive(**dict(zip(names, chosen, strict=True)))
+        require_positive(minutes=self.minutes)
+        if self.minutes is not None and self.num_steps is not None:
+            raise UserError(
+                f"--minutes: got {self.minutes:g} and --num-steps {self.num_steps}; give one"
+            )
         require_positive(accumulate=self.accumulate, sample_every=self.sample_every)
         require_not_negative(seed=self.seed, keep_checkpoints=self.keep_checkpoints)
         require_size(self.size)

@@ -1,17 +1,20 @@
 """A training run of a diffusion model: claimed folder, training, and a check of its samples."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 
 from synth.base.device import make_accelerator
 from synth.base.errors import UserError
-from synth.base.files import write_json
+from synth.base.files import read_json, write_json
 from synth.base.progress import Bars
-from synth.base.run_folder import run_folder, saved_precision
+from synth.base.run_folder import agreed, num_steps_done, run_folder, saved_precision
 from synth.base.tracking import require_tracker, tracked
 from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
@@ -19,7 +22,7 @@ from synth.diffusion.config import RunConfig, TrainConfig
 from synth.diffusion.init_from import Fit, Source, fit_source
 from synth.diffusion.looks import Looks
 from synth.diffusion.model import DiffusionModel, load_model, save_model
-from synth.diffusion.training import train_ddpm
+from synth.diffusion.training import Learner, train_ddpm
 from synth.images import write_png
 from synth.pictures import Images, SheetRow, all_grey, contact_sheet
 from synth.quality.check import SampleCheck, check_samples
@@ -28,7 +31,7 @@ from synth.quality.sheets import STRENGTHS, draw_samples, strength_rows
 
 NUM_CHECK_SAMPLES = 32
 NUM_SHEET_IMAGES = 8
-CHECK_FILE, SHEET_FILE = "check.json", "samples.png"
+CHECK_FILE, SHEET_FILE, SPEED_FILE = "check.json", "samples.png", "speed.json"
 
 
 def train_model(
@@ -38,21 +41,72 @@ def train_model(
     bars: Bars,
     *,
     run: RunConfig = RunConfig(),  # noqa: B008 (frozen)
+    minutes: float | None = None,
     source: Source | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Mapping[str, SampleCheck] | None:
     """Train on the categories' normal images into the folder `out`, or go on where that stopped.
 
-    Several categories make one conditional network. `source` is what its weights start from, `tell`
-    is told what of it fits. Returns the check of each category's samples, None on all processes but
-    the first. Raises UserError for unreadable images, for a folder that was made with another
-    configuration, and for one that another command is training in.
+    Several categories make one conditional network. minutes: of training, in place of the
+    configuration's number of steps (see `steps_within`). `source` is what its weights start from,
+    `tell` is told what of it fits. Returns the check of each category's samples, None on all
+    processes but the first. Raises UserError for unreadable images, for a folder that was made with
+    another configuration, and for one that another command is training in.
     """
     require_tracker(run.tracker)
     normals = [load_normals(category, config.unet.image_size, bars) for category in categories]
     accelerator = make_accelerator(
         saved_precision(out, config.precision, ("train", "precision")), run.tracker, out
     )
+    config = fitted(config, normals, accelerator, source, tell)
+    fit = None if source is None else fit_source(source, config.unet)
+    if fit is not None:
+        tell(fit.summary)
+    about = description(normals, config, fit)
+    initial, images = None if fit is None else fit.weights, [one.fit for one in normals]
+    with run_folder(
+        accelerator,
+        out,
+        about,
+        work=out,
+        num_steps=config.num_steps if minutes is None else num_steps_done(out),
+        upgraded=with_defaults,
+    ):
+        if minutes is not None:
+            learner = partial(Learner, accelerator, config, images, run, initial)
+            num_steps = steps_within(minutes, accelerator, learner, out, tell)
+            config = replace(config, num_steps=num_steps)
+        with (
+            bars("training", "step", continues=True) as update,
+            tracked(accelerator, update) as on_step,
+        ):
+            unet = train_ddpm(
+                accelerator,
+                config,
+                images,
+                out,
+                on_step,
+                run=run,
+                initial=initial,
+                look=Looks(about, out, run.keep_checkpoints),
+            )
+        if not accelerator.is_main_process:
+            return None
+        save_model(out, unet, config.unet.prediction)
+        return judge_model(load_model(out, accelerator.device), normals, out, bars)
+
+
+# What is decided before
+
+
+def fitted(
+    config: TrainConfig,
+    normals: Sequence[Normals],
+    accelerator: Accelerator,
+    source: Source | None,
+    tell: Callable[[str], None],
+) -> TrainConfig:
+    """The configuration for these images: channels, categories, pixel statistics, arithmetic."""
     grey = all(all_grey(one.fit) for one in normals)
     colour = not grey or (source is not None and source.unet.num_channels == 3)
     if grey and colour:
@@ -60,7 +114,7 @@ def train_model(
     mu, sigma_data = None, None
     if config.unet.prediction == "edm":
         mu, sigma_data = pixel_statistics([one.fit for one in normals])
-    config = replace(
+    return replace(
         config,
         precision="bf16" if accelerator.mixed_precision == "bf16" else "fp32",
         unet=replace(
@@ -71,39 +125,40 @@ def train_model(
             sigma_data=sigma_data,
         ),
     )
-    fit = None if source is None else fit_source(source, config.unet)
-    if fit is not None:
-        tell(fit.summary)
-    about = description(normals, config, fit)
-    with run_folder(
-        accelerator,
-        out,
-        about,
-        work=out,
-        num_steps=config.num_steps,
-        upgraded=with_defaults,
-    ):
-        with (
-            bars("training", "step", continues=True) as update,
-            tracked(accelerator, update) as on_step,
-        ):
-            unet = train_ddpm(
-                accelerator,
-                config,
-                [one.fit for one in normals],
-                out,
-                on_step,
-                run=run,
-                initial=None if fit is None else fit.weights,
-                look=Looks(about, out, run.keep_checkpoints),
-            )
-        if not accelerator.is_main_process:
-            return None
-        save_model(out, unet, config.unet.prediction)
-        return judge_model(load_model(out, accelerator.device), normals, out, bars)
 
 
-# What is decided before
+def steps_within(
+    minutes: float,
+    accelerator: Accelerator,
+    learner: Callable[[], Learner],
+    out: Path,
+    tell: Callable[[str], None],
+) -> int:
+    """The number of steps that take `minutes`, by the speed of a learner that is then dropped.
+
+    The speed is measured once and kept in SPEED_FILE: the same command goes on to the same number,
+    more minutes to more. Raises UserError where not one step fits.
+    """
+    measured = learner().seconds_per_step() if not (out / SPEED_FILE).exists() else 0.0
+    accelerator.free_memory()
+
+    def decide() -> tuple[float, int]:
+        if measured:
+            write_json(out / SPEED_FILE, {"seconds_per_step": measured})
+        cure = "delete it, and the speed is measured again"
+        speed = read_json(out / SPEED_FILE, cure).get("seconds_per_step")
+        if not isinstance(speed, float) or not 0 < speed < math.inf:
+            raise UserError(f"{out / SPEED_FILE}: damaged; {cure}")
+        return speed, int(60 * minutes / speed)
+
+    speed, num_steps = agreed(accelerator, decide)
+    if num_steps < 1:
+        raise UserError(
+            f"--minutes: got {minutes:g}, but one step takes {speed:.3g} s here; give at least "
+            f"{math.ceil(100 * speed / 60) / 100:g}, or a smaller --preset, --size or --batch-size"
+        )
+    tell(f"{num_steps} steps of {speed:.3g} s: the same model as --num-steps {num_steps}")
+    return num_steps
 
 
 def pixel_statistics(images: Sequence[Images]) -> tuple[float, float]:

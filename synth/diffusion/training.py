@@ -3,6 +3,8 @@
 N images, C channels, H x W pixels; K categories, one unless the network is conditional.
 """
 
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -35,6 +37,8 @@ from synth.pictures import Images
 MAX_GRADIENT_NORM = 1.0
 CHAIN_STRIDE = 50
 """Timesteps that one reverse step jumps in SDAS's chain of 20; v learns to serve such jumps too."""
+NUM_TIMED = 4
+"""Steps that tell how many fit into a time."""
 
 Look = Callable[[int, UNet2DModel], None]
 """Shown (steps done, the network with averaged weights) on the main process."""
@@ -65,6 +69,71 @@ class Task(NamedTuple):
     prediction: Prediction
 
 
+class Learner:
+    """A network in training: its optimiser, its averaged weights, and what a step does.
+
+    images: one array per category, uint8 [N, H, W, 3] at the network's size. initial: weights that
+    take the place of random ones, by name; the others stay random. Raises UserError when the batch
+    cannot be shared evenly by the processes and their parts.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: TrainConfig,
+        images: Sequence[Images],
+        run: RunConfig = RunConfig(),  # noqa: B008 (frozen)
+        initial: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        shares = accelerator.num_processes * run.accumulate
+        if config.batch_size % shares:
+            raise UserError(
+                f"batch_size: got {config.batch_size}, must be a multiple of {shares}: "
+                f"{accelerator.num_processes} processes times --accumulate {run.accumulate}"
+            )
+        self.accelerator, self.config, self.images, self.run = accelerator, config, images, run
+        with seeded_init(derive_seed(config.seed)):
+            self.unet = build_unet(config.unet)
+        self.unet.load_state_dict({**self.unet.state_dict(), **(initial or {})})
+        if run.gradient_checkpointing:
+            self.unet.enable_gradient_checkpointing()
+        if accelerator.device.type == "cuda":  # a CPU's group norms take five times as long so
+            self.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stubs)
+        optimizer = torch.optim.Adam(self.unet.parameters(), lr=config.learning_rate, fused=True)
+        self.model, self.optimizer = accelerator.prepare(self.unet, optimizer)
+        self.ema = EMAModel(self.unet.parameters(), decay=config.ema_decay, foreach=True)
+        self.task = Task(
+            noise_schedule().to(accelerator.device),
+            strided_schedule(CHAIN_STRIDE).to(accelerator.device),
+            config.unet.predicted,
+        )
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Do one step; its mean losses and the norm of its gradient."""
+        accelerator, config = self.accelerator, self.config
+        batch = draw_batch(
+            config, self.images, step, accelerator.process_index, accelerator.num_processes
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.rate(step)
+        terms = backward(accelerator, self.model, self.task, batch, self.run.accumulate)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), MAX_GRADIENT_NORM)
+        assert norm is not None
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.step(self.unet.parameters())
+        return {**terms, "gradient_norm": norm}
+
+    def seconds_per_step(self) -> float:
+        """Take NUM_TIMED steps, and one before them that prepares; the median of their times."""
+        seconds = []
+        for step in range(1 + NUM_TIMED):
+            start = time.perf_counter()
+            float(self.step(step)["loss"])  # waits for a GPU
+            seconds.append(time.perf_counter() - start)
+        return statistics.median(seconds[1:])
+
+
 def train_ddpm(
     accelerator: Accelerator,
     config: TrainConfig,
@@ -77,49 +146,13 @@ def train_ddpm(
     look: Look | None = None,
     checkpoint_steps: int | None = None,
 ) -> UNet2DModel:
-    """Train on one array of images per category, uint8 [N, H, W, 3] at the network's size.
+    """Train as `Learner` says; the state in `folder` is continued when there is one.
 
-    initial: weights that take the place of random ones, by name; the others stay random.
-    look: called every `run.sample_every` steps.
-    Returns the network with averaged weights, on its device. The state in `folder` is continued
-    when there is one. Raises UserError when the batch cannot be shared evenly by the processes and
-    their parts, or the loss diverges.
+    look: called every `run.sample_every` steps. Returns the network with averaged weights, on its
+    device. Raises UserError as `Learner`, and when the loss diverges.
     """
-    shares = accelerator.num_processes * run.accumulate
-    if config.batch_size % shares:
-        raise UserError(
-            f"batch_size: got {config.batch_size}, must be a multiple of {shares}: "
-            f"{accelerator.num_processes} processes times --accumulate {run.accumulate}"
-        )
-    with seeded_init(derive_seed(config.seed)):
-        unet = build_unet(config.unet)
-    unet.load_state_dict({**unet.state_dict(), **(initial or {})})
-    if run.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (torch's stubs)
-    optimizer = torch.optim.Adam(unet.parameters(), lr=config.learning_rate, fused=True)
-    model, optimizer = accelerator.prepare(unet, optimizer)
-    ema = EMAModel(unet.parameters(), decay=config.ema_decay, foreach=True)
-    task = Task(
-        noise_schedule().to(accelerator.device),
-        strided_schedule(CHAIN_STRIDE).to(accelerator.device),
-        config.unet.predicted,
-    )
-
-    def step_function(step: int) -> dict[str, Tensor]:
-        batch = draw_batch(
-            config, images, step, accelerator.process_index, accelerator.num_processes
-        )
-        rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        terms = backward(accelerator, model, task, batch, run.accumulate)
-        norm = accelerator.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        assert norm is not None
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.step(unet.parameters())
-        return {**terms, "gradient_norm": norm}
+    learner = Learner(accelerator, config, images, run, initial)
+    unet, ema = learner.unet, learner.ema
 
     def after_step(done: int, total: int, terms: Mapping[str, float]) -> None:
         due = run.sample_every is not None and done % run.sample_every == 0
@@ -131,11 +164,11 @@ def train_ddpm(
 
     run_steps(
         accelerator,
-        step_function,
+        learner.step,
         folder=folder,
         num_steps=config.num_steps,
         model=unet,
-        optimizer=optimizer,
+        optimizer=learner.optimizer,
         ema=ema,
         checkpoint_steps=checkpoint_steps,
         on_step=after_step,
@@ -183,7 +216,8 @@ def losses(model: torch.nn.Module, task: Task, batch: Batch) -> dict[str, Tensor
     x_0, eps, t, label = batch
     x_t = add_noise(task.full, x_0, eps, t)
     x = task.prediction.input(x_t, task.full.alpha_bar[t])
-    output = model(x.contiguous(memory_format=torch.channels_last), t, class_labels=label).sample
+    layout = torch.channels_last if x.is_cuda else torch.contiguous_format
+    output = model(x.contiguous(memory_format=layout), t, class_labels=label).sample
     hybrid = hybrid_loss(task.full, x_0, eps, t, output, task.prediction)
     stride_vlb = stride_loss(task.strided, CHAIN_STRIDE, x_0, eps, t, output, task.prediction)
     terms = {"mse": hybrid.mse.mean(), "vlb": hybrid.vlb.mean(), "stride_vlb": stride_vlb.mean()}
