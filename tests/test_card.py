@@ -171,7 +171,7 @@ def test_a_bar_in_a_cell_does_not_split_it():
 
 
 def quality(category="nut"):
-    group = {"name": "SDAS s = 0.1", "strength": 0.1, "num_images": 100, "diversity": None}
+    group = {"name": "SDAS s = 0.1", "strength": 0.1, "num_images": 100, "diversity": None, "grain": 1.25}
     group |= {"kid": {"value": 0.0123, "error": 0.001}, "share_far": 0.25, "share_copies": 0.0}
     group |= {"quality": {"value": 1.525, "error": None}}
     by = {"backbone": "resnet10t", "weights": "bundled"}
@@ -187,7 +187,7 @@ def test_figures_of_inspect_and_of_the_model_go_into_the_card(tmp_path):
     (tmp_path / "model/config.json").write_text(json.dumps({"category": "bolt"}))
     text = figures_section(tmp_path, ["nut", "bolt"])
     assert rows_of(text) == [
-        ["SDAS s = 0.1", "0.1", "100", "1.52", "12.300 ± 1.000", "25 %", "0 %", "–"]
+        ["SDAS s = 0.1", "0.1", "100", "1.52", "12.300 ± 1.000", "25 %", "0 %", "–", "1.25"]
     ]
     assert "### nut\n\nSamples at strength 0: model fits" in text
     assert "### bolt\n\nSamples at strength 0: model under-fit" in text

@@ -248,12 +248,20 @@ def draw_batch(
         image = images[label][order.permutation(len(images[label]))[place]]
         channels = augment(config, image, g)[..., : config.unet.num_channels].copy()
         rows.append(torch.from_numpy(channels).permute(2, 0, 1))
-        timesteps.append(torch.randint(NUM_TRAIN_TIMESTEPS, (), generator=g))
+        timesteps.append(draw_timestep(config, g))
         noises.append(torch.randn(config.unet.num_channels, *config.unet.image_size, generator=g))
         labels.append(label)
     x_0 = torch.stack(rows).float() / 127.5 - 1
     label = None if config.unet.num_categories is None else torch.tensor(labels)
     return Batch(x_0, torch.stack(noises), torch.stack(timesteps), label)
+
+
+def draw_timestep(config: TrainConfig, g: torch.Generator) -> Tensor:
+    """The timestep of one image, int64."""
+    if config.timestep_power == 1:
+        return torch.randint(NUM_TRAIN_TIMESTEPS, (), generator=g)
+    u = torch.rand((), generator=g, dtype=torch.float64)
+    return (NUM_TRAIN_TIMESTEPS * u**config.timestep_power).long()
 
 
 def augment(config: TrainConfig, image: Images, g: torch.Generator) -> Images:

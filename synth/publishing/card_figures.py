@@ -18,13 +18,15 @@ HEAD = (
     "unlike the product",
     "near-copies",
     "diversity",
+    "grain",
 )
 LEGEND = """\
 Distance to normal: to the nearest normal training image in standardised features, 1 is as far as
 held-out normal images are. KID: distance between these images and the normal training images as
 sets, 0 for images of the same kind. Unlike the product: share farther than 95 % of held-out normal
 images. Near-copies: share nearer to a training image than normal images ever are. Diversity: mean
-distance between two of the images over that of two training images. ± is one standard error."""
+distance between two of the images over that of two training images. Grain: pixel noise over that
+of held-out normal images; damage has distance, noise has grain as well. ± is one standard error."""
 
 
 def figures_section(folder: Path, categories: Sequence[str]) -> str:
@@ -75,6 +77,7 @@ def group_row(path: Path, group: Any) -> list[str]:
             f"{100 * group['share_far']:.0f} %",
             f"{100 * group['share_copies']:.0f} %",
             "–" if group["diversity"] is None else f"{group['diversity']:.2f}",
+            f"{group['grain']:.2f}" if "grain" in group else "–",
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: damaged ({error!r}); run `synth inspect` again") from None

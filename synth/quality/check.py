@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from synth.pictures import Images
 from synth.quality.reference import Reference, quality_scores
@@ -20,6 +21,8 @@ FAR_SHARE, COPY_SHARE = 0.3, 0.3
 """More samples than this beyond the far quantile are an under-fit model, nearer than a copy copies.
 
 Of fresh normal images 5 % lie beyond the quantile, up to 20 % when it rests on 20 images."""
+BLOCK, MIN_NOISE = 8, 0.25
+"""Side in pixels of what noise is measured in; less noise than this counts as this much."""
 GRAIN_FACTOR = 1.5
 """Samples with this many times the noise of normal images are called grainy."""
 
@@ -79,7 +82,7 @@ def check_samples(reference: Reference, samples: Images, held_out: Images) -> Sa
         distance=float(np.median(quality)),
         share_far=share_far,
         share_copies=share_copies,
-        grain=pixel_noise(samples) / max(pixel_noise(held_out), 1e-3),
+        grain=grain(pixel_noise(samples), pixel_noise(held_out)),
         num_samples=len(samples),
         num_held_out=len(held_out),
     )
@@ -102,14 +105,24 @@ def copy_distance(reference: Reference) -> float:
     )
 
 
-def pixel_noise(images: Images) -> float:
-    """Median over images of the noise's standard deviation in grey levels.
+def pixel_noise(images: Images) -> NDArray[np.float32]:
+    """Standard deviation of each image's noise in grey levels, float32 [N].
 
-    The median absolute diagonal Haar coefficient over 0.6745. Source: Donoho and Johnstone, 1994.
-    Whole grey levels make it a multiple of 0.25 for colour images, of 0.74 for grey ones.
+    The root mean square of the diagonal Haar coefficients, which is that of white noise and 0 on
+    slopes, in blocks of BLOCK pixels; of all blocks the median, so that edges do not count.
+    Source: Donoho and Johnstone, 1994, with their median over blocks in place of pixels: whole grey
+    levels would make it a multiple of 0.74.
     """
-    grey = images[:, : images.shape[1] // 2 * 2, : images.shape[2] // 2 * 2].mean(axis=3)
+    side = max(2, min(BLOCK, *images.shape[1:3]) // 2 * 2)
+    N, rows, columns = len(images), images.shape[1] // side, images.shape[2] // side
+    grey = images[:, : rows * side, : columns * side].mean(axis=3)
     a, b = grey[:, ::2, ::2], grey[:, ::2, 1::2]
     c, d = grey[:, 1::2, ::2], grey[:, 1::2, 1::2]
-    sigma = np.median(np.abs(a - b - c + d) / 2, axis=(1, 2)) / 0.6745
-    return float(np.median(sigma))
+    squares = np.square(a - b - c + d) / 4
+    blocks = squares.reshape(N, rows, side // 2, columns, side // 2).mean(axis=(2, 4))
+    return np.sqrt(np.median(blocks, axis=(1, 2))).astype(np.float32)
+
+
+def grain(noise: NDArray[np.float32], normal: NDArray[np.float32]) -> float:
+    """How many times the `pixel_noise` of normal images some images have: both medians, [N]."""
+    return float(np.median(noise) / max(np.median(normal), MIN_NOISE))

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from synth.base.progress import Bars
-from synth.quality.check import copy_distance, far_distance
+from synth.quality.check import copy_distance, far_distance, grain, pixel_noise
 from synth.quality.kid import MIN_IMAGES, Measured, kid, thinned
 from synth.quality.reference import Features, Reference, nearest_distance
 
@@ -31,6 +31,7 @@ class Examined(NamedTuple):
 
     read: any of them again. strengths: float64 [N], nan where unknown. features: float32 [N, D].
     quality: float32 [N], as `quality_scores`. nearest: the number of each one's training image.
+    noise: float32 [N], as `pixel_noise`.
     """
 
     name: str
@@ -39,23 +40,27 @@ class Examined(NamedTuple):
     features: Features
     quality: NDArray[np.float32]
     nearest: NDArray[np.int64]
+    noise: NDArray[np.float32]
 
 
 def examine(
     reference: Reference, name: str, read: ReadImage, strengths: NDArray[np.float64], bars: Bars
 ) -> Examined:
     """Look at images 0..N-1; only one is in memory at a time."""
+    noise = np.zeros(len(strengths), np.float32)
 
     def images() -> Iterator[NDArray[np.uint8]]:
         with bars(f"scoring {name}", "image") as update:
             for number in range(len(strengths)):
-                yield read(number)
+                image = read(number)
+                noise[number] = pixel_noise(image[None])[0]
+                yield image
                 update(number + 1, len(strengths))
 
     features = reference.describe(images())
     distances, nearest = nearest_distance(features, reference.features)
     return Examined(
-        name, read, strengths, features, distances / np.float32(reference.unit), nearest
+        name, read, strengths, features, distances / np.float32(reference.unit), nearest, noise
     )
 
 
@@ -65,6 +70,8 @@ class Group:
 
     quality: mean of `quality_scores`. share_far and share_copies: as in `SampleCheck`. diversity:
     mean distance between two of the images over that of two training images; None for one image.
+    grain: pixel noise over that of held-out normal images: what is noisy without other structure
+    has grain, what is damaged has distance.
     """
 
     name: str
@@ -75,6 +82,7 @@ class Group:
     share_far: float
     share_copies: float
     diversity: float | None
+    grain: float
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types; a figure with its error is an object of value and error."""
@@ -82,8 +90,10 @@ class Group:
         return asdict(self) | measured
 
 
-def measure(reference: Reference, name: str, strength: float | None, features: Features) -> Group:
-    """Measure a group of images by their standardised features [N, D]."""
+def measure(
+    reference: Reference, name: str, strength: float | None, features: Features, grain: float
+) -> Group:
+    """Measure a group of images by their standardised features [N, D] and their grain."""
     quality = reference.quality(features)
     own, normal = mean_pairwise(features), mean_pairwise(reference.features)
     error = float(quality.std(ddof=1)) / len(quality) ** 0.5 if len(quality) > 1 else None
@@ -96,11 +106,17 @@ def measure(reference: Reference, name: str, strength: float | None, features: F
         share_far=float((quality > far_distance(reference)).mean()),
         share_copies=float((quality < copy_distance(reference)).mean()),
         diversity=own / normal if own is not None and normal else None,
+        grain=grain,
     )
 
 
-def measure_by_strength(reference: Reference, examined: Examined) -> list[Group]:
-    """One group for each of few strengths, else for bins of equally many images; rising."""
+def measure_by_strength(
+    reference: Reference, examined: Examined, normal_noise: NDArray[np.float32]
+) -> list[Group]:
+    """One group for each of few strengths, else for bins of equally many images; rising.
+
+    normal_noise: `pixel_noise` of held-out normal images.
+    """
     known = np.flatnonzero(~np.isnan(examined.strengths))
     if not len(known):
         return []
@@ -117,6 +133,7 @@ def measure_by_strength(reference: Reference, examined: Examined) -> list[Group]
             examined.name,
             round(float(examined.strengths[part].mean()), 6),
             examined.features[part],
+            grain(examined.noise[part], normal_noise),
         )
         for part in parts
     ]

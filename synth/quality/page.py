@@ -13,7 +13,7 @@ from synth.quality.kid import Measured
 
 HEAD = (
     "Images", "Strength s", "Number", "Distance", "KID x 1000", "Unlike the product",
-    "Near-copies", "Diversity",
+    "Near-copies", "Diversity", "Grain",
 )  # fmt: skip
 
 
@@ -55,6 +55,7 @@ def row(group: Group) -> tuple[str, ...]:
         percent(group.share_far),
         percent(group.share_copies),
         "" if group.diversity is None else f"{group.diversity:.2f}",
+        f"{group.grain:.2f}",
     )
 
 

@@ -14,7 +14,14 @@ from synth.data.normals import load_normals
 from synth.diffusion.model import DiffusionModel
 from synth.images import write_png
 from synth.pictures import SheetRow, contact_sheet
-from synth.quality.check import SampleCheck, check_samples, copy_distance, percent
+from synth.quality.check import (
+    SampleCheck,
+    check_samples,
+    copy_distance,
+    grain,
+    percent,
+    pixel_noise,
+)
 from synth.quality.foreground_sheet import foreground_sheet
 from synth.quality.groups import Examined, Group, closest, measure, measure_by_strength
 from synth.quality.inspect_data import (
@@ -124,12 +131,17 @@ def judge(data: Inspected, out: Path) -> Part:
     """Measure what was looked at, and write figures, scores and pictures to `out`."""
     reference = data.reference
     f_held = reference.describe(data.normals.held)
-    floor = measure(reference, "held-out normal images", None, f_held)
-    samples = [group for part in data.samples for group in measure_by_strength(reference, part)]
+    normal = pixel_noise(data.normals.held)
+    floor = measure(reference, "held-out normal images", None, f_held, grain(normal, normal))
+    samples = [
+        group for part in data.samples for group in measure_by_strength(reference, part, normal)
+    ]
     whole, bins = [], []
     if data.images is not None and data.folder is not None:
-        whole = [measure(reference, "folder, all images", None, data.images.features)]
-        bins = measure_by_strength(reference, data.images)
+        folder_grain = grain(data.images.noise, normal)
+        name = "folder, all images"
+        whole = [measure(reference, name, None, data.images.features, folder_grain)]
+        bins = measure_by_strength(reference, data.images, normal)
         write_scores(out / SCORES_FILE, data.images, data.folder)
     check = check_plain_samples(data)
     groups = [floor, *samples, *whole, *(bins if len(bins) > 1 else [])]

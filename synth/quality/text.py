@@ -18,8 +18,9 @@ def strength_findings(samples: Sequence[Group], floor: Group) -> list[str]:
     first, last = samples[0], samples[-1]
     return [
         f"from strength {first.strength:g} to {last.strength:g} the mean distance of the samples "
-        f"goes from {first.quality.value:.2f} to {last.quality.value:.2f}; held-out normal images "
-        f"lie at {floor.quality.value:.2f}"
+        f"goes from {first.quality.value:.2f} to {last.quality.value:.2f}, held-out normal images "
+        f"lie at {floor.quality.value:.2f}; their grain goes from {first.grain:.2f} to "
+        f"{last.grain:.2f}"
     ]
 
 
@@ -47,7 +48,9 @@ def notes(data: Inspected, groups: Sequence[Group]) -> list[str]:
         "images, those whose defect hardly shows. Strength s: of a group of several, their mean.",
         "KID: squared kernel distance (MMD) to all training images, unbiased, kernel (x.y/d + 1)^3 "
         "on the features as they are; 0 is no difference. Diversity: mean distance between two "
-        "images over that between two training images. After ± stands one standard error.",
+        "images over that between two training images. Grain: pixel noise over that of the "
+        "held-out normal images; damage has distance, noise has grain as well. After ± stands one "
+        "standard error.",
         "The figures compare only with others of the same features, image size and training "
         "images; published KIDs rest on another network.",
     ]
