@@ -6,12 +6,14 @@ from detect.commands.benchmark import benchmark
 from detect.commands.drift import drift
 from detect.commands.evaluate import evaluate
 from detect.commands.export import export
+from detect.commands.fit import fit
 from detect.commands.predict import predict
 from detect.commands.select import select
 from detect.commands.train import train
 from synth.base.command import run_command
 
 COMMANDS = {
+    "fit": fit,
     "train": train,
     "select": select,
     "evaluate": evaluate,

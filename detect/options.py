@@ -38,6 +38,7 @@ Patience = Annotated[
     int | None,
     tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the last step is the model)"),
 ]
+DEFAULT_METHOD = "realnet"
 MethodName = Annotated[
     str,
     tyro.conf.arg(
@@ -56,7 +57,7 @@ Sources = Annotated[
 class MethodOptions:
     """Which method."""
 
-    method: MethodName = "realnet"
+    method: MethodName = DEFAULT_METHOD
 
 
 @dataclass(frozen=True, kw_only=True)

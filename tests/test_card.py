@@ -171,7 +171,13 @@ def test_a_bar_in_a_cell_does_not_split_it():
 
 
 def quality(category="nut"):
-    group = {"name": "SDAS s = 0.1", "strength": 0.1, "num_images": 100, "diversity": None, "grain": 1.25}
+    group = {
+        "name": "SDAS s = 0.1",
+        "strength": 0.1,
+        "num_images": 100,
+        "diversity": None,
+        "grain": 1.25,
+    }
     group |= {"kid": {"value": 0.0123, "error": 0.001}, "share_far": 0.25, "share_copies": 0.0}
     group |= {"quality": {"value": 1.525, "error": None}}
     by = {"backbone": "resnet10t", "weights": "bundled"}

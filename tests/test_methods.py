@@ -19,7 +19,7 @@ from detect.commands.train import RareOptions, train
 from detect.evaluation.protocol import detector_name
 from detect.methods import METHODS, csflow, patch_nn, validflow
 from detect.methods.patch_nn import PatchNN, PatchNNConfig
-from detect.methods.realnet import afs
+from detect.methods.realnet import afs, nearest
 from detect.methods.realnet.config import PRESETS
 from detect.options import BasicOptions, TrainOptions
 from synth.base import cache
@@ -37,6 +37,19 @@ def _tiny(monkeypatch, tmp_path):
     for recipe in (patch_nn.RANDOM, patch_nn.CORESET):
         choice = recipe.presets["tiny"].choice
         monkeypatch.setitem(recipe.presets, "tiny", replace(bank, choice=choice))
+    nearest_tiny = replace(
+        nearest.PRESETS["tiny"],
+        image_size=CONFIG.image_size,
+        backbone=backbone,
+        num_selected=(4, 4),
+        num_max=3,
+        num_mean=3,
+        bank_size=30,
+        num_steps=2,
+        batch_size=2,
+        num_afs_batches=1,
+    )
+    monkeypatch.setitem(nearest.PRESETS, "tiny", nearest_tiny)
     shape = {"image_size": (32, 32), "backbone": replace(backbone, layers=(2,)), "hidden": 4}
     shape |= {"num_steps": 2, "batch_size": 2}
     csflow_tiny = replace(csflow.PRESETS["tiny"], kernels=(3,), **shape)
@@ -117,7 +130,7 @@ def test_arithmetic_that_a_method_computes_in_is_not_refused(run, product, tmp_p
 
 def test_an_unknown_method_is_refused(run, tmp_path):
     line = run.refused("detect", "train", "--out", tmp_path, "--method", "realnot")
-    assert line.startswith("detect: --method: got realnot, allowed: realnet, patch-nn, ")
+    assert line.startswith("detect: --method: got realnot, allowed: realnet, realnet-nn, patch-nn")
     with pytest.raises(UserError, match="--preset: got paper-c, allowed for patch-nn: tiny"):
         TrainOptions(method="patch-nn", preset="paper-c").check()
 

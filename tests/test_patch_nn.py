@@ -73,7 +73,7 @@ def test_patches_are_means_over_neighbours_of_both_layers(backbone):
 
 
 def test_map_is_the_blurred_distance_and_the_score_its_pooling(backbone):
-    bank = build_bank(backbone, IMAGES[:4], CONFIG, CPU)
+    bank = build_bank(backbone, IMAGES[:4], CONFIG, CPU)[0]
     detector = PatchNN(CONFIG, backbone, bank)
     scores = detector.predict(unit(IMAGES[4:]))
     cells = patches(backbone, unit(IMAGES[4:]))[0].numpy()
@@ -94,15 +94,15 @@ def test_blur_keeps_a_constant(sigma):
 
 def test_random_bank_holds_different_patches_whatever_the_batches(backbone, monkeypatch):
     cells = patches(backbone, unit(IMAGES)).flatten(0, 2)
-    bank = build_bank(backbone, IMAGES, CONFIG, CPU)
+    bank = build_bank(backbone, IMAGES, CONFIG, CPU)[0]
     places = torch.cdist(bank, cells).argmin(1)
     assert torch.allclose(cells[places], bank, atol=1e-5)
     assert len(set(places.tolist())) == len(bank) == 20
     monkeypatch.setattr(patch_nn, "BATCH_SIZE", 2)
-    assert torch.allclose(build_bank(backbone, IMAGES, CONFIG, CPU), bank, atol=1e-5)
-    other = build_bank(backbone, IMAGES, replace(CONFIG, seed=1), CPU)
+    assert torch.allclose(build_bank(backbone, IMAGES, CONFIG, CPU)[0], bank, atol=1e-5)
+    other = build_bank(backbone, IMAGES, replace(CONFIG, seed=1), CPU)[0]
     assert not torch.allclose(other, bank)
-    whole = build_bank(backbone, IMAGES, replace(CONFIG, bank_size=10**6), CPU)
+    whole = build_bank(backbone, IMAGES, replace(CONFIG, bank_size=10**6), CPU)[0]
     assert torch.allclose(whole, cells, atol=1e-5)
 
 
@@ -123,14 +123,14 @@ def test_coreset_covers_more_than_chance(backbone):
     coresets = replace(CONFIG, choice="coreset", bank_size=12)
     cells = patches(backbone, unit(IMAGES)).flatten(0, 2)
     reach = [
-        nearest_distances(cells, build_bank(backbone, IMAGES, config, CPU)).max()
+        nearest_distances(cells, build_bank(backbone, IMAGES, config, CPU)[0]).max()
         for config in (coresets, replace(coresets, choice="random"))
     ]
     assert reach[0] < reach[1]
 
 
 def test_saved_and_loaded_it_scores_the_same(backbone, tmp_path):
-    detector = PatchNN(CONFIG, backbone, build_bank(backbone, IMAGES, CONFIG, CPU))
+    detector = PatchNN(CONFIG, backbone, build_bank(backbone, IMAGES, CONFIG, CPU)[0])
     product = {"dataset": "folder", "category": "widget"}
     about = {"method": "patch-nn", **product, "detector": CONFIG.to_json()}
     write_json(tmp_path / "config.json", about)

@@ -79,6 +79,10 @@ def test_further_normal_images_fit(training: np.ndarray, held_out: np.ndarray) -
     assert found.grain == pytest.approx(1, abs=0.1)
     assert (found.num_samples, found.num_held_out) == (16, 16)
     assert found.sentence.startswith("model fits: ")
+    assert found.sentence.endswith("; next: `synth generate`")
+    grainy = replace(found, grain=1.6).sentence
+    assert grainy.startswith("model fits: ")
+    assert grainy.endswith("; more steps would take off the grain")
 
 
 @pytest.mark.usefixtures("backbone")

@@ -44,6 +44,13 @@ def load_validflow() -> Recipe[Any]:
     return RECIPE
 
 
+def load_nearest() -> Recipe[Any]:
+    """AFS, nearest normal patches, RRS, segmentation."""
+    from detect.methods.realnet.nearest import RECIPE
+
+    return RECIPE
+
+
 METHODS: dict[str, Method] = {
     "realnet": Method(
         title="RealNet",
@@ -51,6 +58,13 @@ METHODS: dict[str, Method] = {
         presets=("tiny", "compact", "small", "paper", "paper-c", "hiad"),
         options=LEARNING | ANOMALIES | {"official"},
         recipe=load_realnet,
+    ),
+    "realnet-nn": Method(
+        title="RealNet with nearest patches",
+        sentence="as realnet, with the nearest normal patch as the reconstruction",
+        presets=("tiny", "compact"),
+        options=LEARNING | ANOMALIES | {"official"},
+        recipe=load_nearest,
     ),
     "patch-nn": Method(
         title="patch nearest neighbour",

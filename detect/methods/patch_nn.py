@@ -105,19 +105,30 @@ def patches(backbone: Backbone, images: Tensor) -> Tensor:
     return torch.cat([first, *layers], dim=1).movedim(1, -1)
 
 
-def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:
-    """Euclidean distance of every query to its nearest patch: [Q, C], [B, C] -> [Q].
+def nearest_patches(
+    queries: Tensor, bank: Tensor, asking: Tensor | None = None, owners: Tensor | None = None
+) -> Tensor:
+    """Return the nearest patch of every query: [Q, C], [B, C] -> [Q, C].
 
     Exact: every pair is compared, in chunks. |q - b|^2 = |q|^2 - 2 q.b + |b|^2 finds the nearest
-    patch but cancels near 0, so the distance to that patch is then computed directly.
+    patch but cancels near 0: distances are to be computed from the patch itself. asking, owners:
+    int64 [Q] and [B]; patches of the one who asks are left out.
     """
     norms = bank.square().sum(1)
     rows = max(1, CHUNK // len(bank))
     parts = []
-    for chunk in queries.split(rows):
-        nearest = torch.addmm(norms, chunk, bank.T, alpha=-2).argmin(1)
-        parts.append((chunk - bank[nearest]).square().sum(1).sqrt())
+    for start, chunk in enumerate(queries.split(rows)):
+        compared = torch.addmm(norms, chunk, bank.T, alpha=-2)
+        if asking is not None and owners is not None:
+            own = asking[start * rows : (start + 1) * rows, None] == owners
+            compared = compared.masked_fill(own, torch.inf)
+        parts.append(bank[compared.argmin(1)])
     return torch.cat(parts)
+
+
+def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:
+    """Euclidean distance of every query to its nearest patch: [Q, C], [B, C] -> [Q]."""
+    return (queries - nearest_patches(queries, bank)).square().sum(1).sqrt()
 
 
 def blurred(maps: Tensor, sigma: float) -> Tensor:
@@ -140,30 +151,32 @@ def build_bank(
     config: PatchNNConfig,
     device: torch.device,
     progress: Callable[[int, int], None] | None = None,
-) -> Tensor:
-    """Choose patches of normal images, each uint8 [H, W, 3]: float32 [B, C].
+) -> tuple[Tensor, Tensor]:
+    """Choose patches of normal images, each uint8 [H, W, 3]: float32 [B, C], and whose: int64 [B].
 
     No more than are kept, or than MAX_CANDIDATES, are in memory at once.
     """
     wanted = config.bank_size if config.choice == "random" else MAX_CANDIDATES
     kept: list[Tensor] = []
-    chosen = np.empty(0, np.int64)
+    chosen, cells_each = np.empty(0, np.int64), 0
     for start, cells in all_patches(backbone, images, device):
         if start == 0:
-            total = len(images) * len(cells[0])
+            cells_each = len(cells[0])
+            total = len(images) * cells_each
             rng = np.random.default_rng(derive_seed(config.seed, 0))
             chosen = np.sort(rng.permutation(total)[:wanted])
-        first, flat = start * len(cells[0]), cells.flatten(0, 1)
+        first, flat = start * cells_each, cells.flatten(0, 1)
         inside = chosen[(chosen >= first) & (chosen < first + len(flat))] - first
         kept.append(flat[torch.from_numpy(inside).to(device)])
         if progress is not None:
             progress(start + len(cells), len(images))
-    bank = torch.cat(kept)
+    bank, owners = torch.cat(kept), torch.from_numpy(chosen // cells_each).to(device)
     if config.choice == "coreset" and len(bank) > config.bank_size:
-        bank = bank[coreset(bank, config.bank_size, config.seed)]
+        best = coreset(bank, config.bank_size, config.seed)
+        bank, owners = bank[best], owners[best]
         if progress is not None:
             progress(len(images), len(images))  # the choice takes time too
-    return bank
+    return bank, owners
 
 
 def all_patches(
@@ -216,7 +229,7 @@ def build_patch_nn(config: PatchNNConfig, material: Material[Any]) -> PatchNN:
     images = [*chain.from_iterable(material.images)]
     device = material.accelerator.device
     with material.bars("filling the bank", "image") as update:
-        bank = build_bank(material.backbone, images, config, device, update)
+        bank, _ = build_bank(material.backbone, images, config, device, update)
     return PatchNN(config, material.backbone, bank)
 
 

@@ -130,6 +130,7 @@ class DiffusionOptions:
         return replace(
             preset,
             unet=network,
+            timestep_power=1.0 if network.prediction == "epsilon" else preset.timestep_power,
             flip_horizontal=self.flip_horizontal,
             flip_vertical=self.flip_vertical,
             rotate=self.rotate,

@@ -103,8 +103,8 @@ def fitted(
     config: TrainConfig,
     normals: Sequence[Normals],
     accelerator: Accelerator,
-    source: Source | None,
-    tell: Callable[[str], None],
+    source: Source | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> TrainConfig:
     """The configuration for these images: channels, categories, pixel statistics, arithmetic."""
     grey = all(all_grey(one.fit) for one in normals)

@@ -57,12 +57,14 @@ class SampleCheck:
                 if self.grain > GRAIN_FACTOR
                 else "their structure is off"
             )
-            cure = "raise --num-steps and run the same command again"
+            cure = "raise --num-steps (or --minutes) and run the same command again"
             return f"model under-fit: {judged}; {cause}: {cure}"
         if self.verdict == "copies":
             cure = "train fewer steps, or on more images"
             return f"model copies its training images: {judged}; {cure}"
-        return f"model fits: {judged}"
+        if self.grain > GRAIN_FACTOR:
+            return f"model fits: {judged}; more steps would take off the grain"
+        return f"model fits: {judged}; next: `synth generate`"
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types, with the sentence."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def build_realnet(config: RealNetConfig, material: Material[RealNetConfig]) -> R
     return detector
 
 
-def chosen_channels(config: RealNetConfig, material: Material[RealNetConfig]) -> AFSResult:
+def chosen_channels(config: RealNetConfig, material: Material[Any]) -> AFSResult:
     """Return the channels AFS keeps: from the detector's folder, from the cache, or chosen now.
 
     All processes call it together and get the same answer, which is that of a single one. Raises
@@ -80,9 +81,7 @@ def chosen_channels(config: RealNetConfig, material: Material[RealNetConfig]) ->
     return afs
 
 
-def afs_samples(
-    config: RealNetConfig, material: Material[RealNetConfig]
-) -> BlendedDataset | JoinedDataset:
+def afs_samples(config: RealNetConfig, material: Material[Any]) -> BlendedDataset | JoinedDataset:
     """The samples that channels are chosen on, all blended."""
     return material.samples(derive_seed(AFS_SEED, AFS_KEY), 1.0, config.official)
 
@@ -94,7 +93,7 @@ class Shares:
     of all batches at once: scores do not depend on the number of processes.
     """
 
-    def __init__(self, config: RealNetConfig, material: Material[RealNetConfig]) -> None:
+    def __init__(self, config: RealNetConfig, material: Material[Any]) -> None:
         self.config, self.material = config, material
         self.accelerator = material.accelerator
         first, step = self.accelerator.process_index, self.accelerator.num_processes

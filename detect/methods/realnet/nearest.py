@@ -1,0 +1,211 @@
+"""RealNet whose reconstruction is the nearest normal patch: nothing anomalous can pass through.
+
+AFS chooses channels, RRS selects residuals and the head segments them, as in RealNet; in place of
+the networks G_k stands a coreset of normal patches, all layers in one descriptor (as PatchCore,
+Roth et al., CVPR 2022): a network trained to reconstruct reconstructs defects too, and residuals
+layer by layer find an excuse in each.
+Shapes: N images of H x W pixels; h x w cells of the finest layer; C channels of all layers, of
+which AFS keeps m; a bank of B patches.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detect.config import require_fields_positive
+from detect.detector import Batch, Detector, Scores, Stage
+from detect.images import to_chw, to_unit
+from detect.method import Recipe
+from detect.methods.patch_nn import PatchNNConfig, build_bank, nearest_patches, patches
+from detect.methods.realnet.config import COMPACT, TINY, RealNetConfig
+from detect.methods.realnet.recipe import chosen_channels
+from detect.methods.realnet.rrs import RRS, SegmentationHead
+from detect.pooling import image_scores
+from detect.training.material import Material
+from synth.base.backbones import Backbone, build_backbone, seeded_init
+from synth.data.normals import spread
+
+NUM_SCALED = 64
+"""Normal images, spread over all, whose residuals say what is usual."""
+LEAST = 1e-2
+"""Of a channel's usual residual over the mean of all: it may be constant over normal images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestConfig(RealNetConfig):
+    """Everything that defines the detector and its training; fields of the networks are unused."""
+
+    bank_size: int = 10_000
+    """Patches of normal images to compare with, at most."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_fields_positive(bank_size=self.bank_size)
+
+    @property
+    def stage_steps(self) -> dict[str, int]:
+        """The head alone is trained."""
+        return {"head": self.num_steps}
+
+
+class NearestRealNet(Detector):
+    """Nearest normal patch -> residuals of AFS's channels -> RRS -> segmentation.
+
+    bank: float32 [B, C]. owners: int64 [B], the training image of each patch, known in training
+    alone: an image must not find itself. usual: float32 [C], mean squared residual of normal
+    images. The last input of the head is the distance in all channels.
+    """
+
+    def __init__(
+        self, config: NearestConfig, backbone: Backbone, bank: Tensor, afs_index: Tensor
+    ) -> None:
+        """afs_index: int64 [m], AFS's channels of all layers, counted through."""
+        super().__init__()
+        self.config, self.backbone = config, backbone
+        self.owners: Tensor | None = None
+        self.bank: Tensor
+        self.usual: Tensor
+        self.index: Tensor
+        self.register_buffer("bank", bank.clone())
+        self.register_buffer("usual", torch.ones(bank.shape[1]))
+        self.register_buffer("index", afs_index.clone())
+        with seeded_init(config.seed):
+            self.rrs = RRS(len(afs_index), config.num_max, config.num_mean)
+            self.head = SegmentationHead(
+                config.num_max + config.num_mean + 1,
+                config.head_widths,
+                separable=config.separable,
+                activation=config.head_activation,
+            )
+
+    @classmethod
+    def from_state(cls, config: NearestConfig, state: Mapping[str, Tensor]) -> Self:
+        """Rebuild a saved model from its own state alone, strictly.
+
+        Raises UserError when the state does not belong to the configuration.
+        """
+        backbone = build_backbone(replace(config.backbone, weights="random"))
+        blank = torch.zeros(sum(config.num_selected), dtype=torch.int64)
+        return cls(config, backbone, torch.zeros_like(state["bank"]), blank).with_state(state)
+
+    @property
+    def facts(self) -> str:
+        """How many patches, and how large the head is."""
+        return f"{len(self.bank):,} normal patches, {super().facts}"
+
+    def stages(self) -> list[Stage]:
+        """Return the one stage: the head, on residuals that stay as they are."""
+        return [
+            Stage(
+                name="head",
+                num_steps=self.config.num_steps,
+                modules=(self.rrs, self.head),
+                loss=self.losses,
+                lr=self.config.learning_rate,
+                max_norm=1.0,
+                average=not self.config.official,
+            )
+        ]
+
+    def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return the pixelwise cross-entropy CE(map, M), a scalar float32; nothing is drawn."""
+        logits = self.segment(self.residuals(batch.image, batch.number), batch.image.shape[-2:])
+        return {"segmentation": F.cross_entropy(logits, batch.mask.long())}
+
+    def forward(self, images: Tensor) -> Scores:
+        """Score images float32 [N, 3, H, W], RGB in [0, 1]; maps are log-odds, not probabilities.
+
+        Probabilities of clear anomalies would all be 1.
+        """
+        logits = self.segment(self.residuals(images), images.shape[-2:])
+        maps = logits[:, 1] - logits[:, 0]
+        return Scores(image_scores(maps), maps)
+
+    # --- the steps -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def residuals(self, images: Tensor, numbers: Tensor | None = None) -> Tensor:
+        """Return (phi - G)^2 in the units of normal images, float32 [N, h, w, C].
+
+        numbers: int64 [N], which training images they are; patches of their own are left out.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            phi = patches(self.backbone, images)
+            return self._squares(phi, numbers) / self.usual
+
+    def segment(self, residuals: Tensor, size: Sequence[int]) -> Tensor:
+        """Return logits float32 [N, 2, *size].
+
+        Squares reach over many orders of magnitude: the head reads log (1 + E).
+        """
+        E = residuals.movedim(-1, 1)  # [N, C, h, w]
+        distance = E.mean(1, keepdim=True).log1p()
+        chosen = self.rrs(E.index_select(1, self.index).log1p())
+        height, width = size
+        return self.head(torch.cat([chosen, distance], dim=1), (height, width))
+
+    @torch.no_grad()
+    def measure_usual(self, images: Tensor, numbers: Tensor) -> None:
+        """Set `usual` by normal images, each without its own patches."""
+        squares = [
+            self._squares(patches(self.backbone, image[None]), number[None])
+            for image, number in zip(images, numbers, strict=True)
+        ]
+        usual = torch.cat(squares).mean((0, 1, 2))
+        self.usual.copy_(usual.clamp(min=max(LEAST * usual.mean().item(), 1e-12)))
+
+    def _squares(self, phi: Tensor, numbers: Tensor | None) -> Tensor:
+        N, h, w, C = phi.shape
+        queries, asking = phi.flatten(0, 2), None
+        if numbers is not None and self.owners is not None:
+            asking = numbers.to(phi.device).repeat_interleave(h * w)
+        G = nearest_patches(queries, self.bank, asking, self.owners)
+        return (queries - G).square().view(N, h, w, C)
+
+
+def build_nearest(config: NearestConfig, material: Material[NearestConfig]) -> NearestRealNet:
+    """Choose the channels, fill the bank, and measure what is usual."""
+    afs = chosen_channels(config, material)
+    ends = torch.tensor([0, *material.backbone.channels]).cumsum(0)
+    index = torch.cat([i + end for i, end in zip(afs.indices, ends, strict=False)])
+    device = material.accelerator.device
+    images = [*chain.from_iterable(material.images)]
+    coreset = PatchNNConfig(
+        image_size=config.image_size,
+        backbone=config.backbone,
+        seed=config.seed,
+        bank_size=config.bank_size,
+        choice="coreset",
+    )
+    with material.bars("filling the bank", "image") as update:
+        bank, owners = build_bank(material.backbone, images, coreset, device, update)
+    detector = NearestRealNet(config, material.backbone, bank, index).to(device)
+    detector.owners = owners if len(images) > 1 else None
+    chosen = spread(len(images), NUM_SCALED)
+    few = to_unit(torch.stack([to_chw(images[n]) for n in chosen]).to(device))
+    detector.measure_usual(few, torch.tensor(chosen))
+    return detector
+
+
+def _preset(base: RealNetConfig, **changes: Any) -> NearestConfig:
+    own = {"backbone": replace(base.backbone, layers=(2, 3)), **changes}
+    return NearestConfig(**{**vars(base), **own})
+
+
+_small = partial(_preset, num_selected=(128, 256), num_max=32, num_mean=32, separable=True)
+PRESETS = {
+    "tiny": _small(TINY, num_steps=300, learning_rate=3e-3),
+    "compact": _small(COMPACT, num_steps=500),
+}
+RECIPE = Recipe(
+    config=NearestConfig,
+    presets=PRESETS,
+    build=build_nearest,
+    restore=NearestRealNet.from_state,
+)

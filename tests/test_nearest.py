@@ -1,0 +1,139 @@
+"""RealNet with nearest normal patches: residuals, what an image may not find, and the head."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from detectors import CONFIG
+from products import normal_image
+
+from detect.detector import Batch
+from detect.images import to_chw, to_unit
+from detect.methods.patch_nn import nearest_patches, patches
+from detect.methods.realnet.config import RealNetConfig
+from detect.methods.realnet.nearest import PRESETS, NearestConfig, NearestRealNet
+from detect.packing import packed
+from synth.base.backbones import build_backbone
+from synth.base.errors import UserError
+
+CPU = torch.device("cpu")
+SHAPE = {
+    "image_size": (32, 48),
+    "backbone": replace(CONFIG.backbone, layers=(2, 3)),
+    "num_selected": (6, 5),
+    "num_max": 3,
+    "num_mean": 2,
+    "head_widths": (8, 8, 4, 4),
+}
+
+
+def made(num_patches: int = 20) -> NearestRealNet:
+    config = replace(PRESETS["tiny"], **SHAPE)
+    backbone = build_backbone(config.backbone)
+    cells = patches(backbone, images(4))
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.randperm(4 * cells.shape[1] * cells.shape[2], generator=generator)[:num_patches]
+    index = torch.tensor([0, 2, 4, 6, 8, 10, 70, 71, 75, 80, 90])
+    detector = NearestRealNet(config, backbone, cells.flatten(0, 2)[kept], index)
+    detector.owners = kept // (cells.shape[1] * cells.shape[2])
+    return detector.eval()
+
+
+def images(count: int) -> torch.Tensor:
+    shown = [normal_image(n, (32, 48)) for n in range(count)]
+    return to_unit(torch.stack([to_chw(image) for image in shown]))
+
+
+def test_residuals_are_those_of_the_nearest_patch():
+    detector = made()
+    phi = patches(detector.backbone, images(3))
+    distances = torch.cdist(
+        phi.flatten(0, 2), detector.bank, compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    nearest = detector.bank[distances.argmin(1)].view_as(phi)
+    torch.testing.assert_close(detector.residuals(images(3)), (phi - nearest).square())
+
+
+def test_a_training_image_does_not_find_itself():
+    detector = made(40)
+    assert detector.owners is not None
+    numbers = torch.tensor([1, 3])
+    found = detector.residuals(images(4)[numbers], numbers)
+    phi = patches(detector.backbone, images(4)[numbers])
+    for n, number in enumerate(numbers):
+        others = detector.bank[detector.owners != number]
+        distances = torch.cdist(
+            phi[n].flatten(0, 1), others, compute_mode="donot_use_mm_for_euclid_dist"
+        )
+        nearest = others[distances.argmin(1)].view_as(phi[n])
+        torch.testing.assert_close(found[n], (phi[n] - nearest).square())
+    assert (found.mean((1, 2, 3)) > detector.residuals(images(4)[numbers]).mean((1, 2, 3))).all()
+
+
+def test_patches_of_many_queries_are_those_of_each(monkeypatch):
+    monkeypatch.setattr("detect.methods.patch_nn.CHUNK", 3 * 7)
+    generator = torch.Generator().manual_seed(0)
+    queries, bank = torch.randn(10, 4, generator=generator), torch.randn(7, 4, generator=generator)
+    asking, owners = torch.arange(10) % 3, torch.arange(7) % 3
+    found = nearest_patches(queries, bank, asking, owners)
+    for query, own, patch in zip(queries, asking, found, strict=True):
+        others = bank[owners != own]
+        assert torch.equal(patch, others[(others - query).square().sum(1).argmin()])
+
+
+def test_usual_residuals_are_one_on_average():
+    detector = made()
+    detector.measure_usual(images(4), torch.arange(4))
+    found = torch.stack(
+        [detector.residuals(images(4)[n : n + 1], torch.tensor([n])) for n in range(4)]
+    )
+    usual = detector.usual
+    means = found.mean((0, 1, 2, 3))
+    floor = usual == usual.min()  # random features: many channels never fire
+    torch.testing.assert_close(means[~floor], torch.ones(int((~floor).sum())))
+    assert (means[floor] <= 1).all()
+    assert floor.any()
+
+
+def test_the_head_reads_the_residuals_of_afs_and_the_distance():
+    detector, x = made(), images(2)
+    E = detector.residuals(x).movedim(-1, 1)
+    read = []
+    hook = detector.head.register_forward_pre_hook(lambda module, given: read.append(given[0]))
+    scores = detector.predict(x)
+    hook.remove()
+    logs = E[:, detector.index].log1p()
+    chosen = detector.rrs.select(logs)
+    want = torch.stack([e[i] for e, i in zip(logs, chosen, strict=True)])
+    torch.testing.assert_close(read[0][:, :5], want)
+    torch.testing.assert_close(read[0][:, 5], E.mean(1).log1p())
+    logits = detector.segment(detector.residuals(x), (32, 48))
+    torch.testing.assert_close(scores.maps, logits[:, 1] - logits[:, 0])
+    torch.testing.assert_close(packed(detector).predict(x).maps, scores.maps, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_mask():
+    detector, x = made(), images(2)
+    mask = torch.zeros(2, 32, 48, dtype=torch.bool)
+    mask[0, 4:9, 5:20] = True
+    numbers = torch.tensor([0, 1])
+    loss = detector.losses(Batch(x, x, mask, numbers), torch.Generator())["segmentation"]
+    logits = detector.segment(detector.residuals(x, numbers), (32, 48))
+    torch.testing.assert_close(loss, F.cross_entropy(logits, mask.long()))
+    assert {stage.name for stage in detector.stages()} == set(detector.config.stage_steps)
+
+
+def test_a_bank_of_no_patch_is_refused():
+    with pytest.raises(UserError, match="bank_size: got 0"):
+        replace(PRESETS["tiny"], bank_size=0)
+
+
+def test_every_preset_is_a_realnet_of_layers_2_and_3():
+    for config in PRESETS.values():
+        assert isinstance(config, RealNetConfig)
+        assert isinstance(config, NearestConfig)
+        fitted = config.fitted(build_backbone(config.backbone).channels)
+        assert fitted.num_selected == (40, 112)
+        assert np.prod(config.image_size) in (128**2, 256**2)
