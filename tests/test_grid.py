@@ -347,7 +347,7 @@ def test_mistakes_are_told_before_any_training(run, products, tmp_path, monkeypa
     monkeypatch.setattr(grid_run, "run_trial", untrained)
     benchmark = words(products, tmp_path / "out")
     for extra, message in [
-        (("--methods", "realnot"), "--method: got realnot, allowed: realnet, patch-nn"),
+        (("--methods", "realnot"), "--method: got realnot, allowed: realnet, realnet-nn, patch-nn"),
         (("--methods", "realnet:huge"), "--preset: got huge, allowed for realnet: tiny, "),
         (("--backbone-layers", 2, 1), "backbone layers: got 2 1"),
         (("--methods", "realnet", "realnet"), "one or more different ones"),

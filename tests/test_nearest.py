@@ -11,7 +11,7 @@ from products import normal_image
 
 from detect.detector import Batch
 from detect.images import to_chw, to_unit
-from detect.methods.patch_nn import nearest_patches, patches
+from detect.methods.patch_nn import blurred, nearest_patches, patches
 from detect.methods.realnet.config import RealNetConfig
 from detect.methods.realnet.nearest import PRESETS, NearestConfig, NearestRealNet
 from detect.packing import packed
@@ -83,45 +83,76 @@ def test_patches_of_many_queries_are_those_of_each(monkeypatch):
         assert torch.equal(patch, others[(others - query).square().sum(1).argmin()])
 
 
-def test_usual_residuals_are_one_on_average():
+def test_what_is_usual_is_measured_on_normal_images():
     detector = made()
-    detector.measure_usual(images(4), torch.arange(4))
-    found = torch.stack(
-        [detector.residuals(images(4)[n : n + 1], torch.tensor([n])) for n in range(4)]
-    )
-    usual = detector.usual
-    means = found.mean((0, 1, 2, 3))
-    floor = usual == usual.min()  # random features: many channels never fire
-    torch.testing.assert_close(means[~floor], torch.ones(int((~floor).sum())))
-    assert (means[floor] <= 1).all()
+    detector.measure_normals(images(4), torch.arange(4))
+    found = [detector.residuals(images(4)[n : n + 1], torch.tensor([n])) for n in range(4)]
+    squares = torch.cat(found)
+    means = squares.mean((0, 1, 2))
+    floor = means < 0.01 * means.mean()  # random features: many channels never fire
     assert floor.any()
+    torch.testing.assert_close(detector.usual[~floor], means[~floor])
+    torch.testing.assert_close(
+        detector.usual[floor], (0.01 * means.mean()).expand(int(floor.sum()))
+    )
+    evidence = detector.evidence(squares).numpy()
+    assert np.median(evidence) == pytest.approx(0, abs=0.05)
+    logs = np.log(np.linalg.norm(squares.sqrt().numpy(), axis=-1))
+    mad = 1.4826 * np.median(np.abs(logs - np.median(logs)))
+    np.testing.assert_allclose(np.ptp(evidence), np.ptp(logs) / mad, rtol=0.05)
 
 
-def test_the_head_reads_the_residuals_of_afs_and_the_distance():
-    detector, x = made(), images(2)
-    E = detector.residuals(x).movedim(-1, 1)
+def test_without_training_the_distance_alone_decides():
+    detector, x = made(), images(6)[4:]
+    detector.measure_normals(images(4), torch.arange(4))
+    squares = detector.residuals(x)
+    logs = squares.sum(-1).sqrt().log()
+    median, spread = detector.log_distance
+    grown = F.interpolate(((logs - median) / spread)[:, None], (32, 48), mode="bilinear")
+    maps = blurred(grown, 4 * 32 / 256)[:, 0]
+    torch.testing.assert_close(detector.predict(x).maps, maps, rtol=1e-4, atol=1e-4)
+
+
+def test_the_head_adds_half_of_what_it_learned_to_the_distance():
+    detector, x = trained_a_little(), images(2)
     read = []
     hook = detector.head.register_forward_pre_hook(lambda module, given: read.append(given[0]))
     scores = detector.predict(x)
     hook.remove()
-    logs = E[:, detector.index].log1p()
+    squares = detector.residuals(x)
+    logs = (squares / detector.usual).movedim(-1, 1)[:, detector.index].log1p()
     chosen = detector.rrs.select(logs)
     want = torch.stack([e[i] for e, i in zip(logs, chosen, strict=True)])
-    torch.testing.assert_close(read[0][:, :5], want)
-    torch.testing.assert_close(read[0][:, 5], E.mean(1).log1p())
-    logits = detector.segment(detector.residuals(x), (32, 48))
-    torch.testing.assert_close(scores.maps, logits[:, 1] - logits[:, 0])
-    torch.testing.assert_close(packed(detector).predict(x).maps, scores.maps, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(read[0], want)
+    logits = detector.head(want, (32, 48))
+    added = 8 * torch.tanh((logits[:, 1] - logits[:, 0]) / 8)
+    assert added.std() > 0.01
+    evidence = F.interpolate(detector.evidence(squares), (32, 48), mode="bilinear")
+    maps = blurred(evidence, 4 * 32 / 256)[:, 0] + added / 2
+    torch.testing.assert_close(scores.maps, maps, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(packed(detector).predict(x).maps, scores.maps, rtol=1e-3, atol=1e-3)
+
+
+def trained_a_little() -> NearestRealNet:
+    detector = made()
+    detector.measure_normals(images(4), torch.arange(4))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in detector.head.parameters():
+        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return detector.eval()
 
 
 def test_the_loss_is_the_cross_entropy_of_the_mask():
-    detector, x = made(), images(2)
+    detector, x = trained_a_little(), images(2)
     mask = torch.zeros(2, 32, 48, dtype=torch.bool)
     mask[0, 4:9, 5:20] = True
     numbers = torch.tensor([0, 1])
     loss = detector.losses(Batch(x, x, mask, numbers), torch.Generator())["segmentation"]
-    logits = detector.segment(detector.residuals(x, numbers), (32, 48))
-    torch.testing.assert_close(loss, F.cross_entropy(logits, mask.long()))
+    squares = detector.residuals(x, numbers)
+    evidence = F.interpolate(detector.evidence(squares), (32, 48), mode="bilinear")[:, 0]
+    p = torch.sigmoid(evidence + detector.added(squares, (32, 48)) - 3)
+    want = -torch.where(mask, p, 1 - p).log().mean()
+    torch.testing.assert_close(loss, want, rtol=1e-3, atol=1e-4)
     assert {stage.name for stage in detector.stages()} == set(detector.config.stage_steps)
 
 

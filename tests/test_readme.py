@@ -14,6 +14,7 @@ from synth.base.command import run_command
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 TINY = {
+    ("detect", "fit"): "--dry-run",
     ("synth", "train"): "--num-steps 2 --batch-size 2 --size 16 16 --precision fp32",
     ("synth", "generate"): "--num-steps 10",
     ("synth", "blend"): "--size 32 32",

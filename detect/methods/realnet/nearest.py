@@ -3,12 +3,14 @@
 AFS chooses channels, RRS selects residuals and the head segments them, as in RealNet; in place of
 the networks G_k stands a coreset of normal patches, all layers in one descriptor (as PatchCore,
 Roth et al., CVPR 2022): a network trained to reconstruct reconstructs defects too, and residuals
-layer by layer find an excuse in each.
+layer by layer find an excuse in each. The distance to the patch is evidence by itself, and the head
+learns what to add to it: on anomalies of other kinds than it was trained on a head alone does worse
+than the distance.
 Shapes: N images of H x W pixels; h x w cells of the finest layer; C channels of all layers, of
 which AFS keeps m; a bank of B patches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -16,13 +18,20 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from detect.config import require_fields_positive
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.images import to_chw, to_unit
 from detect.method import Recipe
-from detect.methods.patch_nn import PatchNNConfig, build_bank, nearest_patches, patches
+from detect.methods.patch_nn import (
+    BLUR_PX,
+    PatchNNConfig,
+    blurred,
+    build_bank,
+    nearest_patches,
+    patches,
+)
 from detect.methods.realnet.config import COMPACT, TINY, RealNetConfig
 from detect.methods.realnet.recipe import chosen_channels
 from detect.methods.realnet.rrs import RRS, SegmentationHead
@@ -35,6 +44,12 @@ NUM_SCALED = 64
 """Normal images, spread over all, whose residuals say what is usual."""
 LEAST = 1e-2
 """Of a channel's usual residual over the mean of all: it may be constant over normal images."""
+MOST_ADDED = 8.0
+"""What the head adds to the evidence at most, in spreads of the normal log distances."""
+TINY_SQUARE, NORMAL_MAD = 1e-12, 1.4826
+"""Of a distance of 0; a Gaussian's standard deviation over its median absolute deviation."""
+HEAD_SHARE = 0.5
+"""Of what the head adds, in scores: less than in training, where anomalies are those it knows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +73,8 @@ class NearestRealNet(Detector):
     """Nearest normal patch -> residuals of AFS's channels -> RRS -> segmentation.
 
     bank: float32 [B, C]. owners: int64 [B], the training image of each patch, known in training
-    alone: an image must not find itself. usual: float32 [C], mean squared residual of normal
-    images. The last input of the head is the distance in all channels.
+    alone: an image must not find itself. Of normal images, `usual`, float32 [C], is the mean
+    squared residual, and `log_distance`, float32 [2], median and spread of the log distance.
     """
 
     def __init__(
@@ -71,18 +86,25 @@ class NearestRealNet(Detector):
         self.owners: Tensor | None = None
         self.bank: Tensor
         self.usual: Tensor
+        self.log_distance: Tensor
         self.index: Tensor
         self.register_buffer("bank", bank.clone())
         self.register_buffer("usual", torch.ones(bank.shape[1]))
+        self.register_buffer("log_distance", torch.tensor([0.0, 1.0]))
         self.register_buffer("index", afs_index.clone())
         with seeded_init(config.seed):
             self.rrs = RRS(len(afs_index), config.num_max, config.num_mean)
             self.head = SegmentationHead(
-                config.num_max + config.num_mean + 1,
+                config.num_max + config.num_mean,
                 config.head_widths,
                 separable=config.separable,
                 activation=config.head_activation,
             )
+        last = self.head.classify[-1]
+        assert isinstance(last, nn.Conv2d)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)  # the distance alone, to begin with
+        self.to_logit = nn.Parameter(torch.tensor([1.0, -3.0]))
 
     @classmethod
     def from_state(cls, config: NearestConfig, state: Mapping[str, Tensor]) -> Self:
@@ -106,6 +128,7 @@ class NearestRealNet(Detector):
                 name="head",
                 num_steps=self.config.num_steps,
                 modules=(self.rrs, self.head),
+                parameters=(self.to_logit,),
                 loss=self.losses,
                 lr=self.config.learning_rate,
                 max_norm=1.0,
@@ -114,59 +137,82 @@ class NearestRealNet(Detector):
         ]
 
     def losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return the pixelwise cross-entropy CE(map, M), a scalar float32; nothing is drawn."""
-        logits = self.segment(self.residuals(batch.image, batch.number), batch.image.shape[-2:])
-        return {"segmentation": F.cross_entropy(logits, batch.mask.long())}
+        """Return the pixelwise cross-entropy of k (evidence + added) + b and M, a scalar float32.
+
+        k and b are learned; nothing is drawn at random.
+        """
+        H, W = batch.image.shape[-2:]
+        squares = self.residuals(batch.image, batch.number)
+        evidence = sized(self.evidence(squares), (H, W))[:, 0]
+        k, b = self.to_logit
+        logits = k * (evidence + self.added(squares, (H, W))) + b
+        loss = F.binary_cross_entropy_with_logits(logits, batch.mask.float())
+        return {"segmentation": loss}
 
     def forward(self, images: Tensor) -> Scores:
-        """Score images float32 [N, 3, H, W], RGB in [0, 1]; maps are log-odds, not probabilities.
+        """Score images float32 [N, 3, H, W], RGB in [0, 1].
 
-        Probabilities of clear anomalies would all be 1.
+        Maps are the evidence, blurred as `patch_nn` does, and HEAD_SHARE of what the head adds; no
+        probabilities, which would all be 1 for clear anomalies.
         """
-        logits = self.segment(self.residuals(images), images.shape[-2:])
-        maps = logits[:, 1] - logits[:, 0]
+        H, W = images.shape[-2:]
+        squares = self.residuals(images)
+        evidence = blurred(sized(self.evidence(squares), (H, W)), BLUR_PX * min(H, W) / 256)
+        maps = evidence[:, 0] + HEAD_SHARE * self.added(squares, (H, W))
         return Scores(image_scores(maps), maps)
 
     # --- the steps -------------------------------------------------------------------------
 
     @torch.no_grad()
     def residuals(self, images: Tensor, numbers: Tensor | None = None) -> Tensor:
-        """Return (phi - G)^2 in the units of normal images, float32 [N, h, w, C].
+        """Return (phi - G)^2 of all channels, float32 [N, h, w, C].
 
         numbers: int64 [N], which training images they are; patches of their own are left out.
         """
         with torch.autocast(images.device.type, enabled=False):
             phi = patches(self.backbone, images)
-            return self._squares(phi, numbers) / self.usual
+            N, h, w, C = phi.shape
+            queries, asking = phi.flatten(0, 2), None
+            if numbers is not None and self.owners is not None:
+                asking = numbers.to(phi.device).repeat_interleave(h * w)
+            G = nearest_patches(queries, self.bank, asking, self.owners)
+            return (queries - G).square().view(N, h, w, C)
 
-    def segment(self, residuals: Tensor, size: Sequence[int]) -> Tensor:
-        """Return logits float32 [N, 2, *size].
+    def evidence(self, squares: Tensor) -> Tensor:
+        """Return the log distance in spreads from the normal median, float32 [N, 1, h, w]."""
+        median, spread_of_normals = self.log_distance
+        return ((log_distances(squares) - median) / spread_of_normals).unsqueeze(1)
 
-        Squares reach over many orders of magnitude: the head reads log (1 + E).
+    def added(self, squares: Tensor, size: tuple[int, int]) -> Tensor:
+        """Return what the head adds, float32 [N, *size], within MOST_ADDED.
+
+        Squares reach over orders of magnitude: the head reads log (1 + E), E in units of `usual`.
         """
-        E = residuals.movedim(-1, 1)  # [N, C, h, w]
-        distance = E.mean(1, keepdim=True).log1p()
-        chosen = self.rrs(E.index_select(1, self.index).log1p())
-        height, width = size
-        return self.head(torch.cat([chosen, distance], dim=1), (height, width))
+        E = (squares / self.usual).movedim(-1, 1).index_select(1, self.index)  # [N, m, h, w]
+        logits = self.head(self.rrs(E.log1p()), size)
+        return MOST_ADDED * ((logits[:, 1] - logits[:, 0]) / MOST_ADDED).tanh()
 
     @torch.no_grad()
-    def measure_usual(self, images: Tensor, numbers: Tensor) -> None:
-        """Set `usual` by normal images, each without its own patches."""
-        squares = [
-            self._squares(patches(self.backbone, image[None]), number[None])
-            for image, number in zip(images, numbers, strict=True)
-        ]
-        usual = torch.cat(squares).mean((0, 1, 2))
-        self.usual.copy_(usual.clamp(min=max(LEAST * usual.mean().item(), 1e-12)))
+    def measure_normals(self, images: Tensor, numbers: Tensor) -> None:
+        """Set what is usual by normal images, each without its own patches."""
+        pairs = zip(images, numbers, strict=True)
+        squares = torch.cat([self.residuals(image[None], number[None]) for image, number in pairs])
+        usual = squares.mean((0, 1, 2))
+        self.usual.copy_(usual.clamp(min=max(LEAST * usual.mean().item(), TINY_SQUARE)))
+        logs = log_distances(squares)
+        median = logs.median()
+        deviation = NORMAL_MAD * (logs - median).abs().median()
+        self.log_distance.copy_(torch.stack([median, deviation.clamp(min=LEAST)]))
 
-    def _squares(self, phi: Tensor, numbers: Tensor | None) -> Tensor:
-        N, h, w, C = phi.shape
-        queries, asking = phi.flatten(0, 2), None
-        if numbers is not None and self.owners is not None:
-            asking = numbers.to(phi.device).repeat_interleave(h * w)
-        G = nearest_patches(queries, self.bank, asking, self.owners)
-        return (queries - G).square().view(N, h, w, C)
+
+def log_distances(squares: Tensor) -> Tensor:
+    """Logarithm of the Euclidean distance: [N, h, w, C] to [N, h, w]."""
+    return squares.sum(-1).clamp(min=TINY_SQUARE).log() / 2
+
+
+def sized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring maps [N, 1, h, w] bilinearly to a size."""
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
 
 
 def build_nearest(config: NearestConfig, material: Material[NearestConfig]) -> NearestRealNet:
@@ -189,7 +235,7 @@ def build_nearest(config: NearestConfig, material: Material[NearestConfig]) -> N
     detector.owners = owners if len(images) > 1 else None
     chosen = spread(len(images), NUM_SCALED)
     few = to_unit(torch.stack([to_chw(images[n]) for n in chosen]).to(device))
-    detector.measure_usual(few, torch.tensor(chosen))
+    detector.measure_normals(few, torch.tensor(chosen))
     return detector
 
 
