@@ -56,18 +56,36 @@ def save_detector(
     num_steps: int,
     calibration: Calibration,
     by_category: Mapping[str, Calibration] | None = None,
+    *,
+    half_weights: bool = False,
 ) -> None:
     """Write weights and calibration beside the config.json that the training wrote.
 
     by_category: for a detector of several categories; `calibration` is the common one.
+    half_weights: as `rounded_to_half` has left them, in fp16.
     """
     (folder / CALIBRATION_FILE).unlink(missing_ok=True)  # never of other weights
     state = {name: tensor.contiguous() for name, tensor in detector.state_dict().items()}
+    if half_weights:
+        halved = {name: tensor.half() for name, tensor in detector.named_parameters()}
+        state |= {name: tensor.detach().contiguous() for name, tensor in halved.items()}
     with atomic_path(folder / WEIGHTS_FILE) as partial:
         save_file(state, partial, {"num_steps": str(num_steps)})
     own = {name: each.to_json() for name, each in (by_category or {}).items()}
     together = {**calibration.to_json(), "categories": own} if own else calibration.to_json()
     write_json(folder / CALIBRATION_FILE, together)
+
+
+@torch.no_grad()
+def rounded_to_half(detector: Detector) -> None:
+    """Round all parameters to fp16, in place; buffers, such as statistics, stay as they are.
+
+    Raises UserError for one that fp16 cannot hold.
+    """
+    for name, parameter in detector.named_parameters():
+        parameter.copy_(parameter.half())
+        if not parameter.isfinite().all():
+            raise UserError(f"--half-weights: {name} is too large for fp16; leave the option out")
 
 
 def load_detector(folder: Path, device: torch.device) -> TrainedDetector:

@@ -27,6 +27,7 @@ COMMON = frozenset(
         "backbone_std",
         "false_reject_rate",
         "multi_class",
+        "half_weights",
     }
 )
 """Options that every method uses."""

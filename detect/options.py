@@ -125,6 +125,9 @@ class MoreOptions(BackboneOptions):
     fp32."""
     workers: Workers = None
     """Processes that prepare images; changes speed only."""
+    half_weights: bool = False
+    """Keep the weights in fp16: half the size on disk, for a rounding of the scores that the
+    threshold knows of."""
 
 
 @dataclass(frozen=True, kw_only=True)

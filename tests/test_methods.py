@@ -14,6 +14,7 @@ from detectors import CONFIG
 from products import write_product
 from safetensors.torch import load_file
 
+import detect
 from detect.checkpoint import load_detector
 from detect.commands.train import RareOptions, train
 from detect.evaluation.protocol import detector_name
@@ -222,3 +223,20 @@ def test_a_folder_of_a_version_that_knew_fewer_fields_continues(run, product, tm
     (out / "config.json").write_text(json.dumps(config))
     line = run.refused(*words(product, out, name))
     assert "made with another configuration (detector.backbone.mean: " in line
+
+
+def test_half_weights_are_half_as_large_and_calibrated_as_they_are(run, product, tmp_path):
+    for name, more in (("full", ()), ("half", ("--half-weights",))):
+        ended = run(*words(product, tmp_path / name, "csflow", *more))
+        assert ended.code == 0, ended
+        assert " MiB)" in ended.out
+    full, half = (load_file(tmp_path / name / "model.safetensors") for name in ("full", "half"))
+    parameters = dict(load_detector(tmp_path / "full", CPU).detector.named_parameters())
+    for name, tensor in full.items():
+        want = tensor.half() if name in parameters else tensor
+        assert torch.equal(half[name], want)
+    trained = load_detector(tmp_path / "half", CPU)
+    held = list((product / "train/good").iterdir())
+    scores = [detect.load(tmp_path / "half").predict(str(path)).score for path in held]
+    for score in trained.calibration.scores:
+        assert min(abs(score - each) for each in scores) < 1e-5

@@ -64,6 +64,7 @@ def train(
     for category in categories if more.watch_test else ():
         require_both_labels(category)
     require_output(out)
+    from detect.checkpoint import WEIGHTS_FILE
     from detect.training.material import Product
     from detect.training.run import train_detector
     from detect.training.source_words import chosen_sources
@@ -82,4 +83,5 @@ def train(
         warn(calibration.note)
     num_held_out = len(calibration.scores)
     say(f"threshold {calibration.threshold:.4g} from {num_held_out} held-out normal images")
-    say(f"detector: {out}")
+    size = (out / WEIGHTS_FILE).stat().st_size
+    say(f"detector: {out} ({size / 2**20:.1f} MiB)")

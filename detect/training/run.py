@@ -10,7 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from detect.calibration import Calibration, calibrate
-from detect.checkpoint import CALIBRATION_FILE, WEIGHTS_FILE, save_detector
+from detect.checkpoint import (
+    CALIBRATION_FILE,
+    WEIGHTS_FILE,
+    rounded_to_half,
+    save_detector,
+)
 from detect.config import DetectorConfig, TrainedConfig
 from detect.detector import Detector
 from detect.evaluation.testset import TestSet
@@ -86,7 +91,9 @@ def train_detector(
         detector.eval()
         if not accelerator.is_main_process:
             return None
-        return save_calibrated(out, detector, num_steps, material, options.false_reject_rate)
+        if options.half_weights:
+            rounded_to_half(detector)
+        return save_calibrated(out, detector, num_steps, material, options)
 
 
 def set_apart(products: Sequence[Product]) -> tuple[list[Product], list[Images]]:
@@ -217,9 +224,14 @@ def learn(
 
 
 def save_calibrated(
-    out: Path, detector: Detector, num_steps: int, material: Material[Any], rate: float
+    out: Path,
+    detector: Detector,
+    num_steps: int,
+    material: Material[Any],
+    options: "TrainOptions",
 ) -> Calibration:
     """Set the thresholds on the held-out images and write the detector; returns that of all."""
+    rate = options.false_reject_rate
     own = {
         product.normals.category.name: calibrated_on_held(
             detector, product.normals, rate, material.accelerator.device, material.bars
@@ -231,7 +243,9 @@ def save_calibrated(
         rate,
         [peak for each in own.values() for peak in each.peaks],
     )
-    save_detector(out, detector, num_steps, together, own if len(own) > 1 else None)
+    by_category = own if len(own) > 1 else None
+    half = options.half_weights
+    save_detector(out, detector, num_steps, together, by_category, half_weights=half)
     return together
 
 
