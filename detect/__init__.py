@@ -8,9 +8,12 @@
 `result` has score, p_value, is_anomalous, and map and mask at the photo's own resolution.
 """
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads hold up torch's
 
 if TYPE_CHECKING:
     from detect.prediction.predictor import Given, Predictor

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detect.config import TrainedConfig, require_fields_positive
-from detect.detector import Batch, Detector, Scores, Stage
+from detect.detector import ADAM, Batch, Detector, Scores, Stage
 from detect.images import to_chw, to_unit
 from detect.methods.flow import ActNorm, Flow, negative_log_likelihood
 from detect.training.feature_cache import FeatureCache, stored_cache
@@ -124,7 +124,9 @@ class FlowDetector(Detector):
                 loss=self.losses,
                 lr=self.config.learning_rate,
                 optimizer=partial(
-                    torch.optim.Adam, eps=ADAM_EPS, weight_decay=self.config.weight_decay
+                    ADAM,
+                    eps=ADAM_EPS,
+                    weight_decay=self.config.weight_decay,
                 ),
                 max_norm=MAX_NORM,
                 average=self.config.average,
