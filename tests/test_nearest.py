@@ -72,6 +72,21 @@ def test_a_training_image_does_not_find_itself():
     assert (found.mean((1, 2, 3)) > detector.residuals(images(4)[numbers]).mean((1, 2, 3))).all()
 
 
+def test_what_is_remembered_of_training_images_is_what_a_search_finds():
+    detector, shown = made(40), [normal_image(n, (32, 48)) for n in range(4)]
+    x, numbers = images(4), torch.tensor([2, 0, 3])
+    blended = x[numbers].clone()
+    mask = torch.zeros(3, 32, 48, dtype=torch.bool)
+    blended[1, :, 3:9, 4:20], mask[1, 3:9, 4:20] = 0.9, True
+    batch = Batch(blended, x[numbers], mask, numbers)
+    want = detector.training_residuals(batch)
+    told = []
+    detector.remember(shown, lambda *progress: told.append(progress))
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    torch.testing.assert_close(detector.training_residuals(batch), want)
+    torch.testing.assert_close(want, detector.residuals(blended, numbers))
+
+
 def test_patches_of_many_queries_are_those_of_each(monkeypatch):
     monkeypatch.setattr("detect.methods.patch_nn.CHUNK", 3 * 7)
     generator = torch.Generator().manual_seed(0)
@@ -80,7 +95,7 @@ def test_patches_of_many_queries_are_those_of_each(monkeypatch):
     found = nearest_patches(queries, bank, asking, owners)
     for query, own, patch in zip(queries, asking, found, strict=True):
         others = bank[owners != own]
-        assert torch.equal(patch, others[(others - query).square().sum(1).argmin()])
+        assert torch.equal(bank[patch], others[(others - query).square().sum(1).argmin()])
 
 
 def test_what_is_usual_is_measured_on_normal_images():

@@ -108,7 +108,7 @@ def patches(backbone: Backbone, images: Tensor) -> Tensor:
 def nearest_patches(
     queries: Tensor, bank: Tensor, asking: Tensor | None = None, owners: Tensor | None = None
 ) -> Tensor:
-    """Return the nearest patch of every query: [Q, C], [B, C] -> [Q, C].
+    """Return which patch is nearest to every query: [Q, C], [B, C] -> int64 [Q].
 
     Exact: every pair is compared, in chunks. |q - b|^2 = |q|^2 - 2 q.b + |b|^2 finds the nearest
     patch but cancels near 0: distances are to be computed from the patch itself. asking, owners:
@@ -122,13 +122,13 @@ def nearest_patches(
         if asking is not None and owners is not None:
             own = asking[start * rows : (start + 1) * rows, None] == owners
             compared = compared.masked_fill(own, torch.inf)
-        parts.append(bank[compared.argmin(1)])
+        parts.append(compared.argmin(1))
     return torch.cat(parts)
 
 
 def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:
     """Euclidean distance of every query to its nearest patch: [Q, C], [B, C] -> [Q]."""
-    return (queries - nearest_patches(queries, bank)).square().sum(1).sqrt()
+    return (queries - bank[nearest_patches(queries, bank)]).square().sum(1).sqrt()
 
 
 def blurred(maps: Tensor, sigma: float) -> Tensor:

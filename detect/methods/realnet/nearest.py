@@ -10,7 +10,7 @@ Shapes: N images of H x W pixels; h x w cells of the finest layer; C channels of
 which AFS keeps m; a bank of B patches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -39,6 +39,8 @@ from detect.pooling import image_scores
 from detect.training.material import Material
 from synth.base.backbones import Backbone, build_backbone, seeded_init
 from synth.data.normals import spread
+from synth.images import Progress
+from synth.pictures import Image
 
 NUM_SCALED = 64
 """Normal images, spread over all, whose residuals say what is usual."""
@@ -72,8 +74,9 @@ class NearestConfig(RealNetConfig):
 class NearestRealNet(Detector):
     """Nearest normal patch -> residuals of AFS's channels -> RRS -> segmentation.
 
-    bank: float32 [B, C]. owners: int64 [B], the training image of each patch, known in training
-    alone: an image must not find itself. Of normal images, `usual`, float32 [C], is the mean
+    bank: float32 [B, C]. In training there are besides: owners, int64 [B], the training image of
+    each patch, as an image must not find itself; known, int32 [images, h w], the nearest patches of
+    all training images, found once. Of normal images, `usual`, float32 [C], is the mean
     squared residual, and `log_distance`, float32 [2], median and spread of the log distance.
     """
 
@@ -84,6 +87,7 @@ class NearestRealNet(Detector):
         super().__init__()
         self.config, self.backbone = config, backbone
         self.owners: Tensor | None = None
+        self.known: Tensor | None = None
         self.bank: Tensor
         self.usual: Tensor
         self.log_distance: Tensor
@@ -142,7 +146,7 @@ class NearestRealNet(Detector):
         k and b are learned; nothing is drawn at random.
         """
         H, W = batch.image.shape[-2:]
-        squares = self.residuals(batch.image, batch.number)
+        squares = self.training_residuals(batch)
         evidence = sized(self.evidence(squares), (H, W))[:, 0]
         k, b = self.to_logit
         logits = k * (evidence + self.added(squares, (H, W))) + b
@@ -171,12 +175,42 @@ class NearestRealNet(Detector):
         """
         with torch.autocast(images.device.type, enabled=False):
             phi = patches(self.backbone, images)
-            N, h, w, C = phi.shape
-            queries, asking = phi.flatten(0, 2), None
-            if numbers is not None and self.owners is not None:
-                asking = numbers.to(phi.device).repeat_interleave(h * w)
-            G = nearest_patches(queries, self.bank, asking, self.owners)
-            return (queries - G).square().view(N, h, w, C)
+            return (phi - self.bank[self.nearest(phi, numbers)]).square()
+
+    def nearest(self, phi: Tensor, numbers: Tensor | None = None) -> Tensor:
+        """Return which patch is nearest to each cell: [N, h, w, C] to int64 [N, h, w]."""
+        N, h, w, _ = phi.shape
+        asking = None
+        if numbers is not None and self.owners is not None:
+            asking = numbers.to(phi.device).repeat_interleave(h * w)
+        return nearest_patches(phi.flatten(0, 2), self.bank, asking, self.owners).view(N, h, w)
+
+    @torch.no_grad()
+    def training_residuals(self, batch: Batch) -> Tensor:
+        """As `residuals` of the batch's images; only what was blended is searched for anew."""
+        numbers = batch.number
+        if numbers is None or self.known is None:
+            return self.residuals(batch.image, numbers)
+        with torch.autocast(batch.image.device.type, enabled=False):
+            phi = patches(self.backbone, batch.image)
+            N, h, w, _ = phi.shape
+            places = self.known[numbers].to(phi.device).long().view(N, h, w)
+            blended = batch.mask.flatten(1).any(1).nonzero().flatten()
+            if len(blended):
+                places[blended] = self.nearest(phi[blended], numbers[blended.cpu()])
+            return (phi - self.bank[places]).square()
+
+    @torch.no_grad()
+    def remember(self, images: Sequence[Image], progress: Progress | None = None) -> None:
+        """Find the nearest patches of all training images, uint8 [H, W, 3], in their order."""
+        found = []
+        for number, image in enumerate(images):
+            x = to_unit(to_chw(image)[None].to(self.bank.device))
+            places = self.nearest(patches(self.backbone, x), torch.tensor([number]))
+            found.append(places.flatten(1).int().cpu())
+            if progress is not None:
+                progress(number + 1, len(images))
+        self.known = torch.cat(found)
 
     def evidence(self, squares: Tensor) -> Tensor:
         """Return the log distance in spreads from the normal median, float32 [N, 1, h, w]."""
@@ -233,6 +267,8 @@ def build_nearest(config: NearestConfig, material: Material[NearestConfig]) -> N
         bank, owners = build_bank(material.backbone, images, coreset, device, update)
     detector = NearestRealNet(config, material.backbone, bank, index).to(device)
     detector.owners = owners if len(images) > 1 else None
+    with material.bars("nearest patches of the normal images", "image") as update:
+        detector.remember(images, update)
     chosen = spread(len(images), NUM_SCALED)
     few = to_unit(torch.stack([to_chw(images[n]) for n in chosen]).to(device))
     detector.measure_normals(few, torch.tensor(chosen))
