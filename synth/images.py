@@ -7,10 +7,10 @@ core: 44 against 35 ms for a PNG, 5.8 against 4.9 ms for a JPEG); the pixels are
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -27,6 +27,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 JPEG_FORMATS = frozenset({"JPEG", "MPO"})  # MPO: a phone's JPEG with a second picture inside
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; refused before decoding
 MIN_SIDE_PX = 8  # below this nothing can be seen, and every backbone's stride is larger
+JUNK_FOLDERS = frozenset({"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN"})
+"""In which storage devices and systems keep thumbnails and what was deleted."""
 DARK = 1 << 14  # values of 16 bits that end below come out as a quarter of white at most
 MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr"})
 
@@ -47,16 +49,21 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image file as a person sees it: uint8 [H, W, 3], RGB.
 
     Rotated by its EXIF orientation; alpha laid on white, as on paper; palette, grey and CMYK
-    converted; the first page of several. 16-bit grey is scaled by 1/257 and rounded; of 16-bit
-    colour the high byte is kept (within one level of the same). Raises UserError, naming the
-    file, where it is missing, empty, damaged, not an image, of 32-bit or float pixels, below
-    MIN_SIDE_PX on a side, or above MAX_PIXELS (refused before decoding). Gives an ImageWarning for
-    16-bit grey that ends below DARK.
+    converted. 16-bit grey is scaled by 1/257 and rounded; of 16-bit colour the high byte is kept
+    (within one level of the same). Raises UserError, naming the file, where it is missing, empty,
+    damaged, not an image, of several pictures, wholly transparent, of pixels that Pillow does not
+    show as they are meant (`_check_header`), below MIN_SIDE_PX on a side, or above MAX_PIXELS
+    (refused before decoding). Gives an ImageWarning for 16 bits that end below DARK.
     """
-    with _no_warnings(), _decoded(path) as image:
+    with _no_warnings(), _decoded(path) as (image, has_16_bits):
+        if image.has_transparency_data and not np.asarray(image.convert("RGBA"))[..., 3].any():
+            raise UserError(
+                f"{path}: wholly transparent, so that nothing is seen; save it without transparency"
+            )
         rgb = _rgb(image)
-    if image.mode.startswith("I;16"):
-        _warn_of_darkness(path, int(np.asarray(image).max()))
+    if has_16_bits:
+        grey = image.mode.startswith("I;16")
+        _warn_of_darkness(path, int(np.asarray(image).max()) if grey else 257 * int(rgb.max()))
     return rgb
 
 
@@ -85,7 +92,7 @@ def read_mask(path: Path, shape: tuple[int, int] | None) -> NDArray[np.bool_]:
 
 def read_graded_mask(path: Path, shape: tuple[int, int] | None) -> tuple[NDArray[np.bool_], bool]:
     """Read a mask as `read_mask`, and whether its defects have several levels (soft edges)."""
-    with _no_warnings(), _decoded(path) as image:
+    with _no_warnings(), _decoded(path) as (image, _):
         if image.format in JPEG_FORMATS:
             raise UserError(f"{path}: a mask in JPEG is not exact; save it as PNG")
         levels, mask = _levels(image)
@@ -199,32 +206,90 @@ def _no_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _decoded(path: Path) -> Iterator[Image.Image]:
-    """Yield the upright image in its own mode; every fault of the file becomes a UserError."""
+def _decoded(path: Path) -> Iterator[tuple[Image.Image, bool]]:
+    """Yield the upright image in its own mode, and whether the file has 16 bits a sample.
+
+    Every fault of the file becomes a UserError.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
             _check_header(path, image)
+            _check_pages(path, image)
+            has_16_bits = ";16" in str(image.tile)
+            inverted = _tags(image).get(PHOTOMETRIC) == WHITE_IS_ZERO
             ImageOps.exif_transpose(image, in_place=True)
             image.load()
     except UserError:
         raise
     except Exception as error:  # decoders raise anything on damaged bytes
         raise UserError(_read_fault(path, error)) from error
-    yield image  # the file is closed, the pixels stay
+    if inverted and image.mode.startswith("I;16"):  # Pillow inverts 8 bits alone
+        image = Image.fromarray(np.uint16(65535) - np.asarray(image).astype(np.uint16))
+    yield image, has_16_bits  # the file is closed, the pixels stay
+
+
+def is_turned(path: Path) -> bool:
+    """Whether an image file's EXIF says that it is shown turned or mirrored."""
+    with _no_warnings(), Image.open(path, formats=FORMATS) as image:
+        return image.getexif().get(ORIENTATION, 1) not in (0, 1)
+
+
+ORIENTATION = 274
+BITS, PHOTOMETRIC, PLANES, SAMPLE_FORMAT, SUBFILE = 258, 262, 284, 339, 254
+"""Tags of TIFF. Source: TIFF 6.0."""
+WHITE_IS_ZERO, APART, SIGNED, REDUCED = 0, 2, 2, 1
+"""Values of these: grey is inverted; each colour is a plane of its own; a preview."""
+
+
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """TIFF's tags; none of other formats."""
+    return getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+
+
+def _check_pages(path: Path, image: Image.Image) -> None:
+    """Raise UserError for several pictures in one file; previews of one are none."""
+    count = 1 if image.format in JPEG_FORMATS else getattr(image, "n_frames", 1)
+    if count > 1 and image.format == "TIFF":
+        pages = []
+        for number in range(count):
+            image.seek(number)
+            pages.append(not int(_tags(image).get(SUBFILE, 0)) & REDUCED)
+        image.seek(0)
+        count = sum(pages)
+    if count > 1:
+        raise UserError(
+            f"{path}: holds {count} pictures, of which one only would be seen; save each as a file "
+            "of its own"
+        )
 
 
 def _check_header(path: Path | str, image: Image.Image) -> None:
     width, height = image.size
     size = f"{width}x{height} px (width x height)"
     if width * height > MAX_PIXELS:
-        raise UserError(f"{path}: {size} is over {MAX_PIXELS:,} pixels; cut the image into tiles")
+        raise UserError(
+            f"{path}: {size} is over {MAX_PIXELS:,} pixels; cut it into several files (--tile cuts "
+            "what is read)"
+        )
     if min(width, height) < MIN_SIDE_PX:
         raise UserError(
             f"{path}: {size} is too small; each side must be {MIN_SIDE_PX} px or more: remove it"
         )
+    tags = _tags(image)
+    if SIGNED in np.atleast_1d(tags.get(SAMPLE_FORMAT, ())):
+        raise UserError(
+            f"{path}: pixels are signed numbers, whose black is not said; save unsigned 8-bit or "
+            "16-bit ones"
+        )
     if image.mode not in MODES and not image.mode.startswith("I;16"):
         raise UserError(
-            f"{path}: pixels of type {image.mode} have no fixed range; save as 8-bit or 16-bit"
+            f"{path}: pixels of type {image.mode} have no fixed range here; save as 8-bit or 16-bit "
+            "grey or RGB"
+        )
+    if tags.get(PLANES) == APART and max(np.atleast_1d(tags.get(BITS, 8))) > 8:
+        raise UserError(
+            f"{path}: 16-bit colours in planes of their own cannot be read; save them interleaved "
+            "(TIFF's PlanarConfiguration 1)"
         )
 
 
@@ -270,6 +335,7 @@ def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
             for name in sorted(folders)
             if recursive
             and not name.startswith(".")
+            and name not in JUNK_FOLDERS
             and os.path.realpath(os.path.join(parent, name)) not in seen
         ]
 
@@ -291,7 +357,7 @@ def _read_fault(path: Path, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return read_fault(path, error)
     if isinstance(error, Image.DecompressionBombError):
-        return f"{path}: the image is over {MAX_PIXELS:,} pixels; cut the image into tiles"
+        return f"{path}: the image is over {MAX_PIXELS:,} pixels; cut it into several files"
     if path.stat().st_size == 0:
         return f"{path}: the file is empty (0 bytes); {again}"
     if isinstance(error, UnidentifiedImageError):

@@ -1,5 +1,6 @@
 """Options and checks that the commands which use a detector share."""
 
+import codecs
 import os
 import sys
 from collections.abc import Sequence
@@ -40,4 +41,10 @@ def lines_for_dash(places: Sequence[Path]) -> list[str]:
     """What stdin lists where "-" is among the places; nothing else waits for it."""
     if Path("-") not in places:
         return []
-    return [os.fsdecode(line).rstrip("\r\n") for line in sys.stdin.buffer]
+    data = sys.stdin.buffer.read()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Windows writes lists
+        try:
+            return data.decode("utf-16").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"images: the list is no whole UTF-16 text ({error.reason})") from error
+    return [os.fsdecode(line) for line in data.removeprefix(codecs.BOM_UTF8).splitlines()]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from synth.base.errors import UserError
 from synth.base.progress import Bars
 from synth.data.catalog import Category, Record
-from synth.images import read_graded_mask, read_image, read_mask
+from synth.images import is_turned, read_graded_mask, read_image, read_mask
 
 ALL_DEFECTS = ""  # all defect types together; no folder has this name
 
@@ -20,7 +20,8 @@ class TestSet(NamedTuple):
     """The test images of a category, all readable.
 
     shapes: (height, width) of each image and its mask. has_masks: whether every anomalous image has
-    one. graded, empty: mask files with several levels, and without a defect.
+    one. graded, empty, large: mask files with several levels, without a defect, and of a defect
+    over most of the image. turned: images that EXIF turns and that have masks.
     """
 
     category: Category
@@ -29,6 +30,8 @@ class TestSet(NamedTuple):
     has_masks: bool
     graded: tuple[Path, ...]
     empty: tuple[Path, ...]
+    large: tuple[Path, ...] = ()
+    turned: tuple[Path, ...] = ()
 
     @property
     def paths(self) -> list[Path]:
@@ -81,6 +84,16 @@ class TestSet(NamedTuple):
                 f"{len(self.empty)} masks of anomalous images are empty, the first: "
                 f"{self.empty[0]}; the images count as anomalous, all their pixels as normal"
             )
+        if self.large:
+            notes.append(
+                f"{len(self.large)} masks cover more than half of their image, the first: "
+                f"{self.large[0]}; what is not 0 counts as defect: invert them if black is meant"
+            )
+        if self.turned:
+            notes.append(
+                f"{len(self.turned)} test images with masks are turned by their EXIF orientation, "
+                f"the first: {self.turned[0]}; their masks must be drawn on the images as shown"
+            )
         return notes
 
 
@@ -114,6 +127,8 @@ def open_test_set(category: Category, bars: Bars) -> TestSet:
     shapes: list[tuple[int, int]] = []
     graded: list[Path] = []
     empty: list[Path] = []
+    large: list[Path] = []
+    turned: list[Path] = []
     with bars("checking test images", "image") as update:
         for done, record in enumerate(category.test, start=1):
             height, width = read_image(record.path).shape[:2]
@@ -122,6 +137,14 @@ def open_test_set(category: Category, bars: Bars) -> TestSet:
                 mask, is_graded = read_graded_mask(record.mask_path, shapes[-1])
                 graded += [record.mask_path] * is_graded
                 empty += [record.mask_path] * (not mask.any())
+                large += [record.mask_path] * bool(mask.mean() > 0.5)
+                turned += [record.path] * is_turned(record.path)
             update(done, len(category.test))
     has_masks = all(record.mask_path or not record.is_anomalous for record in category.test)
-    return TestSet(category, category.test, tuple(shapes), has_masks, tuple(graded), tuple(empty))
+    return TestSet(
+        category,
+        category.test,
+        tuple(shapes),
+        has_masks,
+        *map(tuple, (graded, empty, large, turned)),
+    )

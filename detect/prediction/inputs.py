@@ -110,12 +110,14 @@ def files_at(place: Path) -> list[Path]:
         return [absolute(place)]
     if not glob.has_magic(str(place)):
         raise UserError(f"{place}: no such file or folder; check the path")
-    matches = map(Path, sorted(glob.glob(str(place), recursive=True)))
     known = (*SUFFIXES, *VIDEO_SUFFIXES)
-    found = [path for path in matches if path.suffix.lower() in known and path.is_file()]
-    if not found:
-        raise UserError(f"{place}: the pattern matches no image or video; check it")
-    return [absolute(path) for path in found]
+    for pattern in (str(place).replace("[", "[[]"), str(place)):  # brackets of a name come first
+        matches = map(Path, sorted(glob.glob(pattern, recursive=True)))
+        found = [path for path in matches if path.suffix.lower() in known and path.is_file()]
+        if found:
+            return [absolute(path) for path in found]
+    tried = ", with its brackets as they are or as a choice of letters" if "[" in str(place) else ""
+    raise UserError(f"{place}: the pattern matches no image or video{tried}; check it")
 
 
 def absolute(path: Path) -> Path:

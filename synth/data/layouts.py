@@ -20,6 +20,7 @@ from synth.data.records import (
     refuse_others,
     require_mask,
     require_some,
+    require_unlabelled,
     subfolders,
 )
 from synth.data.visa import VISA
@@ -88,6 +89,7 @@ def _loose_normals(folder: Path) -> list[Record]:
             raise UserError(
                 f"{path}: in a {kind.pop()!r} folder deep inside {folder}; give the folder above it"
             )
+    require_unlabelled(folder, paths)
     return require_some([Record(path, "train", GOOD, None) for path in paths], folder)
 
 

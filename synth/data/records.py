@@ -1,6 +1,8 @@
 """What a layout is read into: image records of a category; and the pieces readers share."""
 
-from collections.abc import Callable
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -84,7 +86,7 @@ def list_test(
 ) -> list[Record]:
     """List test/<type>/, with masks by `find_mask(image, ground_truth/<type>/<same place>)`.
 
-    good: the type whose images are normal.
+    good: the type whose images are normal, and so are those of other words for it, such as OK.
     """
     test = folder / "test"
     if not test.is_dir():
@@ -97,7 +99,7 @@ def list_test(
         truth = folder / "ground_truth" / kind.name
         for path in list_images(kind, recursive=True):
             place = truth / path.relative_to(kind)
-            if kind.name == good:
+            if kind.name == good or is_good(kind.name):
                 records.append(Record(path, "test", GOOD, None))
             else:
                 records.append(Record(path, "test", kind.name, find_mask(path, place)))
@@ -111,9 +113,65 @@ def require_mask(image: Path, mask: Path) -> Path:
     return mask
 
 
+GOOD_WORDS = frozenset(
+    {
+        "good", "ok", "normal", "normals", "pass", "passed", "healthy", "gut", "io", "defectfree",
+        "nodefect", "nodefects",
+    }
+)  # fmt: skip
+BAD_WORDS = frozenset(
+    {
+        "ng", "nok", "bad", "defect", "defects", "defective", "faulty", "fault", "abnormal",
+        "anomaly", "anomalies", "anomalous", "fail", "failed", "reject", "rejected", "nio", "ko",
+    }
+)  # fmt: skip
+MASK_WORDS = frozenset({"mask", "masks", "gt", "groundtruth", "label", "labels", "annotations"})
+SUFFIX_WORDS = ("images", "image", "img", "dir", "folder", "samples", "parts")
+
+
+def bare_word(name: str) -> str:
+    """A folder's name without case, separators and words such as "images"."""
+    parts = [part for part in re.split(r"[^a-z]+", name.casefold()) if part]
+    return "".join(part for part in parts if part not in SUFFIX_WORDS) or "".join(parts)
+
+
+def is_good(name: str) -> bool:
+    """Whether a folder's name says that its images are normal."""
+    return bare_word(name) in GOOD_WORDS
+
+
+def require_unlabelled(folder: Path, paths: Sequence[Path]) -> None:
+    """Raise UserError where names of folders say that some of these images are not normal.
+
+    That is so where one is called after defects or masks, or where some are in a folder called
+    after good products and some are not.
+    """
+    counts = Counter(path.relative_to(folder).parts[:-1] for path in paths)
+    words = {parts: {bare_word(part) for part in parts} for parts in counts}
+    wrong = [parts for parts, names in words.items() if names & (BAD_WORDS | MASK_WORDS)]
+    good = [parts for parts, names in words.items() if names & GOOD_WORDS]
+    if not wrong and (not good or len(good) == len(counts)):
+        return
+
+    def listed(chosen: Iterable[tuple[str, ...]]) -> str:
+        return ", ".join(f"{'/'.join(parts) or '.'} ({counts[parts]})" for parts in chosen)
+
+    others = [parts for parts in counts if parts not in good]
+    right = f", {listed(good)} to be normal ones" if good else ""
+    way = folder.joinpath(*good[0]) if len(good) == 1 else f"{folder}/<the normal ones>"
+    raise UserError(
+        f"{folder}: by their names {listed(wrong or others)} seem to be no normal images{right}; "
+        f"give --root {way}, or move normal ones to train/good and others to test/<defect>"
+    )
+
+
 def normals_in(folder: Path, split: Split) -> list[Record]:
-    """The images below `folder`, all normal. Raises UserError where there are none."""
+    """The images below `folder`, all normal. Raises UserError where there are none.
+
+    Raises UserError as `require_unlabelled`, too.
+    """
     paths = list_images(folder, recursive=True)
+    require_unlabelled(folder, paths)
     return require_some([Record(path, split, GOOD, None) for path in paths], folder)
 
 

@@ -1,0 +1,218 @@
+"""Files that Pillow opens without a word: read as a viewer shows them, or refused by name."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from products import write_product
+
+from detect.commands.shared import lines_for_dash
+from detect.evaluation.testset import open_test_set
+from detect.prediction.inputs import files_at
+from synth.base.errors import ImageWarning, UserError
+from synth.base.progress import no_bars
+from synth.data.catalog import open_category
+from synth.images import list_images, read_image, read_mask, write_png
+
+GREY = np.linspace(0, 65535, 20 * 24).reshape(20, 24).astype(np.uint16)
+COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=2)
+
+
+def levels(values: np.ndarray) -> np.ndarray:
+    """16 bits as 8."""
+    return np.rint(values / 257).astype(np.uint8)
+
+
+def seen(path: Path) -> np.ndarray | None:
+    """The pixels, or None where they are refused."""
+    try:
+        return read_image(path)
+    except UserError:
+        return None
+
+
+# Pixels
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_white_is_zero_is_seen_inverted(tmp_path, byteorder, compression):
+    path = tmp_path / "a.tif"
+    for values in (GREY, levels(GREY)):
+        options = {"byteorder": byteorder, "compression": compression}
+        tifffile.imwrite(path, values, photometric="miniswhite", **options)
+        found = seen(path)
+        if found is None:  # refused, not guessed
+            assert (byteorder, values.dtype) == (">", np.uint16)
+            continue
+        want = levels(65535 - GREY)
+        np.testing.assert_allclose(found[..., 0].astype(int), want.astype(int), atol=1)
+
+
+def test_a_mask_whose_white_is_zero_is_seen_inverted(tmp_path):
+    values = np.full((20, 24), 65535, np.uint16)
+    values[3:9, 4:8] = 0  # shown white
+    tifffile.imwrite(tmp_path / "mask.tif", values, photometric="miniswhite")
+    mask = read_mask(tmp_path / "mask.tif", (20, 24))
+    assert mask.sum() == 6 * 4
+    assert mask[3:9, 4:8].all()
+
+
+def test_colours_in_planes_are_read_or_refused(tmp_path):
+    apart = np.moveaxis(COLOUR, 2, 0)
+    options = {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(tmp_path / "16.tif", apart, **options)
+    with pytest.raises(UserError, match="16-bit colours in planes of their own"):
+        read_image(tmp_path / "16.tif")
+    tifffile.imwrite(tmp_path / "8.tif", levels(apart), **options)
+    np.testing.assert_array_equal(read_image(tmp_path / "8.tif"), levels(COLOUR))
+    tifffile.imwrite(tmp_path / "together.tif", COLOUR, photometric="rgb")
+    found = read_image(tmp_path / "together.tif").astype(int)
+    np.testing.assert_allclose(found, levels(COLOUR).astype(int), atol=1)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int32])
+def test_signed_pixels_are_refused_as_such(tmp_path, dtype):
+    tifffile.imwrite(tmp_path / "a.tif", (GREY // 1024).astype(dtype), photometric="minisblack")
+    with pytest.raises(UserError, match=r"a\.tif: pixels are signed numbers"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_twelve_bits_in_sixteen_are_told_of_in_every_mode(tmp_path, name, channels):
+    values = (COLOUR if channels == 3 else GREY) // 16
+    cv2.imwrite(str(tmp_path / name), values)
+    with pytest.warns(ImageWarning, match=r"end at (38|40).. of 65535"):
+        assert read_image(tmp_path / name).max() <= 16
+
+
+def test_what_is_wholly_transparent_is_refused(tmp_path):
+    pixels = np.full((20, 24, 4), 99, np.uint8)
+    pixels[..., 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with pytest.raises(UserError, match="wholly transparent"):
+        read_image(tmp_path / "a.png")
+    pixels[4, 4, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").min() == 99
+
+
+# Several pictures
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.tif"])
+def test_a_file_of_several_pictures_is_refused_with_their_number(tmp_path, name):
+    frames = [Image.fromarray(np.full((20, 24, 3), n * 60, np.uint8)) for n in range(3)]
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    with pytest.raises(UserError, match="holds 3 pictures, of which one only would be seen"):
+        read_image(tmp_path / name)
+
+
+def test_a_preview_in_the_file_is_no_picture_of_its_own(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(levels(GREY), photometric="minisblack")
+        file.write(levels(GREY)[::2, ::2], photometric="minisblack", subfiletype=1)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.tif")[..., 0], levels(GREY))
+
+
+# Masks, lists, names
+
+
+def test_masks_that_cover_most_of_an_image_and_turned_images_are_told_of(tmp_path):
+    root = write_product(tmp_path / "widget", num_train=4)
+    test = open_test_set(open_category("folder", root), no_bars)
+    assert not test.cautions()
+    masks = sorted((root / "ground_truth").rglob("*.png"))
+    inverted = ~read_mask(masks[0], None)
+    write_png(masks[0], inverted)
+    first = next(record for record in test.records if record.mask_path == masks[1])
+    image = Image.open(first.path)
+    exif = image.getexif()
+    exif[274] = 3
+    image.save(first.path, exif=exif)
+    cautions = open_test_set(open_category("folder", root), no_bars).cautions()
+    assert len(cautions) == 2
+    assert f"1 masks cover more than half of their image, the first: {masks[0]}" in cautions[0]
+    assert (
+        f"1 test images with masks are turned by their EXIF orientation, the first: {first.path}"
+        in cautions[1]
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_as_windows_writes_it(monkeypatch, encoding):
+    class Stdin:
+        class buffer:
+            @staticmethod
+            def read() -> bytes:
+                return "ä 1.png\r\nb.png\r\n".encode(encoding)
+
+    monkeypatch.setattr("sys.stdin", Stdin)
+    assert lines_for_dash([Path("-")]) == ["ä 1.png", "b.png"]
+
+
+def test_brackets_in_a_name_come_before_brackets_in_a_pattern(tmp_path):
+    folder = tmp_path / "run [batch 1]"
+    for path in (folder / "a.png", tmp_path / "1.png", tmp_path / "2.png"):
+        write_png(path, np.zeros((8, 8), np.uint8))
+    assert files_at(folder / "*.png") == [folder / "a.png"]
+    assert files_at(tmp_path / "[12].png") == [tmp_path / "1.png", tmp_path / "2.png"]
+    with pytest.raises(UserError, match="matches no image or video, with its brackets as they are"):
+        files_at(tmp_path / "[34].png")
+
+
+def test_thumbnails_of_storage_devices_are_left_out(tmp_path):
+    for name in ("a.png", "@eaDir/a.png", "deep/@eaDir/b.png", "__MACOSX/c.png", "deep/d.png"):
+        write_png(tmp_path / name, np.zeros((8, 8), np.uint8))
+    found = [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path, True)]
+    assert found == ["a.png", "deep/d.png"]
+
+
+# Folders named after what they hold
+
+
+def photos(root: Path, **counts: int) -> Path:
+    for name, count in counts.items():
+        for number in range(count):
+            place = root / name.replace("__", "/") / f"{number}.png"
+            write_png(place, np.full((8, 8), number, np.uint8))
+    return root
+
+
+@pytest.mark.parametrize(
+    ("counts", "line"),
+    [
+        ({"OK": 4, "NG": 2}, r"NG \(2\) seem to be no normal images, OK \(4\) to be normal ones"),
+        ({"train__OK": 4, "train__NG": 2}, r"NG \(2\) seem to be no normal images"),
+        ({"train__Good": 4, "train__nok": 2}, r"nok \(2\) seem to be no normal images, Good"),
+        (
+            {"normal_dir": 4, "abnormal_dir": 2, "mask_dir": 2},
+            r"abnormal_dir \(2\), mask_dir \(2\) seem to be no normal images, normal_dir \(4\)",
+        ),
+        ({"a__Defects": 1, "b": 3}, r"a/Defects \(1\) seem to be no normal images;"),
+        ({"Normal": 4, "day 2": 2}, r"day 2 \(2\) seem to be no normal images, Normal \(4\)"),
+        ({"images": 4, "Ground Truth": 4}, r"Ground Truth \(4\) seem to be no normal images;"),
+    ],
+)
+def test_siblings_that_are_classes_are_refused_with_their_counts(tmp_path, counts, line):
+    with pytest.raises(UserError, match=line):
+        open_category("folder", photos(tmp_path, **counts))
+
+
+@pytest.mark.parametrize(
+    "counts", [{"OK": 4}, {"day 1": 3, "day 2": 1}, {"a__ok": 2, "b__OK": 2}, {"train": 4}]
+)
+def test_folders_that_say_nothing_or_good_of_all_are_taken(tmp_path, counts):
+    assert len(open_category("folder", photos(tmp_path, **counts)).train) == 4
+
+
+@pytest.mark.parametrize("name", ["OK", "Normal", "GOOD", "pass"])
+def test_good_by_another_name_is_no_defect(tmp_path, name):
+    root = photos(tmp_path, train__good=4, test__good=1, test__hole=2, **{f"test__{name}": 3})
+    category = open_category("folder", root)
+    assert sum(not record.is_anomalous for record in category.test) == 4
+    assert {record.defect for record in category.test if record.is_anomalous} == {"hole"}
