@@ -283,8 +283,8 @@ def _check_header(path: Path | str, image: Image.Image) -> None:
         )
     if image.mode not in MODES and not image.mode.startswith("I;16"):
         raise UserError(
-            f"{path}: pixels of type {image.mode} have no fixed range here; save as 8-bit or 16-bit "
-            "grey or RGB"
+            f"{path}: pixels of type {image.mode} have no fixed range here; save as 8-bit or "
+            "16-bit grey or RGB"
         )
     if tags.get(PLANES) == APART and max(np.atleast_1d(tags.get(BITS, 8))) > 8:
         raise UserError(

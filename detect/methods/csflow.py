@@ -66,8 +66,9 @@ _COMPACT = CSFlowConfig(
     image_size=(256, 256),
     backbone=replace(DEFAULT_BACKBONE, layers=(3,)),
     hidden=128,
-    num_steps=2000,
-    learning_rate=2e-4,
+    normalise=True,
+    num_steps=1000,
+    learning_rate=1e-3,
 )
 _PAPER = CSFlowConfig(
     image_size=(768, 768),

@@ -135,8 +135,8 @@ _COMPACT = ValidFlowConfig(
     image_size=(256, 256),
     backbone=replace(DEFAULT_BACKBONE, layers=(3,)),
     hidden=128,
-    num_steps=2000,
-    learning_rate=2e-4,
+    num_steps=1000,
+    learning_rate=1e-3,
 )
 PRESETS = {
     "tiny": replace(_COMPACT, image_size=(128, 128), num_steps=500),
