@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole chain on embedded photographs: normal images -> diffusion model -> anomaly images -> RealNet -> report.
+# `detect fit` on embedded photographs: normal images -> diffusion model -> anomaly images -> detector -> report.
 #   bash scripts/demo.sh [--category brick|grass|gravel] [--out DIR]
 # Run it again after an interruption: every stage goes on where it stopped.
 set -euo pipefail
@@ -17,5 +17,4 @@ done
 out=${out:-runs/demo/$category}
 
 bash scripts/setup.sh
-mkdir -p "$out"
-exec .venv/bin/python scripts/demo.py --category "$category" --out "$out"
+exec .venv/bin/python -m detect fit --dataset textures --category "$category" --out "$out"
