@@ -835,3 +835,15 @@ def test_images_are_as_a_person_sees_them(run, model, tmp_path):
     Image.fromarray(normal_image(0, (40, 30))).save(tmp_path / "turned.jpg", exif=exif)
     assert run(*words(model, tmp_path / "out", tmp_path / "turned.jpg")).code == 0
     assert read_image(tmp_path / "out/overlays/000000_turned.png").shape == (30, 40, 3)
+
+
+def test_watching_what_cannot_be_read_ends_with_2_as_scoring_does(
+    run, model, photos, tmp_path, monkeypatch
+):
+    def watch(work, folder):
+        work.predict([[Unreadable(str(folder / "a.png"), "a.png: damaged")]], lambda row: None)
+
+    monkeypatch.setattr("detect.commands.predict.watch_folder", watch)
+    line = run.refused(*words(model, tmp_path / "out", photos), "--watch")
+    assert line.endswith("1 of 1 images cannot be read; their rows say so")
+    assert [row["verdict"] for row in table(tmp_path / "out")] == ["unreadable"]

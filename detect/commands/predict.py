@@ -20,6 +20,7 @@ from synth.base.options import Folder, OptionalFolder, Precision, require_output
 from synth.data.catalog import require_outside
 
 if TYPE_CHECKING:
+    from detect.prediction.log import ScoreLog
     from detect.prediction.run import Run
 
 TileSize = Annotated[
@@ -88,12 +89,11 @@ def predict(
         raise UserError("--tile-size, --overlap: not used without --tile; add it or leave them out")
     from detect.prediction import run
     from detect.prediction.inputs import files_at, find_inputs
-    from detect.prediction.log import LOG_FILE, TABLE_FILE, ScoreLog
+    from detect.prediction.log import ScoreLog
     from detect.prediction.overlays import remove_pictures_from
     from detect.prediction.predictor import load_predictor, require_normals
     from detect.prediction.tiles import OVERLAP
     from detect.prediction.video import is_video
-    from synth.base.claims import claim_folder
     from synth.base.locks import sole_user
 
     require_normals(tile, normals)
@@ -114,15 +114,7 @@ def predict(
     )
     config = run.description(model, predictor, held, every, pictures, precision)
     with sole_user(out):
-        is_own = (out / run.CONFIG_FILE).exists()
-        foreign = [name for name in (LOG_FILE, TABLE_FILE) if (out / name).exists()]
-        if not is_own and foreign:
-            raise UserError(
-                f"{out / foreign[0]}: not known to be of a prediction, {run.CONFIG_FILE} is not "
-                "beside it; give another --out"
-            )
-        if not claim_folder(out, config, run.CONFIG_FILE, out / LOG_FILE) and held:
-            (out / run.NORMALS_FILE).unlink(missing_ok=True)  # of other normal images
+        is_own = claim(out, config, has_normals=bool(held))
         log = ScoreLog(out, with_frames=any(map(is_video, paths)))
         if held:
             with progress_bar("calibrating", "image") as update:
@@ -132,28 +124,65 @@ def predict(
         say(predictor.calibration.promise)
         if is_own:
             remove_pictures_from(out, log.next_number)
-        faults: list[str] = []
         with log:
             work = run.Run(predictor, log, out, pictures)
-            if folder is None:
-                with progress_bar("scoring", "image", continues=True) as update:
-                    done = run.predict_files(work, paths, every, update)
-                faults = done.faults
-                if done.num_images:
-                    say(f"{done.throughput} (batches of {predictor.scorer.batch_size})")
-                others = log.known.keys() - set(map(str, paths))
-                if others:
-                    say(f"other files, with rows of earlier runs: {len(others)}")
-            else:
+            faults = score_files(work, paths, every) if folder is None else []
+            if folder is not None:
                 watch_folder(work, folder)
-    unreadable = sum(not known.is_scored for known in log.known.values())
+    tell_end(log, out)
+    unreadable = num_unreadable(log)
+    if faults or (folder is not None and unreadable):
+        first = f", the first: {faults[0]}" if faults else "; their rows say so"
+        total = len(paths) if faults else log.num_scored + unreadable
+        raise UserError(f"{len(faults) or unreadable} of {total} images cannot be read{first}")
+
+
+def claim(out: Path, config: Mapping[str, Any], *, has_normals: bool) -> bool:
+    """Mark the folder as one of this prediction; whether it holds earlier rows.
+
+    Raises UserError for rows of something else, and as `claim_folder`.
+    """
+    from detect.prediction.log import LOG_FILE, TABLE_FILE
+    from detect.prediction.run import CONFIG_FILE, NORMALS_FILE
+    from synth.base.claims import claim_folder
+
+    is_own = (out / CONFIG_FILE).exists()
+    foreign = [name for name in (LOG_FILE, TABLE_FILE) if (out / name).exists()]
+    if not is_own and foreign:
+        raise UserError(
+            f"{out / foreign[0]}: not known to be of a prediction, {CONFIG_FILE} is not "
+            "beside it; give another --out"
+        )
+    if not claim_folder(out, config, CONFIG_FILE, out / LOG_FILE) and has_normals:
+        (out / NORMALS_FILE).unlink(missing_ok=True)  # of other normal images
+    return is_own
+
+
+def score_files(work: "Run", paths: Sequence[Path], every: int) -> list[str]:
+    """Score files, and tell how fast; why some could not be read."""
+    from detect.prediction.run import predict_files
+
+    with progress_bar("scoring", "image", continues=True) as update:
+        done = predict_files(work, paths, every, update)
+    if done.num_images:
+        say(f"{done.throughput} (batches of {work.predictor.scorer.batch_size})")
+    others = work.log.known.keys() - set(map(str, paths))
+    if others:
+        say(f"other files, with rows of earlier runs: {len(others)}")
+    return done.faults
+
+
+def num_unreadable(log: "ScoreLog") -> int:
+    """How many rows are of files that could not be read."""
+    return sum(not known.is_scored for known in log.known.values())
+
+
+def tell_end(log: "ScoreLog", out: Path) -> None:
+    """Print what was found, and where it is."""
+    unreadable = num_unreadable(log)
     ending = f", {unreadable} could not be read" if unreadable else ""
     say(f"{log.num_anomalous} of {log.num_scored} images are anomalous{ending}")
     say(f"overlays: {out / 'overlays'}\nscores: {out / 'scores.csv'}")
-    if faults:
-        raise UserError(
-            f"{len(faults)} of {len(paths)} images cannot be read, the first: {faults[0]}"
-        )
 
 
 def folder_to_watch(images: Sequence[Path]) -> Path:
