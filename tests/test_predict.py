@@ -844,6 +844,7 @@ def test_watching_what_cannot_be_read_ends_with_2_as_scoring_does(
         work.predict([[Unreadable(str(folder / "a.png"), "a.png: damaged")]], lambda row: None)
 
     monkeypatch.setattr("detect.commands.predict.watch_folder", watch)
-    line = run.refused(*words(model, tmp_path / "out", photos), "--watch")
-    assert line.endswith("1 of 1 images cannot be read; their rows say so")
+    ended = run(*words(model, tmp_path / "out", photos), "--watch")
+    assert ended.code == 2
+    assert ended.err.endswith("1 of 1 images cannot be read; their rows say so\n")
     assert [row["verdict"] for row in table(tmp_path / "out")] == ["unreadable"]
