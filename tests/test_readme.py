@@ -12,9 +12,18 @@ import detect.cli
 import synth.cli
 from synth.base.command import run_command
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
+    "quickstart", "synthesising", "detecting", "on-the-line", "methods",
+))]  # fmt: skip
+TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+LINKS = [
+    (page, link)
+    for page in PAGES
+    for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", page.read_text(encoding="utf-8"))
+]
 TINY = {
-    ("detect", "fit"): "--dry-run",
+    ("detect", "fit"): "--method patch-nn",
     ("synth", "train"): "--num-steps 2 --batch-size 2 --size 16 16 --precision fp32",
     ("synth", "generate"): "--num-steps 10",
     ("synth", "blend"): "--size 32 32",
@@ -31,7 +40,7 @@ COMMANDS = {
 
 def readme_commands() -> list[str]:
     """Return the indented lines that call `synth` or `detect`."""
-    return re.findall(r"^    ((?:synth|detect) .*)$", README, re.MULTILINE)
+    return re.findall(r"^    ((?:synth|detect) .*)$", TEXT, re.MULTILINE)
 
 
 @pytest.fixture
@@ -76,10 +85,10 @@ def test_the_commands_of_the_readme_work_in_their_order(
     assert len((photos / "runs/predictions/scores.csv").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:|#)([^)]+)\)", README))
-def test_what_the_readme_links_to_exists(link: str) -> None:
+@pytest.mark.parametrize(("page", "link"), LINKS)
+def test_what_the_pages_link_to_exists(page: Path, link: str) -> None:
     path, _, anchor = link.partition("#")
-    target = Path(__file__).parent.parent / path
+    target = page.parent / path if path else page
     assert target.exists()
     if anchor:
         headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
