@@ -251,7 +251,7 @@ class SdasConfig:
 
 PRESETS: dict[str, TrainConfig] = {
     # 3.2 M parameters, 64 px: minutes on two CPU cores.
-    "tiny": TrainConfig(unet=UNetConfig(prediction="edm"), timestep_power=1.5),
+    "tiny": TrainConfig(unet=UNetConfig(prediction="edm"), timestep_power=2.0),
     # 3.3 M parameters, 128 px: hours on two CPU cores; made for a GPU.
     "small": TrainConfig(
         unet=UNetConfig(
@@ -263,7 +263,7 @@ PRESETS: dict[str, TrainConfig] = {
         num_steps=4000,
         learning_rate=5e-4,
         warmup_steps=200,
-        timestep_power=1.5,
+        timestep_power=2.0,
     ),
     # 113.7 M parameters, 256 px, for a GPU: the network of the public google/ddpm-*-256 models
     # (Ho et al., 2020), so that --init-from fits them name for name. Not yet trained by us.
@@ -279,7 +279,7 @@ PRESETS: dict[str, TrainConfig] = {
             prediction="edm",
         ),
         num_steps=15_000,
-        timestep_power=1.5,
+        timestep_power=2.0,
         learning_rate=1e-4,
         warmup_steps=500,
     ),
