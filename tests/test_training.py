@@ -21,7 +21,8 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from synth.base.errors import UserError
 from synth.base.resume import STATE_FILE, TRACE_FILE
 from synth.diffusion.config import RunConfig, TrainConfig, UNetConfig
-from synth.diffusion.training import draw_batch, train_ddpm
+from synth.diffusion.options import DiffusionOptions
+from synth.diffusion.training import draw_batch, draw_timestep, train_ddpm
 
 TINY = UNetConfig(
     image_size=(16, 16),
@@ -349,3 +350,34 @@ def test_a_share_that_cannot_be_cut_into_parts_is_refused(tmp_path: Path) -> Non
     run = RunConfig(accumulate=3)
     with pytest.raises(UserError, match="must be a multiple of 3: 1 processes times --accumulate"):
         train_ddpm(Accelerator(cpu=True), CONFIG, [some_images()], tmp_path, run=run)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 0.5])
+def test_timesteps_are_those_of_a_power_of_a_uniform_number(power):
+    config = replace(CONFIG, timestep_power=power)
+    g = torch.Generator().manual_seed(0)
+    drawn = torch.stack([draw_timestep(config, g) for _ in range(4000)]).numpy()
+    assert drawn.dtype == np.int64
+    assert 0 <= drawn.min() <= drawn.max() <= 999
+    for t in (100, 400, 800):  # P(T u^p < t) = (t / T)^(1 / p)
+        assert np.mean(drawn < t) == pytest.approx((t / 1000) ** (1 / power), abs=0.03)
+
+
+def test_uniform_timesteps_are_drawn_as_ever():
+    g, other = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
+    assert draw_timestep(CONFIG, g) == torch.randint(1000, (), generator=other)
+
+
+def test_a_power_that_draws_nothing_is_refused():
+    for power in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="timestep_power: got"):
+            replace(CONFIG, timestep_power=power)
+
+
+def test_only_networks_that_predict_more_than_noise_are_trained_on_little_noise():
+    assert DiffusionOptions().config().timestep_power == 2
+    assert DiffusionOptions(prediction="epsilon").config().timestep_power == 1
+    assert DiffusionOptions(preset="adm").config().timestep_power == 1
+    older = DiffusionOptions().config().to_json()
+    del older["timestep_power"]
+    assert TrainConfig.from_json(older).timestep_power == 1
