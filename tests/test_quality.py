@@ -80,6 +80,7 @@ def test_further_normal_images_fit(training: np.ndarray, held_out: np.ndarray) -
     assert (found.num_samples, found.num_held_out) == (16, 16)
     assert found.sentence.startswith("model fits: ")
     assert found.sentence.endswith("; next: `synth generate`")
+    assert replace(found, share_far=0.4).sentence.startswith("model nearly fits: ")
     grainy = replace(found, grain=1.6).sentence
     assert grainy.startswith("model fits: ")
     assert grainy.endswith("; more steps would take off the grain")
@@ -112,3 +113,18 @@ def test_pixel_noise_is_the_deviation_of_white_noise_on_any_slope(sigma: float) 
     assert pixel_noise(images) == pytest.approx([sigma] * 4, rel=0.05)
     images[:, :, ::16] = 255  # edges are no noise
     assert pixel_noise(images) == pytest.approx([sigma] * 4, rel=0.3)
+
+
+@pytest.mark.usefixtures("backbone")
+def test_samples_a_little_farther_than_normal_images_that_are_all_alike_fit(
+    training: np.ndarray, held_out: np.ndarray
+) -> None:
+    reference = make_reference(training, held_out)
+    alike = reference._replace(held_distances=np.full(16, np.median(reference.held_distances)))
+    near = check_samples(alike, products(3, 16), held_out)
+    assert near.share_far > 0.3
+    assert (near.distance <= 1.25) == (near.verdict == "fit")
+    shifted = reference._replace(held_distances=alike.held_distances / 2)
+    far = check_samples(shifted, products(3, 16), held_out)
+    assert far.distance > 1.25
+    assert far.verdict == "under-fit"

@@ -50,8 +50,8 @@ class SampleCheck:
     def sentence(self) -> str:
         """The check in one sentence."""
         judged = (
-            f"{percent(self.share_far)} of {self.num_samples} samples at strength 0 look unlike "
-            f"the product, where 5 % of normal images do, and {percent(self.share_copies)} are "
+            f"{percent(self.share_far)} of {self.num_samples} samples at strength 0 lie farther "
+            f"off than 95 % of normal images, and {percent(self.share_copies)} are "
             f"near-copies of a training image (distance to these {self.distance:.2f} times, pixel "
             f"noise {self.grain:.2f} times that of {self.num_held_out} held-out normal images)"
         )
@@ -66,9 +66,10 @@ class SampleCheck:
         if self.verdict == "copies":
             cure = "train fewer steps, or on more images"
             return f"model copies its training images: {judged}; {cure}"
+        fits = "model nearly fits" if self.share_far > FAR_SHARE else "model fits"
         if self.grain > GRAIN_FACTOR:
-            return f"model fits: {judged}; more steps would take off the grain"
-        return f"model fits: {judged}; next: `synth generate`"
+            return f"{fits}: {judged}; more steps would take off the grain"
+        return f"{fits}: {judged}; next: `synth generate`"
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON types, with the sentence."""
