@@ -38,7 +38,6 @@ Patience = Annotated[
     int | None,
     tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the last step is the model)"),
 ]
-DEFAULT_METHOD = "realnet"
 MethodName = Annotated[
     str,
     tyro.conf.arg(
@@ -57,7 +56,7 @@ Sources = Annotated[
 class MethodOptions:
     """Which method."""
 
-    method: MethodName = DEFAULT_METHOD
+    method: MethodName = "realnet"
 
 
 @dataclass(frozen=True, kw_only=True)
