@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from detectors import CONFIG
 from products import normal_image
 
+from detect.calibration import calibrate
+from detect.checkpoint import TrainedDetector
 from detect.detector import Batch
+from detect.exporting.run import export_detector
 from detect.images import to_chw, to_unit
 from detect.methods.patch_nn import blurred, nearest_patches, patches
 from detect.methods.realnet.config import RealNetConfig
@@ -183,3 +186,17 @@ def test_every_preset_is_a_realnet_of_layers_2_and_3():
         fitted = config.fitted(build_backbone(config.backbone).channels)
         assert fitted.num_selected == (40, 112)
         assert np.prod(config.image_size) in (128**2, 256**2)
+
+
+def test_a_bank_that_is_searched_in_chunks_is_exported_for_any_number_of_images(
+    monkeypatch, tmp_path
+):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("detect.methods.patch_nn.CHUNK", 20 * 7)  # queries at a time: 7
+    detector = trained_a_little()
+    about = {"method": "realnet-nn", "dataset": "folder", "category": "widget"}
+    about["detector"] = detector.config.to_json()
+    trained = TrainedDetector(detector, about, 1, (32, 48), calibrate([1.0], 0.5))
+    made = export_detector(trained, tmp_path, "onnx")
+    assert made.num_checked == 16
+    assert made.parity.is_allowed

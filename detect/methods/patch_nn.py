@@ -116,8 +116,9 @@ def nearest_patches(
     """
     norms = bank.square().sum(1)
     rows = max(1, CHUNK // len(bank))
+    exporting = torch.compiler.is_exporting()  # a graph for any N has no number of chunks
     parts = []
-    for start, chunk in enumerate(queries.split(rows)):
+    for start, chunk in enumerate([queries] if exporting else queries.split(rows)):
         compared = torch.addmm(norms, chunk, bank.T, alpha=-2)
         if asking is not None and owners is not None:
             own = asking[start * rows : (start + 1) * rows, None] == owners
