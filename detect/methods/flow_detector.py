@@ -6,6 +6,7 @@ An image at S, S/2, S/4, ... goes through one layer of a frozen backbone; a flow
 latents of an image.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +36,7 @@ MAX_NORM, ADAM_EPS = 1.0, 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowConfig(TrainedConfig):
+class FlowConfig(TrainedConfig, ABC):
     """What all flows share; a method adds the shape of its own."""
 
     hidden: int
@@ -66,9 +67,9 @@ class FlowConfig(TrainedConfig):
         """The one stage."""
         return {"flow": self.num_steps}
 
+    @abstractmethod
     def flow(self, channels: int) -> Flow:
         """Build the flow over features of C channels, with weights not yet seeded."""
-        raise NotImplementedError
 
     def for_data(self, backbone: Backbone, images: Sequence[Images]) -> Self:
         """As `TrainedConfig.for_data`.

@@ -252,8 +252,8 @@ def sized(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def build_nearest(config: NearestConfig, material: Material[NearestConfig]) -> NearestRealNet:
     """Choose the channels, fill the bank, and measure what is usual."""
     afs = chosen_channels(config, material)
-    ends = torch.tensor([0, *material.backbone.channels]).cumsum(0)
-    index = torch.cat([i + end for i, end in zip(afs.indices, ends, strict=False)])
+    starts = torch.tensor([0, *material.backbone.channels[:-1]]).cumsum(0)
+    index = torch.cat([i + start for i, start in zip(afs.indices, starts, strict=True)])
     device = material.accelerator.device
     images = [*chain.from_iterable(material.images)]
     coreset = PatchNNConfig(
