@@ -23,8 +23,8 @@ FAR_SHARE, COPY_SHARE = 0.3, 0.3
 Of fresh normal images 5 % lie beyond the quantile, up to 20 % when it rests on 20 images."""
 FAR_DISTANCE = 1.25
 """Samples of an under-fit model are also this many times as far as held-out normals: where these
-are all alike, a sample beyond their quantile may still look like the product to anybody (brick: 62
-of 100 samples at a distance of 1.12)."""
+are all alike, a sample beyond their quantile may still look like the product (brick: 62 % of
+samples, at a distance of 1.12). Set by a look at the sheets of two products."""
 BLOCK, MIN_NOISE = 8, 0.25
 """Side in pixels of what noise is measured in; less noise than this counts as this much."""
 GRAIN_FACTOR = 1.5
