@@ -1,8 +1,10 @@
-"""Batch normalisation over the batch of all processes together.
+"""The batch of all processes together: normalisation over it, sums, and random draws for it.
 
 torch's SyncBatchNorm needs GPUs; this one also works between CPU processes, over gloo.
 Shapes: N images per process, C channels, h x w pixels.
 """
+
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -95,3 +97,24 @@ def global_mean(share: Tensor) -> Tensor:
 def num_processes() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def joined(share: Tensor) -> Tensor:
+    """Return the whole batch of which each process has a share [N, ...], with its gradient."""
+    count = num_processes()
+    if count == 1:
+        return share
+    slots = share.new_zeros(len(share), count, *share.shape[1:])
+    slots[:, dist.get_rank()] = share
+    whole = GlobalSum.apply(slots)
+    assert isinstance(whole, Tensor)
+    return whole.flatten(0, 1)
+
+
+def uniform(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw from [0, 1) for this process's share of a batch, float32 [N, ...].
+
+    The generator is the same in all processes: they draw for the whole batch, sample by sample.
+    """
+    count, rank = num_processes(), dist.get_rank() if num_processes() > 1 else 0
+    return torch.rand(shape[0] * count, *shape[1:], generator=generator)[rank::count]

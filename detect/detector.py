@@ -44,7 +44,8 @@ class Batch(NamedTuple):
 
 Loss = Callable[[Batch, torch.Generator], dict[str, Tensor]]
 """A batch to named scalar float32 terms, whose sum is minimised. Random draws come from the
-generator (on the CPU), which depends on the seed, the stage and the step: so resuming is exact."""
+generator (on the CPU), which depends on the seed, the stage and the step: so resuming is exact. It
+is the same in all processes: what differs between samples is drawn by `batch_norm.uniform`."""
 
 
 ADAM = partial(torch.optim.Adam, fused=True)

@@ -119,6 +119,17 @@ def test_act_norm_starts_at_mean_zero_and_deviation_one():
     assert torch.isfinite(norm(maps).log_det).all()
 
 
+def test_a_channel_that_was_constant_at_first_is_not_blown_up():
+    maps = features(6)
+    for x in maps:
+        x[:, 1] = 0
+    norm = ActNorm(3, C)
+    norm.initialise(maps)
+    for x in maps:
+        x[:, 1] = 1  # about the others' deviation
+    assert max(x.abs().max().item() for x in norm(maps).maps) < 10
+
+
 @kinds
 def test_a_state_dict_gives_the_same_latents(make):
     maps = features()

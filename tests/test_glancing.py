@@ -64,7 +64,9 @@ def test_a_partial_convolution_by_hand():
     image = torch.arange(9.0).view(1, 1, 3, 3)
     mask = torch.zeros(1, 1, 3, 3)
     mask[0, 0, 0] = 1  # 0, 1, 2
-    assert conv.visible(Visible(image, mask)).features.item() == pytest.approx(3 * 9 / 3 + 10)
+    assert conv.visible(Visible(image * mask, mask)).features.item() == pytest.approx(
+        3 * 9 / 3 + 10
+    )
     nothing = conv.visible(Visible(image, torch.zeros_like(mask)))
     assert nothing.features.item() == nothing.mask.item() == 0
 

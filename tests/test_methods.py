@@ -19,6 +19,7 @@ from detect.checkpoint import load_detector
 from detect.commands.train import RareOptions, train
 from detect.evaluation.protocol import detector_name
 from detect.methods import METHODS, csflow, patch_nn, validflow
+from detect.methods.glancing import detector as glancing
 from detect.methods.patch_nn import PatchNN, PatchNNConfig
 from detect.methods.realnet import afs, nearest
 from detect.methods.realnet.config import PRESETS
@@ -57,6 +58,19 @@ def _tiny(monkeypatch, tmp_path):
     monkeypatch.setitem(csflow.PRESETS, "tiny", csflow_tiny)
     validflow_tiny = replace(validflow.PRESETS["tiny"], num_modules=1, **shape)
     monkeypatch.setitem(validflow.PRESETS, "tiny", validflow_tiny)
+    glancing_tiny = replace(
+        glancing.PRESETS["tiny"],
+        image_size=(64, 64),
+        backbone=replace(backbone, layers=(2,)),
+        num_features=4,
+        widths=(4, 4, 4),
+        patches_per_image=2,
+        distil_steps=2,
+        tune_steps=2,
+        num_steps=2,
+        batch_size=2,
+    )
+    monkeypatch.setitem(glancing.PRESETS, "tiny", glancing_tiny)
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
 
 

@@ -44,6 +44,13 @@ def load_validflow() -> Recipe[Any]:
     return RECIPE
 
 
+def load_glancing() -> Recipe[Any]:
+    """A patch against its surroundings."""
+    from detect.methods.glancing.detector import RECIPE
+
+    return RECIPE
+
+
 def load_nearest() -> Recipe[Any]:
     """AFS, nearest normal patches, RRS, segmentation."""
     from detect.methods.realnet.nearest import RECIPE
@@ -93,5 +100,12 @@ METHODS: dict[str, Method] = {
         presets=("tiny", "compact", "paper"),
         options=LEARNING,
         recipe=load_validflow,
+    ),
+    "glancing": Method(
+        title="Glancing at the Patch",
+        sentence="compares a patch with what its surroundings let expect",
+        presets=("tiny", "compact", "paper"),
+        options=LEARNING,
+        recipe=load_glancing,
     ),
 }

@@ -20,8 +20,9 @@ ALPHA = 3.0
 """A coupling scales by a factor from e^-3 to e^3. Source: CS-Flow's code."""
 SLOPE = 0.1
 """Of the leaky ReLUs. Source: CS-Flow's code."""
-MIN_STD = 1e-6
-"""ActNorm does not divide by less: a channel may be constant over all normal images."""
+LEAST, MIN_STD = 1e-2, 1e-6
+"""Of the channels' mean deviation, below which a channel passes for constant: ActNorm divides it by
+that mean. One ActNorm after the other would enlarge what is next to nothing. At least MIN_STD."""
 
 
 class Mapped(NamedTuple):
@@ -70,7 +71,9 @@ class ActNorm(nn.Module):
         for i, x in enumerate(maps):
             values = x.float().transpose(0, 1).flatten(1)
             self.mean[i] = values.mean(1)
-            self.log_std[i] = values.std(1, correction=0).clamp(min=MIN_STD).log()
+            std = values.std(1, correction=0)
+            usual = std.mean().clamp(min=MIN_STD)
+            self.log_std[i] = torch.where(std < LEAST * usual, usual, std).log()
 
     def forward(self, maps: Sequence[Tensor]) -> Mapped:
         """Normalise; log |det| = - sum over scales and channels of h_i w_i log std."""

@@ -179,7 +179,7 @@ class StageRun:
         accelerator, stage = self.feed.accelerator, self.stage
         if self._batches is None:
             self._batches = self.feed.batches(step, stage.num_steps)
-        g = generator(*self.seeds, step, accelerator.process_index)
+        g = generator(*self.seeds, step)
         with accelerator.autocast():
             terms = stage.loss(next(self._batches), g)
         loss = torch.stack(list(terms.values())).sum()

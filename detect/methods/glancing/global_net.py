@@ -6,12 +6,14 @@ Shapes: N images of H x W pixels; n numbers describe a patch; masks are 1 where 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDTHS = (64, 128, 256)
 """Channels of the residual stages, two blocks each; strides 4, 8, 8 over the image."""
+REACH_PX = 88
+"""How far beyond a hole the pixels lie, at most, that what is told of its patches depends on: half
+the receptive field, 81, and the cells around a patch's own, less the patch's half."""
 
 
 class Visible(NamedTuple):
@@ -29,15 +31,12 @@ class PartialConv(nn.Conv2d):
     """
 
     def visible(self, seen: Visible) -> Visible:
-        """Convolve what is visible."""
-        ones = torch.ones_like(seen.mask[:1])
-        kernel = torch.ones(1, 1, *self.kernel_size, dtype=ones.dtype, device=ones.device)
-        stride, padding = self.stride, self.padding
-        count = F.conv2d(seen.mask, kernel, None, stride, padding)
-        total = F.conv2d(ones, kernel, None, stride, padding)
-        mask = (count > 0.5).to(count.dtype)
-        scale = total / count.clamp(min=1) * mask
-        out = F.conv2d(seen.features * seen.mask, self.weight, None, stride, padding) * scale
+        """Convolve features that are 0 where nothing is visible; the mask may be one for all."""
+        (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding
+        share = F.avg_pool2d(seen.mask, kernel, stride, int(padding), count_include_pad=False)
+        mask = (share > 0.5 / kernel**2).to(share.dtype)
+        scale = mask / share.clamp(min=0.5 / kernel**2)  # sum(1) / sum(M)
+        out = F.conv2d(seen.features, self.weight, None, self.stride, padding) * scale
         if self.bias is not None:
             out = out + self.bias.view(1, -1, 1, 1) * mask
         return Visible(out, mask)
@@ -58,14 +57,14 @@ class Block(nn.Module):
         nn.init.zeros_(self.conv2.weight)
         self.skip = None
         if stride > 1 or channels != width:
-            self.skip = PartialConv(channels, width, 3, stride, 1)
+            self.skip = PartialConv(channels, width, 1, stride)
 
     def visible(self, seen: Visible) -> Visible:
         """Transform features and mask together."""
         inner = self.conv1.visible(seen)
         inner = self.conv2.visible(Visible(inner.features.relu(), inner.mask))
         skip = seen if self.skip is None else self.skip.visible(seen)
-        return Visible((inner.features + skip.features).relu() * inner.mask, inner.mask)
+        return Visible((inner.features + skip.features).relu(), inner.mask)
 
 
 class GlobalNet(nn.Module):
@@ -84,7 +83,10 @@ class GlobalNet(nn.Module):
         self.readout = nn.Conv2d(channels, num_features, 1)
 
     def forward(self, images: Tensor, mask: Tensor) -> Visible:
-        """Describe the surroundings: images [N, 3, H, W], mask [N, 1, H, W] -> [N, n, H/8, W/8]."""
+        """Describe the surroundings: images [N, 3, H, W] -> [N, n, H/8, W/8].
+
+        mask: [N, 1, H, W], or [1, 1, H, W] where it is the same for all.
+        """
         seen = self.stem.visible(Visible(images * mask, mask))
         features = F.max_pool2d(seen.features.relu(), 3, 2, 1)
         seen = Visible(features, F.max_pool2d(seen.mask, 3, 2, 1))
