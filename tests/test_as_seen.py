@@ -216,3 +216,12 @@ def test_good_by_another_name_is_no_defect(tmp_path, name):
     category = open_category("folder", root)
     assert sum(not record.is_anomalous for record in category.test) == 4
     assert {record.defect for record in category.test if record.is_anomalous} == {"hole"}
+
+
+def test_where_nothing_can_be_written_the_photographs_name_two_ways_out(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    with pytest.raises(UserError) as refused:
+        open_category("textures", None, "brick", no_bars)
+    assert "cannot be written there; give --root FOLDER, or set XDG_CACHE_HOME" in str(
+        refused.value
+    )

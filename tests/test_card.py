@@ -68,6 +68,22 @@ def test_the_front_matter_is_what_the_hub_and_datasets_read(tmp_path, kind):
     assert info.features["strength"] == Value("float64")
 
 
+NUMBERS = ("01", "1e5", "1E5", "2.5e3", "0x1f", "0o17", "12", "on", "null", "no", "1_000")
+
+
+def test_names_that_yaml_takes_for_something_else_are_quoted(tmp_path):
+    """YAML 1.2, which the Hub reads, knows numbers that YAML 1.1 does not: 1e5, 0o17."""
+    for name in NUMBERS:
+        write_folder(tmp_path / "sia", name, 2)
+    text = make_parcel(tmp_path / "staging", tmp_path / "sia").files["README.md"].read_text()
+    names = re.findall(r"config_name: (.+)", text)
+    assert {f"'{name}'" for name in NUMBERS} <= set(names)
+    assert not set(NUMBERS) & set(names)
+    (tmp_path / "card.md").write_text(text)
+    configs = MetadataConfigs.from_dataset_card_data(DatasetCard.load(tmp_path / "card.md").data)
+    assert set(NUMBERS) <= set(configs)
+
+
 @pytest.mark.parametrize("kind", ["source", "blended"])
 def test_the_page_says_what_one_needs_and_leaves_no_gap(tmp_path, kind):
     _, card = card_of(tmp_path, kind=kind)

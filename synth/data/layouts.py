@@ -3,6 +3,7 @@
 A new layout is one function for its categories, one for its records, and a row in READERS.
 """
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -147,7 +148,15 @@ def _textures_records(root: Path, name: str) -> list[Record]:
 
 
 def _write_textures(root: Path, name: str, bars: Bars) -> Path:
-    textures.write_textures(root, name)
+    try:
+        textures.write_textures(root, name)
+    except (OSError, UserError) as error:
+        if root.is_dir() and os.access(root, os.W_OK):
+            raise
+        raise UserError(
+            f"{root}: the photographs cannot be written there; give --root FOLDER, or set "
+            "XDG_CACHE_HOME to a folder that can be written to"
+        ) from error
     return root
 
 

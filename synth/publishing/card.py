@@ -1,9 +1,11 @@
 """The dataset card: its front matter, and the page that data_cards/TEMPLATE.md lays out."""
 
+import re
 from collections.abc import Mapping, Sequence
 from string import Template
 from typing import Any, NamedTuple
 
+import yaml
 from datasets import DatasetInfo, SplitDict, SplitInfo
 from datasets.info import DatasetInfosDict
 from datasets.utils.metadata import MetadataConfigs
@@ -173,7 +175,18 @@ def front_matter(publication: Publication, *, with_files: bool) -> str:
         DatasetInfosDict(infos).to_dataset_card_data(data)
         names = [entry.subset.name for entry in publication.entries]
         MetadataConfigs({name: data_files(name) for name in names}).to_dataset_card_data(data)
-    return data.to_yaml().strip()
+    return yaml.dump(data.to_dict(), Dumper=Yaml, sort_keys=False, allow_unicode=True).strip()
+
+
+class Yaml(yaml.SafeDumper):
+    """Quotes what any reader of YAML, 1.1 or 1.2, would take for a number, such as `1e5`."""
+
+
+NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+|0x[0-9a-fA-F]+")
+"""Source: YAML 1.2, section 10.3.2."""
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(f"^({NUMBER.pattern})$"), list("-+.0123456789")
+)
 
 
 def data_files(name: str) -> dict[str, Any]:

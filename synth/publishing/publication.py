@@ -44,10 +44,11 @@ class Parcel(NamedTuple):
 def find_folders(paths: Sequence[Path]) -> list[SiaFolder]:
     """The SIA folders at or below `paths`, which must belong into one repository.
 
-    Raises UserError where there is none, where one is unfinished, and where datasets or kinds are
-    mixed.
+    What an earlier run made for the Hub is left out: a pattern such as sia/* names it too. Raises
+    UserError where there is none, where one is unfinished, and where datasets or kinds are mixed.
     """
-    found = {folder.resolve(): folder for path in paths for folder in sia_folders(path)}
+    own = [path for path in paths if not (path / MANIFEST_FILE).is_file()] or paths
+    found = {folder.resolve(): folder for path in own for folder in sia_folders(path)}
     folders = [open_sia(path) for path in found.values()]
     first = folders[0]
     for folder in folders[1:]:

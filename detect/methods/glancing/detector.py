@@ -78,11 +78,12 @@ class GlancingConfig(TrainedConfig):
     teacher_px: int = 64
     """Side that patches are enlarged to for the teacher, which is used to whole things."""
     distil_steps: int = 1500
-    distil_learning_rate: float = 2e-4
+    distil_learning_rate: float = 1e-3
     tune_steps: int = 150
-    tune_learning_rate: float = 2e-5
+    tune_learning_rate: float = 1e-4
     weight_decay: float = 1e-5
-    """Of Adam; this and the rates are those of Uninformed Students, a tenth for tuning."""
+    """Of Adam in both: that of Uninformed Students, as are the rates of the preset `paper`; short
+    trainings take larger ones."""
     balance: float = 0.5
     """lambda, the share of s_IAD in a score: both alike, for lack of a reason."""
     blur_px: float = 4.0
@@ -392,7 +393,8 @@ _COMPACT = GlancingConfig(
     image_size=(256, 256),
     backbone=replace(DEFAULT_BACKBONE, layers=(2, 3)),
     batch_size=4,
-    num_steps=1000,
+    num_steps=800,
+    learning_rate=3e-4,
 )
 _PAPER = replace(
     _COMPACT,
@@ -401,8 +403,11 @@ _PAPER = replace(
     patches_per_hole=1,
     batch_size=16,
     distil_steps=50_000,
+    distil_learning_rate=2e-4,
     tune_steps=5_000,
+    tune_learning_rate=2e-5,
     num_steps=20_000,
+    learning_rate=1e-4,
 )
 PRESETS = {
     "tiny": replace(

@@ -54,10 +54,12 @@ class Block(nn.Module):
         super().__init__()
         self.conv1 = PartialConv(channels, width, 3, stride, 1)
         self.conv2 = PartialConv(width, width, 3, 1, 1)
+        nn.init.kaiming_normal_(self.conv1.weight)
         nn.init.zeros_(self.conv2.weight)
         self.skip = None
         if stride > 1 or channels != width:
             self.skip = PartialConv(channels, width, 1, stride)
+            nn.init.kaiming_normal_(self.skip.weight)
 
     def visible(self, seen: Visible) -> Visible:
         """Transform features and mask together."""
@@ -75,6 +77,7 @@ class GlobalNet(nn.Module):
     def __init__(self, num_features: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
         self.stem = PartialConv(3, widths[0], 7, 2, 3)
+        nn.init.kaiming_normal_(self.stem.weight)
         blocks, channels = [], widths[0]
         for width, stride in zip(widths, (1, 2, 1), strict=True):
             blocks += [Block(channels, width, stride), Block(width, width, 1)]

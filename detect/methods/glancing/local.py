@@ -4,7 +4,7 @@ Shapes: N images of H x W pixels; p x p pixels of a patch; n numbers describe it
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -66,6 +66,11 @@ class LocalNet(nn.Module):
             else:
                 steps.append(nn.MaxPool2d(2))
         self.net = nn.Sequential(*steps[:-1])  # no activation after the last convolution
+        for step in self.net:
+            if isinstance(step, nn.Conv2d):
+                # torch's own start halves signals layer by layer; nothing here normalises them.
+                nn.init.kaiming_normal_(step.weight, a=SLOPE)
+                nn.init.zeros_(cast(nn.Parameter, step.bias))
         self.decoder = nn.Linear(num_features, teacher_channels)  # D
         self.field = receptive_field(patch)
 
