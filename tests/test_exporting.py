@@ -196,8 +196,12 @@ def test_a_detector_of_several_categories_takes_all_its_thresholds_along(
         ((256, 384), 0, 0),  # a quarter
         ((301, 407), 1, 0.001),
         ((64, 500), 1, 0.001),
-        ((30, 41), 1, 0.3),  # bilinear in 8 bits
-        ((200, 50), 1, 0.3),
+        ((200, 50), 1, 0.001),
+        ((50, 300), 1, 0.001),
+        ((30, 41), 0, 0),  # enlarged: bilinear in 8 bits
+        ((63, 95), 0, 0),
+        ((64, 1), 0, 0),
+        ((3, 96), 0, 0),
         ((1, 1), 0, 0),
     ],
 )
@@ -209,7 +213,46 @@ def test_resizing_equals_opencv(size: tuple[int, int], levels: int, share: float
     assert (difference > 0).mean() <= share
 
 
+def test_enlarging_equals_opencv_at_any_size() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        size = tuple(int(side) for side in rng.integers(1, 200, 2))
+        old = tuple(int(rng.integers(1, side + 1)) for side in size)
+        image = rng.integers(0, 256, (*old, 3), dtype=np.uint8)
+        got = resized(torch.from_numpy(image)[None], size)[0].permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(got, resize(image, size), err_msg=f"{old} to {size}")
+
+
+def test_the_check_knows_larger_smaller_and_mixed_sizes() -> None:
+    sizes = {image.shape[:2] for image in exporting.made_images((64, 96))}
+    changes = {(np.sign(h - 64), np.sign(w - 96)) for h, w in sizes}
+    assert changes == {(0, 0), (1, 1), (-1, -1), (-1, 1), (1, -1)}
+
+
 # Refusals
+
+
+class Brightness(Detector):
+    """The mean over the channels."""
+
+    def forward(self, images: torch.Tensor) -> Scores:
+        maps = images.mean(dim=1)
+        return Scores(maps.mean(dim=(1, 2)), maps)
+
+
+def test_a_model_that_resizes_otherwise_is_refused(
+    trained: TrainedDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        """Right at the detector's own height alone."""
+        levels = resized(images, size)
+        return torch.where(torch.arange(images.shape[1])[-1] == size[0] - 1, levels, 255 - levels)
+
+    monkeypatch.setattr("detect.exporting.graph.resized", other)
+    bright = trained._replace(detector=Brightness())
+    with pytest.raises(UserError, match="the exported model differs from torch by"):
+        exporting.export_detector(bright, tmp_path / "d.pt2", "pt2")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_disagrees_with_torch_is_not_left_behind(

@@ -22,7 +22,7 @@ def export(
     The file takes uint8 RGB images [N, H, W, 3] of any size and returns scores [N] and maps; the
     threshold, calibration scores, category and versions travel inside. It is checked against torch
     before it is kept: beyond 1e-3 nothing is written. Images of the detector's own size are exact;
-    others are resized inside, within a level of OpenCV.
+    others are resized inside, as OpenCV does it.
 
     Args:
         model: What `detect train` made.

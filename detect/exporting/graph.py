@@ -31,33 +31,64 @@ class Graph(nn.Module):
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize uint8 [N, H, W, 3] to whole levels, float32 [N, 3, *size], as synth.images.resize.
 
-    Each axis is one matrix product, so that every runtime computes the same. Images of this size
-    come out as they are. Shrunk ones equal OpenCV's but for a pixel in 100 000, enlarged ones may
-    differ by one level of 255: OpenCV rounds its weights for 8-bit images.
+    Each axis is one matrix product, so that every runtime computes the same. Enlarged images and
+    those of this size equal OpenCV's, shrunk ones but for a pixel in 100 000.
     """
     _, H, W, _ = images.shape
     height, width = size
-    x = axis_weights(H, height) @ images.permute(0, 3, 1, 2).float() @ axis_weights(W, width).T
+    x = shrinking(H, height) @ images.permute(0, 3, 1, 2).float() @ shrinking(W, width).T
     # Of exactly half the size, OpenCV rounds halves up, else to even.
     bottom, right = torch.arange(H)[-1], torch.arange(W)[-1]  # tensors: no branch is recorded
     halved = (bottom == 2 * height - 1) & (right == 2 * width - 1)
-    return torch.where(halved, torch.floor(x + 0.5), torch.round(x))
+    return enlarged(torch.where(halved, torch.floor(x + 0.5), torch.round(x)), (H, W))
 
 
-def axis_weights(old: int, new: int) -> Tensor:
-    """Return float32 [new, old]: the share of each old pixel in each new one; rows sum to 1.
+def shrinking(old: int, new: int) -> Tensor:
+    """Return float32 [new, old]: the share of each old pixel in each new one, by areas.
 
-    An axis that shrinks is averaged over areas, one that grows is bilinear.
+    An axis that grows is kept as it is, in the first places.
     """
     i = torch.arange(old)  # of the old pixels
     j = torch.arange(new).unsqueeze(1)  # of the new pixels
     # In units of 1 / (old new) both grids lie at whole numbers: no rounding before the division.
     overlap = torch.minimum((j + 1) * old, (i + 1) * new) - torch.maximum(j * old, i * new)
     area = overlap.clamp(min=0).float() / old
-    centre = (((2 * j + 1) * old - new).float() / (2 * new)).clamp(min=0)
-    centre = torch.minimum(centre, i[-1:].float())
-    linear = (1 - (centre - i.float()).abs()).clamp(min=0)
-    return torch.where(i[-1] >= new, area, linear)
+    return torch.where(i[-1] >= new, area, (i == j).float())
+
+
+def enlarged(levels: Tensor, old: tuple[int, int]) -> Tensor:
+    """Interpolate axes that grow from `old`, whose levels [N, 3, h, w] lie in the first places.
+
+    In whole numbers, as OpenCV computes it for 8-bit images: weights of 11 bits, and the sums of
+    the rows cut to 15 bits before the columns are weighed.
+    """
+    h, w = levels.shape[-2:]
+    above, below, top, bottom = growing(old[0], h)
+    before, behind, left, right = growing(old[1], w)
+    x = levels.int()
+    sums = left * x.index_select(3, before) + right * x.index_select(3, behind)
+    sums = sums.div(16, rounding_mode="trunc")
+    upper = top.unsqueeze(1) * sums.index_select(2, above)
+    lower = bottom.unsqueeze(1) * sums.index_select(2, below)
+    total = sum(part.div(1 << 16, rounding_mode="trunc") for part in (upper, lower))
+    return (total + 2).div(4, rounding_mode="trunc").float()
+
+
+def growing(old: int, new: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the two old pixels of every new one, int64, and their weights in 2048ths, int32.
+
+    An axis that does not grow has each pixel with its whole weight.
+    """
+    j, last = torch.arange(new), torch.arange(old)[-1]
+    centre = ((2 * j + 1) * old - new).float() / (2 * new)
+    centre = torch.where(last + 1 < new, centre, j.float())
+    last = torch.minimum(last, j[-1])
+    first = centre.floor()
+    share = centre - first
+    first = first.long()
+    weights = ((part * 2048).round().int() for part in (1 - share, share))
+    pixels = (torch.minimum(i.clamp(min=0), last) for i in (first, first + 1))
+    return (*pixels, *weights)
 
 
 def record(detector: Detector, size: tuple[int, int]) -> ExportedProgram:
