@@ -88,7 +88,7 @@ def test_textures_are_drawn_from_all_files_and_changed_each_time(textures, monke
     source = load_source(Part("textures", textures))
     drawn = draws(source, 60)
     assert {d.opacity for d in drawn} == {TEXTURE_OPACITY}
-    assert len({d.image.tobytes() for d in drawn}) == 60
+    assert len({d.image.tobytes() for d in drawn}) >= 55  # three operations may change nothing
     monkeypatch.setattr(augmentations, "NUM_OPERATIONS", 0)
     plain = {d.image.tobytes() for d in draws(source, 60)}
     files = {cv2.resize(picture(n), SIZE[::-1]).shape for n in range(4)}
@@ -223,9 +223,13 @@ def test_every_operation_changes_pixels_and_nothing_else(name):
 def test_operations_equal_their_definitions():
     image, pil = picture(3), Image.fromarray(picture(3))
     rng = np.random.default_rng
-    level = int(rng(1).integers(32, 129))
-    solarized = np.asarray(ImageOps.solarize(pil, level))
-    assert np.array_equal(augmentations.solarize(image, rng(1)), solarized)
+    changed = 0
+    for n in range(40):
+        solarized = np.asarray(ImageOps.solarize(pil, int(rng(n).integers(32, 129))))
+        got = augmentations.solarize(image, rng(n))
+        changed += np.array_equal(got, solarized)
+        assert np.array_equal(got, solarized) or np.array_equal(got, image)
+    assert 10 <= changed <= 30
     assert np.array_equal(augmentations.invert(image, rng(1)), np.asarray(ImageOps.invert(pil)))
     bits = int(rng(1).integers(1, 9))
     kept = image & np.uint8(~((1 << (8 - bits)) - 1) & 0xFF)
@@ -234,7 +238,11 @@ def test_operations_equal_their_definitions():
     assert np.abs(255 * (image / 255) ** powers - augmentations.gamma(image, rng(1))).max() <= 0.501
     low, high = image.min((0, 1)).astype(float), image.max((0, 1)).astype(float)
     stretched = (image - low) * 255 / (high - low)
-    assert np.abs(stretched - augmentations.autocontrast(image, rng(1))).max() <= 1
+    whole = next(n for n in range(500) if rng(n).integers(0, 21) == 0)
+    assert np.abs(stretched - augmentations.autocontrast(image, rng(whole))).max() <= 1
+    cut = next(n for n in range(500) if rng(n).integers(0, 21) == 20)
+    black = (augmentations.autocontrast(image, rng(cut)) == 0).mean((0, 1))
+    assert (black >= 0.19).all()  # a fifth of each channel's pixels
 
 
 def test_rotation_leaves_no_black_corner():

@@ -1,7 +1,8 @@
 """Random changes of a texture photograph, so that a few thousand stand for many more.
 
 Source: DRAEM (Zavrtanik et al., ICCV 2021) and RealNet's code: three of ten operations, drawn anew
-for every use. The operations are Pillow's and OpenCV's; the ranges are those of the published code.
+for every use. The operations are Pillow's and OpenCV's; the ranges are those of the published code,
+which changes brightness in one channel of a colour space drawn at random.
 """
 
 from collections.abc import Callable
@@ -41,8 +42,8 @@ def brightness(image: Image, rng: np.random.Generator) -> Image:
 
 
 def sharpness(image: Image, rng: np.random.Generator) -> Image:
-    """From as it is to three times as sharp."""
-    return np.asarray(ImageEnhance.Sharpness(PIL.fromarray(image)).enhance(rng.uniform(1, 3)))
+    """From blurred (0) through as it is (1) to twice as sharp."""
+    return np.asarray(ImageEnhance.Sharpness(PIL.fromarray(image)).enhance(rng.uniform(0, 2)))
 
 
 def hue_and_saturation(image: Image, rng: np.random.Generator) -> Image:
@@ -55,8 +56,9 @@ def hue_and_saturation(image: Image, rng: np.random.Generator) -> Image:
 
 
 def solarize(image: Image, rng: np.random.Generator) -> Image:
-    """Levels from a threshold of 32 to 128 upwards are inverted."""
-    return np.where(image >= rng.integers(32, 129), 255 - image, image)
+    """Half the time, levels from a threshold of 32 to 128 upwards are inverted."""
+    threshold = rng.integers(32, 129)
+    return np.where((image >= threshold) & (rng.random() < 0.5), 255 - image, image)
 
 
 def posterize(image: Image, rng: np.random.Generator) -> Image:
@@ -71,8 +73,9 @@ def invert(image: Image, rng: np.random.Generator) -> Image:
 
 
 def autocontrast(image: Image, rng: np.random.Generator) -> Image:
-    """Each channel stretched to the whole range."""
-    return np.asarray(ImageOps.autocontrast(PIL.fromarray(image)))
+    """Each channel stretched to the whole range, but for up to 20 % of its pixels at either end."""
+    cutoff = int(rng.integers(0, 21))
+    return np.asarray(ImageOps.autocontrast(PIL.fromarray(image), cutoff=cutoff))
 
 
 def equalize(image: Image, rng: np.random.Generator) -> Image:
