@@ -1,11 +1,13 @@
 """Files that Pillow opens without a word: read as a viewer shows them, or refused by name."""
 
+import os
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import tifffile
+from commands import Command
 from PIL import Image
 from products import write_product
 
@@ -225,3 +227,22 @@ def test_where_nothing_can_be_written_the_photographs_name_two_ways_out(monkeypa
     assert "cannot be written there; give --root FOLDER, or set XDG_CACHE_HOME" in str(
         refused.value
     )
+
+
+def test_a_defect_type_of_bytes_that_are_no_utf8_is_evaluated_and_named(
+    monkeypatch, capsys, tmp_path
+):
+    run = Command(monkeypatch, capsys)
+    root = write_product(tmp_path / "widget")
+    for part in ("test", "ground_truth"):
+        (root / part / "spot").rename(os.fsdecode(os.fsencode(root / part) + b"/kr\xe4tzer"))
+    train = ("detect", "train", "--root", root, "--source", "noise", "--backbone", "resnet10t")
+    small = ("--backbone-weights", "random", "--size", 32, 32, "--batch-size", 2, "--num-steps", 1)
+    assert run(*train, *small, "--out", tmp_path / "model").code == 0
+    ended = run(
+        "detect", "evaluate", "--root", root, "--model", tmp_path / "model", "--out", tmp_path / "r"
+    )
+    assert ended.code == 0, ended
+    assert "kr\\udce4tzer" in (tmp_path / "r/report.html").read_text()
+    with (tmp_path / "r/scores.csv").open("rb") as file:
+        assert b"/kr\xe4tzer/" in file.read()

@@ -16,6 +16,7 @@ from detect.commands.shared import (
 )
 from synth.base.command import progress_bar, say, warn
 from synth.base.errors import UserError
+from synth.base.files import printable
 from synth.base.options import Folder, OptionalFolder, Precision, require_output, require_positive
 from synth.data.catalog import require_outside
 
@@ -207,8 +208,3 @@ def watch_folder(work: "Run", folder: Path) -> None:
     say(f"watching {folder}; end with Ctrl-C")
     with stop_on_interrupt() as stop:
         predict_watched(work, folder, stop, told)
-
-
-def printable(line: str) -> str:
-    """One line, with a name that need not be UTF-8 and may have newlines."""
-    return " ".join(line.encode("utf-8", "replace").decode("utf-8").splitlines())

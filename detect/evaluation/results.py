@@ -220,7 +220,10 @@ def write_scores(
 
     The p-value is the score's among the held-out normals.
     """
-    with atomic_path(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_path(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         table = csv.writer(file)
         table.writerow(["file", "defect", "score", "threshold", "p_value", "verdict"])
         for image, defect, score in rows:

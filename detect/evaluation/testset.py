@@ -1,6 +1,7 @@
 """The test images of a category and their masks, checked once, read again when needed."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -103,7 +104,7 @@ def listing_digest(records: Sequence[Record]) -> str:
         f"{record.split} {record.defect} {record.path.name} {record.path.stat().st_size}"
         for record in records
     ]
-    return hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode("\n".join(listing))).hexdigest()[:16]
 
 
 def require_both_labels(category: Category) -> None:

@@ -5,6 +5,7 @@ pixels and opacity. P is an anomaly image, I the normal image it is blended into
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -252,7 +253,7 @@ def open_textures(folder: Path | None) -> OpenPart:
     config = {
         "kind": "textures",
         "num_images": len(paths),
-        "files": hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16],
+        "files": hashlib.sha256(os.fsencode("\n".join(listing))).hexdigest()[:16],
     }
     return OpenPart(config, TEXTURE_OPACITY, None, load, paths)
 

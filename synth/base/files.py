@@ -70,10 +70,15 @@ def remove_partials(path: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+def printable(name: str) -> str:
+    """Any name of a file in one line, with escapes for bytes that are not UTF-8."""
+    return " ".join(name.encode("utf-8", "backslashreplace").decode("utf-8").splitlines())
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all (see `atomic_path`)."""
     with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -5,6 +5,7 @@ files named in the folder's configuration, as in every SIA folder.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +77,7 @@ def import_textures(
         "method": TEXTURES,
         "image_size": list(size),
         "num_files": len(paths),
-        "files": hashlib.sha256("\n".join(listing).encode()).hexdigest()[:16],
+        "files": hashlib.sha256(os.fsencode("\n".join(listing))).hexdigest()[:16],
     }
     place = folder.resolve()
     name = place.parent.name if place.name == "images" else place.name

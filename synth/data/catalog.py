@@ -4,10 +4,13 @@ Listing opens no image; `synth.images.require_images` checks the files before lo
 """
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from synth.base.errors import UserError
+from synth.base.files import printable
 from synth.base.progress import Bars, no_bars
 from synth.data.layouts import READERS, folders_read
 from synth.data.records import Category, Reader, Record
@@ -71,7 +74,8 @@ def open_category(
     records = reader.records(root, name)
     if out is not None:
         require_outside(out, folders_read(dataset, root, records))
-    return Category(dataset, name, tuple(records))
+    named = (replace(record, defect=printable(record.defect)) for record in records)
+    return Category(dataset, name, tuple(named))
 
 
 def require_outside(out: Path, folders: Iterable[Path]) -> None:
@@ -111,7 +115,7 @@ def held_out(
 
 
 def _rank(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return hashlib.sha256(os.fsencode(f"{seed}/{name}")).digest()
 
 
 def _reader(dataset: str) -> Reader:
