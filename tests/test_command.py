@@ -2,6 +2,7 @@ import re
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -293,3 +294,24 @@ def test_output_must_be_a_folder(tmp_path):
         with pytest.raises(UserError, match=r"--out: .* is no folder that can be written to"):
             require_output(path)
     assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_disk_behind_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "detect", "--version"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("detect: standard output: cannot be written (No space left")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_numbers_have_an_upper_bound():
+    for check in (require_positive, require_not_negative):
+        check(seed=2**63 - 1)
+        with pytest.raises(UserError, match=f"--seed: got {2**63}, must be {2**63 - 1} or less"):
+            check(seed=2**63)

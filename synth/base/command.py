@@ -60,9 +60,27 @@ def progress_bar(title: str, unit: str, *, continues: bool = False) -> Iterator[
 
 
 def say(line: str) -> None:
-    """Print a result on stdout, from the first process only."""
-    if is_first_process():
+    """Print a result on stdout, from the first process only.
+
+    Raises UserError where it cannot be written, such as on a full disk.
+    """
+    if not is_first_process():
+        return
+    try:
         print(line, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        forget_stdout()
+        raise UserError(
+            f"standard output: cannot be written ({error.strerror}); send it elsewhere and run the "
+            "same command again: files that are written are kept"
+        ) from error
+
+
+def forget_stdout() -> None:
+    """Let what is still to be printed go nowhere: the end of Python would try again, and fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def warn(line: str) -> None:
@@ -123,13 +141,13 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
     0: done; 2: a user's mistake, in one line on stderr; 130: Ctrl-C; 141: nobody reads the output
     any more. Other errors pass through.
     """
-    if sys.argv[1:] == ["--version"]:
-        say(f"{name} (siaforge) {version('siaforge')}")
-        return 0
     quiet_libraries()
     show_data_warnings()
     steady_malloc()
     try:
+        if sys.argv[1:] == ["--version"]:
+            say(f"{name} (siaforge) {version('siaforge')}")
+            return 0
         parse(name, description, commands, sys.argv[1:], is_first_process())()
     except SharedError:
         return 2
@@ -144,7 +162,7 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
             )
         return 130
     except BrokenPipeError:  # of `| head`, which has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_stdout()
         return 141
     except OSError as error:
         if error.errno not in REFUSALS or error.filename is None:

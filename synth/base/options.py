@@ -41,18 +41,31 @@ def require_output(folder: Path) -> None:
         ) from error
 
 
+LARGEST = 2**63 - 1
+"""What files and generators of random numbers take."""
+
+
 def require_positive(**options: float | None) -> None:
-    """Raise UserError for the first option that is given and not greater than 0."""
+    """Raise UserError for the first option that is given and not greater than 0, or too large."""
     for name, value in options.items():
         if value is not None and not value > 0:
             raise UserError(f"{option_name(name)}: got {value}, must be greater than 0")
+    require_within(**options)
 
 
 def require_not_negative(**options: int | None) -> None:
-    """Raise UserError for the first option that is given and below 0."""
+    """Raise UserError for the first option that is given and below 0, or too large."""
     for name, value in options.items():
         if value is not None and value < 0:
             raise UserError(f"{option_name(name)}: got {value}, must be 0 or more")
+    require_within(**options)
+
+
+def require_within(**options: float | None) -> None:
+    """Raise UserError for the first option that is given and above LARGEST."""
+    for name, value in options.items():
+        if value is not None and value > LARGEST:
+            raise UserError(f"{option_name(name)}: got {value}, must be {LARGEST} or less")
 
 
 def require_size(size: tuple[int, int] | None) -> None:
