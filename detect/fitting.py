@@ -6,6 +6,7 @@ Every stage is a command of its own, run as it is printed, so that one can go on
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -188,7 +189,12 @@ def run_stage(stage: Stage, out: Path, say: Callable[[str], None]) -> None:
     say(f"\n{stage.title}:\n  {stage.line}")
     package, *words = stage.command
     began = time.monotonic()
-    ended = subprocess.run([sys.executable, "-m", package, *words], check=False)
+    # Ctrl-C reaches the stage too, which says what to do; with a handler of ours we outlive it.
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    try:
+        ended = subprocess.run([sys.executable, "-m", package, *words], check=False)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     if ended.returncode:
         sys.exit(ended.returncode)
     # What a later stage read may have changed: it is done again.

@@ -1,6 +1,8 @@
 """`detect fit`: the whole chain in one command."""
 
 import json
+import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -135,3 +137,16 @@ def test_what_is_no_folder_of_photographs_is_refused_in_one_line(run, tmp_path):
     assert "no such folder" in line
     line = run.refused("detect", "fit", "--out", tmp_path / "out")
     assert line.startswith("detect: root: this layout needs a folder")
+
+
+def test_ctrl_c_is_told_by_the_stage_alone(monkeypatch, tmp_path):
+    def interrupted(words: list[str], check: bool) -> subprocess.CompletedProcess:
+        os.kill(os.getpid(), signal.SIGINT)  # as the terminal sends it to both
+        return subprocess.CompletedProcess(words, 130)
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(detect.fitting.subprocess, "run", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        run_stage(Stage("training", ("detect", "train")), tmp_path, lambda line: None)
+    assert ended.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is handler
