@@ -70,8 +70,8 @@ def enlarged(levels: Tensor, old: tuple[int, int]) -> Tensor:
     sums = sums.div(16, rounding_mode="trunc")
     upper = top.unsqueeze(1) * sums.index_select(2, above)
     lower = bottom.unsqueeze(1) * sums.index_select(2, below)
-    total = sum(part.div(1 << 16, rounding_mode="trunc") for part in (upper, lower))
-    return (total + 2).div(4, rounding_mode="trunc").float()
+    upper, lower = (part.div(1 << 16, rounding_mode="trunc") for part in (upper, lower))
+    return (upper + lower + 2).div(4, rounding_mode="trunc").float()
 
 
 def growing(old: int, new: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -86,9 +86,9 @@ def growing(old: int, new: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     first = centre.floor()
     share = centre - first
     first = first.long()
-    weights = ((part * 2048).round().int() for part in (1 - share, share))
-    pixels = (torch.minimum(i.clamp(min=0), last) for i in (first, first + 1))
-    return (*pixels, *weights)
+    one, other = (torch.minimum(i.clamp(min=0), last) for i in (first, first + 1))
+    weight, rest = ((part * 2048).round().int() for part in (1 - share, share))
+    return one, other, weight, rest
 
 
 def record(detector: Detector, size: tuple[int, int]) -> ExportedProgram:
