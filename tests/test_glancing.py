@@ -47,10 +47,11 @@ def test_receptive_field_is_what_gradients_reach(patch):
 
 def test_a_full_mask_makes_a_partial_convolution_ordinary():
     torch.manual_seed(0)
-    conv = PartialConv(3, 5, 3, 2, 1)
+    conv = PartialConv(3, 5, 3, 2)
+    torch.nn.init.normal_(conv.bias)
     image = images(11)
     seen = conv.visible(Visible(image, torch.ones(1, 1, 11, 11)))
-    ordinary = F.conv2d(image, conv.weight, conv.bias, 2, 1)
+    ordinary = F.conv2d(image, conv.conv.weight, conv.bias, 2, 1)
     inside = seen.features[..., 1:-1, 1:-1]
     torch.testing.assert_close(inside, ordinary[..., 1:-1, 1:-1])
     torch.testing.assert_close(seen.features, ordinary)
@@ -58,22 +59,22 @@ def test_a_full_mask_makes_a_partial_convolution_ordinary():
 
 
 def test_a_partial_convolution_by_hand():
-    conv = PartialConv(1, 1, 3, 1, 0)
-    conv.weight.data.fill_(1)
+    conv = PartialConv(1, 1, 3)
+    conv.conv.weight.data.fill_(1)
     conv.bias.data.fill_(10)
     image = torch.arange(9.0).view(1, 1, 3, 3)
     mask = torch.zeros(1, 1, 3, 3)
     mask[0, 0, 0] = 1  # 0, 1, 2
-    assert conv.visible(Visible(image * mask, mask)).features.item() == pytest.approx(
-        3 * 9 / 3 + 10
-    )
-    nothing = conv.visible(Visible(image, torch.zeros_like(mask)))
-    assert nothing.features.item() == nothing.mask.item() == 0
+    middle, bottom = conv.visible(Visible(image * mask, mask)).features[0, 0, 1:, 1].tolist()
+    assert middle == pytest.approx(3 * 9 / 3 + 10)
+    assert bottom == 0  # sees nothing
+    corner = conv.visible(Visible(image * mask, mask)).features[0, 0, 0, 0].item()
+    assert corner == pytest.approx((0 + 1) * 4 / 2 + 10)  # four pixels inside, two visible
 
 
 def opened(net: GlobalNet) -> GlobalNet:
     for block in net.blocks:
-        torch.nn.init.normal_(block.conv2.weight, std=0.05)
+        torch.nn.init.normal_(block.conv2.conv.weight, std=0.05)
     return net
 
 

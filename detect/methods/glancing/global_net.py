@@ -6,6 +6,7 @@ Shapes: N images of H x W pixels; n numbers describe a patch; masks are 1 where 
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,22 +24,27 @@ class Visible(NamedTuple):
     mask: Tensor
 
 
-class PartialConv(nn.Conv2d):
+class PartialConv(nn.Module):
     """x' = W (X * M) sum(1) / sum(M) + b where anything is visible, else 0; M' = [sum(M) > 0].
 
     sum(1) counts pixels inside the image, so that a full mask gives an ordinary convolution up to
     the borders. Source: Liu et al., ECCV 2018, Eqs. 1 and 2.
     """
 
+    def __init__(self, channels: int, width: int, kernel: int, stride: int = 1) -> None:
+        super().__init__()
+        self.shape = (kernel, stride, kernel // 2)
+        self.conv = nn.Conv2d(channels, width, *self.shape, bias=False)  # packed for scoring
+        self.bias = nn.Parameter(torch.zeros(width))
+        nn.init.kaiming_normal_(self.conv.weight)
+
     def visible(self, seen: Visible) -> Visible:
         """Convolve features that are 0 where nothing is visible; the mask may be one for all."""
-        (kernel, _), (stride, _), (padding, _) = self.kernel_size, self.stride, self.padding
-        share = F.avg_pool2d(seen.mask, kernel, stride, int(padding), count_include_pad=False)
+        kernel = self.shape[0]
+        share = F.avg_pool2d(seen.mask, *self.shape, count_include_pad=False)
         mask = (share > 0.5 / kernel**2).to(share.dtype)
         scale = mask / share.clamp(min=0.5 / kernel**2)  # sum(1) / sum(M)
-        out = F.conv2d(seen.features, self.weight, None, self.stride, padding) * scale
-        if self.bias is not None:
-            out = out + self.bias.view(1, -1, 1, 1) * mask
+        out = self.conv(seen.features) * scale + self.bias.view(1, -1, 1, 1) * mask
         return Visible(out, mask)
 
 
@@ -52,14 +58,12 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = PartialConv(channels, width, 3, stride, 1)
-        self.conv2 = PartialConv(width, width, 3, 1, 1)
-        nn.init.kaiming_normal_(self.conv1.weight)
-        nn.init.zeros_(self.conv2.weight)
+        self.conv1 = PartialConv(channels, width, 3, stride)
+        self.conv2 = PartialConv(width, width, 3)
+        nn.init.zeros_(self.conv2.conv.weight)
         self.skip = None
         if stride > 1 or channels != width:
             self.skip = PartialConv(channels, width, 1, stride)
-            nn.init.kaiming_normal_(self.skip.weight)
 
     def visible(self, seen: Visible) -> Visible:
         """Transform features and mask together."""
@@ -76,8 +80,7 @@ class GlobalNet(nn.Module):
 
     def __init__(self, num_features: int, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__()
-        self.stem = PartialConv(3, widths[0], 7, 2, 3)
-        nn.init.kaiming_normal_(self.stem.weight)
+        self.stem = PartialConv(3, widths[0], 7, 2)
         blocks, channels = [], widths[0]
         for width, stride in zip(widths, (1, 2, 1), strict=True):
             blocks += [Block(channels, width, stride), Block(width, width, 1)]
