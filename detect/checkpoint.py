@@ -3,8 +3,7 @@
 Prediction needs nothing else. The calibration is written last: without it, training is unfinished.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,8 +18,7 @@ from detect.config import TrainedConfig
 from detect.detector import Detector
 from detect.methods import METHODS
 from synth.base.errors import UserError
-from synth.base.files import atomic_path, read_fault, read_json, write_json
-from synth.base.memory import is_out_of_memory
+from synth.base.files import atomic_path, read_fault, read_json, reading, write_json
 
 CONFIG_FILE, WEIGHTS_FILE, CALIBRATION_FILE = "config.json", "model.safetensors", "calibration.json"
 AGAIN = "run its `detect train` command again"
@@ -100,12 +98,12 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
     if not (folder / CALIBRATION_FILE).exists():
         raise UserError(f"{folder}: training is unfinished; {AGAIN} to complete it")
     saved = read_json(folder / CALIBRATION_FILE, f"delete it and {AGAIN}")
-    with naming(folder / CALIBRATION_FILE, f"delete it and {AGAIN}"):
+    with reading(folder / CALIBRATION_FILE, f"delete it and {AGAIN}"):
         calibration = Calibration.from_json(saved)
         categories = saved.get("categories", {}).items()
         own = {name: Calibration.from_json(each) for name, each in categories}
     num_steps, state = read_weights(folder / WEIGHTS_FILE)
-    with naming(folder / CONFIG_FILE, "train into another folder"):
+    with reading(folder / CONFIG_FILE, "train into another folder"):
         _ = config["dataset"], config["category"]  # whoever uses it asks for them
         recipe, about = method.recipe(), dict(config["detector"])
         if issubclass(recipe.config, TrainedConfig):
@@ -114,20 +112,6 @@ def load_detector(folder: Path, device: torch.device) -> TrainedDetector:
         detector = recipe.restore(recipe.config.from_json(about), state)
     detector.to(device).eval()
     return TrainedDetector(detector, config, num_steps, (height, width), calibration, own)
-
-
-@contextmanager
-def naming(path: Path, cure: str) -> Iterator[None]:
-    """Turn errors about a file's content into a UserError that names the file."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except Exception as error:  # odd values raise anything, anywhere
-        if is_out_of_memory(error):
-            raise
-        reason = f"field {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise UserError(f"{path}: damaged ({reason}); {cure}") from error
 
 
 def read_weights(path: Path) -> tuple[int, dict[str, Tensor]]:

@@ -265,7 +265,7 @@ def test_mistakes_in_what_is_scored(run, model, photos, tmp_path, monkeypatch):
 
     assert f"{photos}/*.jpg: the pattern matches no image or video" in refused(f"{photos}/*.jpg")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n")))
-    assert "images: none given" in refused("-")
+    assert "the list on standard input names none" in refused("-")
     assert "--every: got 0" in refused(photos, options=("--every", 0))
     assert "--watch: needs one folder" in refused(photos, photos, options=["--watch"])
     assert "--watch: needs one folder" in refused(tmp_path / "no", options=["--watch"])
@@ -472,7 +472,7 @@ def test_a_damaged_record_is_named(run, model, photos, tmp_path):
     record = out / "scores.jsonl"
     for line in (b'{"file": "a"}\n', b'{"file": "\xff"}\n', b"\xff\xfe\n", b"[1]\n"):
         record.write_bytes(line)
-        assert "scores.jsonl: line 1 is damaged" in run.refused(*words(model, out, photos))
+        assert "scores.jsonl: damaged (line 1: " in run.refused(*words(model, out, photos))
     record.unlink()
     record.mkdir()
     assert f"{record}: cannot go on with it (Is a directory)" in run.refused(

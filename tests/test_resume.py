@@ -161,12 +161,12 @@ def test_damaged_and_foreign_states_are_named(tmp_path: Path) -> None:
     Toy().run(tmp_path, 4)
     path, toy = tmp_path / STATE_FILE, Toy(channels=5)
     whole = path.read_bytes()
-    with pytest.raises(UserError, match=r"state\.safetensors: damaged or of another model"):
+    with pytest.raises(UserError, match=r"state\.safetensors: damaged, or of another model"):
         load_state(path, toy.model, toy.optimizer, toy.ema)
     for content in (b"", b"garbage", whole[:100], whole[:-1]):
         path.write_bytes(content)
         toy = Toy()
-        with pytest.raises(UserError, match=r"state\.safetensors: damaged .*delete it"):
+        with pytest.raises(UserError, match=r"state\.safetensors: damaged,.*delete it"):
             load_state(path, toy.model, toy.optimizer, toy.ema)
 
 

@@ -258,7 +258,7 @@ def test_a_damaged_record_is_named_and_can_be_deleted(
     ("line", "message"),
     [
         ("{", r"damaged \(line 3"),
-        ("7", "a row without file_name"),
+        ("7", "line 3: expected a JSON object, got int"),
         ('{"file_name": "a.png", "index": 1, "sha256": "0"}', "a row without mask_file_name"),
     ],
 )
@@ -274,9 +274,11 @@ def test_damaged_metadata_is_named(tmp_path: Path, line: str, message: str) -> N
     ("change", "message"),
     [
         ({"format": 2}, "format 2, this version reads format 1; update siaforge, or make"),
-        ({"kind": "other"}, r"damaged \(kind\)"),
+        ({"kind": "other"}, r"damaged \(kind is .other., must be one of"),
         ({"kind": "blended"}, "kind is 'blended', expected 'source': give anomaly images"),
-        ({"category": None}, r"damaged \(category\)"),
+        ({"category": "../new"}, r"damaged \(category is .../new., must be"),
+        ({"dataset": "a\\b"}, r"damaged \(dataset is"),
+        ({"category": None}, r"damaged \(category is None, must be the name of one folder"),
     ],
 )
 def test_other_headers_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -1,13 +1,11 @@
 """`detect drift`."""
 
-from pathlib import Path
-
 from detect.commands.shared import (
     BatchSize,
     CategoryName,
     Paths,
-    lines_for_dash,
     require_share,
+    with_listed,
 )
 from synth.base.command import progress_bar, say, warn
 from synth.base.errors import UserError
@@ -55,9 +53,9 @@ def drift(
     from synth.base.files import write_json
     from synth.images import require_images
 
-    lines = lines_for_dash(images)
-    require_outside(out, [*images, *map(Path, lines)])
-    paths = find_inputs(images, out, lines)
+    places = with_listed(images)
+    require_outside(out, places)
+    paths = find_inputs(places, out)
     if any(map(is_video, paths)):
         raise UserError("images: got a video; its frames are too alike for a test: give images")
     require_output(out)

@@ -11,8 +11,8 @@ from detect.commands.shared import (
     CategoryName,
     Paths,
     Rate,
-    lines_for_dash,
     require_share,
+    with_listed,
 )
 from synth.base.command import progress_bar, say, warn
 from synth.base.errors import UserError
@@ -99,9 +99,9 @@ def predict(
 
     require_normals(tile, normals)
     folder = folder_to_watch(images) if watch else None
-    lines = [] if folder else lines_for_dash(images)
-    require_outside(out, [*images, *map(Path, lines)])
-    paths = [] if folder else find_inputs(images, out, lines)
+    places = images if folder else with_listed(images)
+    require_outside(out, places)
+    paths = [] if folder else find_inputs(places, out)
     held = files_at(normals) if normals else []
     require_output(out)
     predictor = load_predictor(

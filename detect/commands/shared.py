@@ -37,11 +37,27 @@ def require_share(**options: float | None) -> None:
             raise UserError(f"{option_name(name)}: got {value}, must lie between 0 and 1")
 
 
-def lines_for_dash(places: Sequence[Path]) -> list[str]:
-    """What stdin lists where "-" is among the places; nothing else waits for it."""
+def with_listed(places: Sequence[Path]) -> list[Path]:
+    """The places, those that stdin lists in place of "-"; nothing else waits for it.
+
+    Raises UserError for a list that names nothing, or has what no path can have.
+    """
     if Path("-") not in places:
-        return []
-    data = sys.stdin.buffer.read()
+        return list(places)
+    lines = [Path(line) for line in listed_on_stdin() if line.strip()]
+    if not lines:
+        raise UserError("images: the list on standard input names none; give one name a line")
+    if any("\0" in str(line) for line in lines):
+        raise UserError(
+            "images: the list on standard input has NUL bytes, which no name has; end names with "
+            "newlines (find -print, not -print0)"
+        )
+    return [place for each in places for place in (lines if str(each) == "-" else [each])]
+
+
+def listed_on_stdin() -> list[str]:
+    """The lines of standard input, in UTF-8 or UTF-16; none where it is closed."""
+    data = b"" if sys.stdin is None else sys.stdin.buffer.read()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as Windows writes lists
         try:
             return data.decode("utf-16").splitlines()

@@ -16,7 +16,7 @@ from detect.training.source_words import parse_named
 from detect.training.sources import OpenSource, Part, open_source
 from synth.base.device import make_accelerator
 from synth.base.errors import DataWarning, UserError
-from synth.base.files import Json, config_differences, read_json, write_json
+from synth.base.files import DAMAGE, Json, config_differences, read_json, write_json
 from synth.base.options import Precision, option_name
 from synth.data.catalog import Category
 
@@ -271,7 +271,7 @@ def same_detector(
     method, fields = recorded.get("method"), {k: v for k, v in recorded.items() if k != "method"}
     try:
         known = {"method": method, **without_seeds(type(config).from_json(fields).to_json())}
-    except (AttributeError, KeyError, TypeError, UserError):
+    except DAMAGE:
         known = recorded  # of another method, or with fields that are gone
     differences = config_differences(known, wanted)
     if differences:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from synth.base.errors import UserError
-from synth.base.files import config_differences, read_json, write_json
+from synth.base.files import config_differences, read_json, reading, write_json
 
 RESULTS_FILE = "results.json"
 LONGEST_FOLDER = 100
@@ -78,19 +78,21 @@ def read_result(folder: Path, asked: Mapping[str, Any]) -> Result | None:
         return None
     cure = "delete this file and run the same command again"
     data = read_json(path, cure)
+    with reading(path, cure):
+        return _result(folder, data, asked)
+
+
+def _result(folder: Path, data: dict[str, Any], asked: Mapping[str, Any]) -> Result:
     differences = config_differences(data.pop("asked", {}), json.loads(json.dumps(asked)))
     if differences:
         raise UserError(
             f"{folder}: made with other settings ({'; '.join(differences)}); give the same ones to "
             "continue, or another --out"
         )
-    try:
-        image, pixel, cost = data.pop("image"), data.pop("pixel"), data.pop("cost")
-        return Result(
-            image=ImageMetrics(**image),
-            pixel=None if pixel is None else PixelMetrics(**pixel),
-            cost=Cost(*(cost.get(name) for name in Cost._fields)),
-            **data,
-        )
-    except (AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); {cure}") from error
+    image, pixel, cost = data.pop("image"), data.pop("pixel"), data.pop("cost")
+    return Result(
+        image=ImageMetrics(**image),
+        pixel=None if pixel is None else PixelMetrics(**pixel),
+        cost=Cost(*(cost.get(name) for name in Cost._fields)),
+        **data,
+    )

@@ -69,17 +69,13 @@ def content_of(path: Path) -> Content | None:
     return Content(about.st_size, about.st_mtime_ns)
 
 
-def find_inputs(given: Sequence[Path], out: Path, listed: Iterable[str] = ()) -> list[Path]:
+def find_inputs(places: Sequence[Path], out: Path) -> list[Path]:
     """Files as they are, folders as the images below them, patterns as what they match.
 
-    listed: the lines that take the place of "-". out: where pictures are written; patterns pass
-    over what lies there. In the order given, each file once, by its absolute path. Raises UserError
-    for nothing given, a path that does not exist, a folder or pattern without images, and for what
-    names pictures below `out` in another way.
+    out: where pictures are written; patterns pass over what lies there. In the order given, each
+    file once, by its absolute path. Raises UserError for nothing given, a path that does not exist,
+    a folder or pattern without images, and for what names pictures below `out` in another way.
     """
-    places: list[Path] = []
-    for place in given:
-        places += (Path(line) for line in listed if line) if str(place) == "-" else [place]
     if not places:
         raise UserError("images: none given; name image files, folders, patterns or a video")
     own = Path(os.path.realpath(out))

@@ -9,7 +9,13 @@ from typing import IO, Any, NamedTuple
 
 from detect.prediction.inputs import Content
 from synth.base.errors import UserError
-from synth.base.files import atomic_path, write_fault
+from synth.base.files import (
+    atomic_path,
+    read_json_lines,
+    reading,
+    require_component,
+    write_fault,
+)
 
 Row = Mapping[str, Any]
 """A line of scores.jsonl: COLUMNS (those of FRAME for videos only), `reason` where unreadable;
@@ -20,6 +26,17 @@ FRAME = ("frame", "time_s")
 COLUMNS = ("file", *FRAME, "score", "threshold", "p_value", "verdict", "overlay", "mask")
 FORMATS = {"time_s": ".3f", "score": ".6g", "threshold": ".6g", "p_value": ".4g"}
 """Of numbers in scores.csv; scores.jsonl has them in full."""
+PICTURES = ("overlay", "mask")
+"""Columns that name a file in the folder, or in a folder of it."""
+NEEDED = ("file", "verdict", "number", "size", "mtime_ns")
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("file", "verdict"), str),
+    "number": int,
+    **dict.fromkeys(("size", "mtime_ns", "frame"), int | None),
+    **dict.fromkeys(("time_s", "score", "threshold", "p_value"), int | float | None),
+    **dict.fromkeys((*PICTURES, "reason"), str | None),
+}
+"""JSON types of a row's fields."""
 UNREADABLE = "unreadable"
 """The verdict on a file that is no image."""
 
@@ -84,7 +101,7 @@ class ScoreLog:
                 if row["file"] not in files:
                     file.write(json.dumps(row) + "\n")
                     continue
-                for name in filter(None, (row.get("overlay"), row.get("mask"))):
+                for name in filter(None, map(row.get, PICTURES)):
                     (self.folder / name).unlink(missing_ok=True)
         self._recount()
         self.__enter__()
@@ -120,19 +137,26 @@ def csv_cells(row: Row, columns: Sequence[str]) -> list[str]:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a scores.jsonl, one in memory at a time; none where there is no such file."""
-    needed = ("file", "verdict", "number", "size", "mtime_ns")
     if not path.exists():
         return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                row = json.loads(line)
-                yield {**row, **{name: row[name] for name in needed}}
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(
-                    f"{path}: line {number} is damaged ({error}); delete the folder or give "
-                    "another --out"
-                ) from error
+    cure = "delete the folder or give another --out"
+    for number, row in enumerate(read_json_lines(path, cure), start=1):
+        with reading(path, cure):
+            require_row(row, f"line {number}: ")
+        yield row
+
+
+def require_row(row: Mapping[str, Any], place: str) -> None:
+    """Raise ValueError or LookupError for what is no row of ours."""
+    for name, kinds in KINDS.items():
+        if name in NEEDED and name not in row:
+            raise LookupError(f"{place}no {name}")
+        if not isinstance(row.get(name), kinds):
+            raise ValueError(f"{place}{name} is {row[name]!r}")
+    for name in PICTURES:
+        parts = str(row.get(name) or name).split("/")
+        if len(parts) > 2 or not all(require_component(f"{place}{name}", part) for part in parts):
+            raise ValueError(f"{place}{name} is {row[name]!r}")
 
 
 def drop_half_line(path: Path) -> None:

@@ -32,8 +32,7 @@ from detect.prediction.overlays import (
 from detect.prediction.predictor import Prediction, Predictor
 from detect.prediction.video import is_video
 from detect.prediction.watch import POLL_SECONDS, Watch
-from synth.base.errors import UserError
-from synth.base.files import read_json, write_json
+from synth.base.files import read_json, reading, write_json
 from synth.base.options import Precision
 from synth.base.progress import Update
 from synth.images import Progress
@@ -123,11 +122,8 @@ def calibrated(
 def read_calibration(path: Path) -> Calibration:
     """What `calibrated` kept. Raises UserError where it is damaged."""
     cure = "delete this one file, and the threshold is set on the normal images again"
-    saved = read_json(path, cure)
-    try:
-        return Calibration.from_json(saved)
-    except UserError as error:
-        raise UserError(f"{path}: damaged ({error}); {cure}") from error
+    with reading(path, cure):
+        return Calibration.from_json(read_json(path, cure))
 
 
 class Run(NamedTuple):

@@ -31,7 +31,7 @@ from detect.training.stopping import (
     without_judges,
 )
 from synth.base.device import make_accelerator
-from synth.base.errors import UserError
+from synth.base.files import DAMAGE
 from synth.base.options import Tracker
 from synth.base.progress import Bars
 from synth.base.resume import STATE_FILE
@@ -139,7 +139,7 @@ def folder_of(
         """Read what an earlier version wrote: fields that it did not know have their defaults."""
         try:
             detector = type(prepared.config).from_json(recorded["detector"])
-        except (LookupError, TypeError, UserError):
+        except DAMAGE:
             return recorded
         return {**recorded, "detector": without_length(detector)}
 

@@ -5,6 +5,7 @@ Nothing here imports torch, so that `--help` comes at once; commands import thei
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import sys
@@ -141,6 +142,7 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
     0: done; 2: a user's mistake, in one line on stderr; 130: Ctrl-C; 141: nobody reads the output
     any more. Other errors pass through.
     """
+    mend_streams()
     quiet_libraries()
     show_data_warnings()
     steady_malloc()
@@ -176,6 +178,40 @@ def run_command(name: str, description: str, commands: Mapping[str, Callable[...
         refuse(f"{name}: out of memory; {advice}")
         return 2
     return 0
+
+
+def mend_streams() -> None:
+    """Let closed streams be empty, and no remark end the work.
+
+    A file opened later must not take the number of a closed stream. What an encoding lacks is shown
+    by escapes.
+    """
+    with contextlib.suppress(OSError):
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+            pass
+        os.close(number)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (as long as the process)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if sys.stderr is sys.__stderr__ and isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = io.TextIOWrapper(
+            io.BufferedWriter(Remarks(sys.stderr.fileno(), "wb", closefd=False)),
+            encoding=sys.stderr.encoding,
+            errors="backslashreplace",
+            write_through=True,
+        )
+
+
+class Remarks(io.FileIO):
+    """Stderr: what cannot be written, such as on a full disk, is left out."""
+
+    def write(self, data: Any) -> int:
+        """Write as much as can be; all counts as written."""
+        with contextlib.suppress(OSError):
+            super().write(data)
+        return memoryview(data).nbytes
 
 
 def show_data_warnings() -> None:

@@ -14,11 +14,17 @@ from typing import Any
 from safetensors import SafetensorError
 
 from synth.base.errors import UserError
+from synth.base.memory import is_out_of_memory
 
 Json = dict[str, Any]
 
 FULL_DISK = frozenset({errno.ENOSPC, errno.EDQUOT})
 PARTIAL_SUFFIX = ".partial"
+DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+"""What odd values in a file raise, anywhere; JSON that is nested too deep is a RuntimeError."""
+LONGEST_REASON = 200
+LONGEST_COMPONENT = 255
+NOT_IN_COMPONENTS = frozenset("/\\\0")
 
 
 @contextlib.contextmanager
@@ -91,17 +97,70 @@ def read_json(path: Path, cure: str = "delete its folder and make it anew") -> J
 
     cure: the way out that is named when it is damaged.
     """
+    with reading(path, cure):
+        return json_object(path.read_bytes())
+
+
+def read_json_lines(path: Path, cure: str) -> Iterator[Json]:
+    """The JSON objects in the lines of `path`, one in memory at a time. Raises as `read_json`."""
+    with reading(path, cure), path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                value = json_object(line)
+            except DAMAGE as error:
+                raise ValueError(f"line {number}: {error}") from None
+            yield value
+
+
+def json_object(text: bytes) -> Json:
+    """The JSON object in UTF-8 `text`. Raises ValueError or RecursionError for anything else."""
+    value = json.loads(text.decode("utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+@contextlib.contextmanager
+def reading(path: Path, cure: str) -> Iterator[None]:
+    """Turn any error about the content of a file of ours into a UserError that names the file.
+
+    cure: the way out that is named when it is damaged.
+    """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        yield
+    except UserError as error:
+        named = str(error).startswith(str(path.parent))
+        raise error if named else UserError(f"{path}: damaged ({error}); {cure}") from error
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file; is this the folder that you meant?") from None
     except OSError as error:
         raise UserError(read_fault(path, error)) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: damaged ({error}); {cure}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}; {cure}")
-    return value
+    except DAMAGE as error:
+        if is_out_of_memory(error):
+            raise
+        reason = f"field {error}" if isinstance(error, KeyError) else str(error)
+        told = printable(reason)[:LONGEST_REASON] or type(error).__name__
+        raise UserError(f"{path}: damaged ({told}); {cure}") from error
+
+
+def require_component(name: str, value: object) -> str:
+    """Return `value`, which is to name a file or folder, as text.
+
+    Raises UserError for anything but one component of a path: a name from a file must not lead
+    elsewhere.
+    """
+    if (
+        isinstance(value, str)
+        and value not in ("", ".", "..")
+        and not NOT_IN_COMPONENTS & set(value)
+        and len(os.fsencode(value)) <= LONGEST_COMPONENT
+    ):
+        return value
+    shown = repr(value)[:LONGEST_REASON]
+    raise UserError(
+        f"{name} is {shown}, must be the name of one folder: no / or \\, not '..', at most "
+        f"{LONGEST_COMPONENT} bytes"
+    )
 
 
 def config_differences(

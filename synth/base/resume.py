@@ -4,6 +4,7 @@ A step function draws all it needs from (seed, step), so that a run continued fr
 one that never stopped.
 """
 
+import hashlib
 import json
 import math
 import time
@@ -20,7 +21,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from synth.base.errors import UserError
-from synth.base.files import atomic_path, remove_partials, write_text
+from synth.base.files import (
+    atomic_path,
+    read_json_lines,
+    reading,
+    remove_partials,
+    write_text,
+)
 from synth.base.memory import keeping_freed_memory
 
 StepFunction = Callable[[int], Mapping[str, Tensor]]
@@ -42,7 +49,7 @@ class Stateful(Protocol):
 
 
 CHECKPOINT_SECONDS, SAVE_SHARE = 60.0, 20.0
-STATE_FILE, TRACE_FILE = "state.safetensors", "trace.jsonl"
+CONFIG_FILE, STATE_FILE, TRACE_FILE = "config.json", "state.safetensors", "trace.jsonl"
 
 
 @keeping_freed_memory()
@@ -130,13 +137,10 @@ def read_trace(path: Path, last_step: int) -> list[str]:
     The trace is written before the state, so that it may know more, never less. Raises UserError
     when it is damaged.
     """
-    rows = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    try:
-        return [row for row in rows if json.loads(row)["step"] <= last_step]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{path}: damaged ({error}); delete it to go on without the losses so far"
-        ) from error
+    cure = "delete it to go on without the losses so far"
+    with reading(path, cure):
+        rows = [*read_json_lines(path, cure)] if path.exists() else []
+        return [json.dumps(row) for row in rows if row["step"] <= last_step]
 
 
 def save_state(
@@ -146,7 +150,7 @@ def save_state(
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, moments in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(v) for name, v in moments.items()}
-    metadata = {"step": str(step)}
+    metadata = {"step": str(step), "run": run_of(path.parent)}
     if ema is not None:
         tensors |= {f"ema.{index}": value for index, value in enumerate(ema.shadow_params)}
         metadata["ema_step"] = str(ema.optimization_step)
@@ -157,13 +161,16 @@ def save_state(
 def load_state(path: Path, model: Stateful, optimizer: Optimizer, ema: EMAModel | None) -> int:
     """Put a saved state back in place; the number of steps it has done.
 
-    Raises UserError when the file is damaged or belongs to another model.
+    Raises UserError when the file is damaged, belongs to another model or to another run. States
+    of before 0.2 do not say which run they are of.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         step = int(metadata["step"])
+        if metadata.get("run", run_of(path.parent)) != run_of(path.parent):
+            raise LookupError(f"of another run than {path.parent}")
         model.load_state_dict(with_prefix(tensors, "model."))
         load_moments(optimizer, with_prefix(tensors, "optimizer."))
         if ema is not None:
@@ -173,9 +180,18 @@ def load_state(path: Path, model: Stateful, optimizer: Optimizer, ema: EMAModel 
     except (SafetensorError, RuntimeError, LookupError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"{path}: damaged or of another model ({reason}); delete it to train from the start"
+            f"{path}: damaged, or of another model or run ({reason}); delete it to train from the "
+            "start"
         ) from error
     return step
+
+
+def run_of(folder: Path) -> str:
+    """A fingerprint of the configuration that `folder` or the one above it was claimed with."""
+    for path in (folder / CONFIG_FILE, folder.parent / CONFIG_FILE):
+        if path.is_file():
+            return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return ""
 
 
 def load_moments(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:

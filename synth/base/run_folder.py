@@ -10,12 +10,10 @@ from accelerate.utils import broadcast_object_list
 
 from synth.base.claims import claim_folder
 from synth.base.errors import SharedError, UserError
-from synth.base.files import read_json
+from synth.base.files import read_json, reading
 from synth.base.locks import sole_user
 from synth.base.options import Precision
-from synth.base.resume import STATE_FILE, TRACE_FILE
-
-CONFIG_FILE = "config.json"
+from synth.base.resume import CONFIG_FILE, STATE_FILE, TRACE_FILE
 
 T = TypeVar("T")
 
@@ -74,8 +72,9 @@ def saved_precision(out: Path, asked: Precision, fields: Sequence[str]) -> Preci
     if asked != "auto" or not (out / CONFIG_FILE).exists():
         return asked
     value: Any = read_json(out / CONFIG_FILE)
-    for field in fields:
-        value = value.get(field, {})
+    with reading(out / CONFIG_FILE, "give another --out"):
+        for field in fields:
+            value = value.get(field, {})
     return value or "auto"
 
 

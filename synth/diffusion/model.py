@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from synth.base.errors import UserError
-from synth.base.files import atomic_path, read_json
+from synth.base.files import atomic_path, read_json, require_component
 from synth.base.options import Precision
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import build_scheduler, build_unet, noise_schedule, unet_arguments
@@ -144,7 +144,10 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
     """
     config = read_json(folder / CONFIG_FILE)
     try:
-        _ = config["dataset"], config["category"], config["train"]["precision"]
+        _ = config["train"]["precision"]
+        categories = config.get("categories") or [config["category"]]
+        for name in (config["dataset"], config["category"], *categories):
+            require_component(f"{folder / CONFIG_FILE}: a category", name)
         shape = UNetConfig.from_json(config["train"]["unet"])
         if shape.num_categories not in (None, len(config.get("categories") or ())):
             raise LookupError("categories")

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from synth.base.device import make_accelerator
 from synth.base.errors import UserError
-from synth.base.files import read_json, write_json
+from synth.base.files import DAMAGE, read_json, write_json
 from synth.base.progress import Bars
 from synth.base.run_folder import agreed, num_steps_done, run_folder, saved_precision
 from synth.base.tracking import require_tracker, tracked
@@ -185,7 +185,7 @@ def with_defaults(recorded: dict[str, Any]) -> dict[str, Any]:
     """
     try:
         train = TrainConfig.from_json(recorded["train"])
-    except (LookupError, TypeError, UserError):
+    except DAMAGE:
         return recorded
     return {**recorded, "train": weight_options(train)}
 

@@ -23,7 +23,8 @@ def choose_precision(asked: Precision | None, model: DiffusionModel, folder: Pat
     if asked in ("fp32", "bf16"):
         return asked
     if (folder / HEADER_FILE).exists():
-        recorded = read_json(folder / HEADER_FILE).get("config", {}).get("precision")
+        config = read_json(folder / HEADER_FILE).get("config")
+        recorded = config.get("precision") if isinstance(config, dict) else None
         if recorded in ("fp32", "bf16"):
             return recorded
     return model.precision if asked is None else fastest_precision(model.unet.device)

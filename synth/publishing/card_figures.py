@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from synth.base.errors import UserError
-from synth.base.files import Json, read_json
+from synth.base.files import Json, read_json, reading
 from synth.publishing.card_tables import table
 
 QUALITY_FILE, CHECK_FILE, CONFIG_FILE = "quality.json", "check.json", "config.json"
@@ -27,6 +27,7 @@ sets, 0 for images of the same kind. Unlike the product: share farther than 95 %
 images. Near-copies: share nearer to a training image than normal images ever are. Diversity: mean
 distance between two of the images over that of two training images. Grain: pixel noise over that
 of held-out normal images; damage has distance, noise has grain as well. ± is one standard error."""
+AGAIN = "run `synth inspect` again, or train the model anew"
 
 
 def figures_section(folder: Path, categories: Sequence[str]) -> str:
@@ -41,8 +42,12 @@ def figures_section(folder: Path, categories: Sequence[str]) -> str:
             f"--figures: no {QUALITY_FILE} or {CHECK_FILE} in or below {folder}; give what "
             "`synth inspect` wrote, or the folder of the model"
         )
-    parts = [quality_part(path, read_json(path), categories) for path in qualities]
-    parts += [check_part(path, read_json(path), categories) for path in checks]
+    parts = []
+    for path in (*qualities, *checks):
+        part = quality_part if path in qualities else check_part
+        about = read_json(path, AGAIN)
+        with reading(path, AGAIN):
+            parts.append(part(path, about, categories))
     legend = f"\n\n{LEGEND}" if qualities else ""
     return f"## Figures\n\n{chr(10).join(parts).strip()}{legend}"
 
@@ -54,7 +59,7 @@ def quality_part(path: Path, quality: Json, categories: Sequence[str]) -> str:
     if quality.get("check"):
         lines += [f"{sentence(path, quality['check'])}", ""]
     groups = quality.get("groups", [])
-    lines += [table(HEAD, [group_row(path, group) for group in groups]), ""]
+    lines += [table(HEAD, [group_row(group) for group in groups]), ""]
     by = quality.get("measured_by", {})
     lines += [
         f"Features of `{by.get('backbone')}` (weights: {by.get('weights')}); "
@@ -65,22 +70,19 @@ def quality_part(path: Path, quality: Json, categories: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def group_row(path: Path, group: Any) -> list[str]:
-    """One line of the table. Raises UserError for a damaged file."""
-    try:
-        return [
-            str(group["name"]),
-            "–" if group["strength"] is None else f"{group['strength']:.3g}",
-            str(group["num_images"]),
-            with_error(group["quality"], 2),
-            with_error(group["kid"], 3, 1000),
-            f"{100 * group['share_far']:.0f} %",
-            f"{100 * group['share_copies']:.0f} %",
-            "–" if group["diversity"] is None else f"{group['diversity']:.2f}",
-            f"{group['grain']:.2f}" if "grain" in group else "–",
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error!r}); run `synth inspect` again") from None
+def group_row(group: Any) -> list[str]:
+    """One line of the table."""
+    return [
+        str(group["name"]),
+        "–" if group["strength"] is None else f"{group['strength']:.3g}",
+        str(group["num_images"]),
+        with_error(group["quality"], 2),
+        with_error(group["kid"], 3, 1000),
+        f"{100 * group['share_far']:.0f} %",
+        f"{100 * group['share_copies']:.0f} %",
+        "–" if group["diversity"] is None else f"{group['diversity']:.2f}",
+        f"{group['grain']:.2f}" if "grain" in group else "–",
+    ]
 
 
 def with_error(measured: Json | None, digits: int, factor: float = 1) -> str:

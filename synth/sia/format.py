@@ -3,12 +3,12 @@
 data_cards/SIA_FORMAT.md is normative.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from synth.base.errors import UserError
-from synth.base.files import read_json
+from synth.base.files import read_json, require_component
 
 FORMAT = 1
 SHARD_SIZE = 100
@@ -35,6 +35,19 @@ class SiaHeader(NamedTuple):
         return {"format": FORMAT, **self._asdict()}
 
 
+def header_faults(header: Mapping[str, Any]) -> Iterator[str]:
+    """Say which fields of sia.json are missing or are not what they must be."""
+    if header.get("kind") not in get_args(Kind):
+        yield f"kind is {header.get('kind')!r}, must be one of {', '.join(get_args(Kind))}"
+    for name in ("dataset", "category"):
+        try:
+            require_component(name, header.get(name))
+        except UserError as error:
+            yield str(error)
+    if not isinstance(header.get("config"), dict):
+        yield f"config is {header.get('config')!r}, must be an object"
+
+
 def other_format(found: object) -> str:
     """What to say of a folder whose header does not name FORMAT."""
     return (
@@ -51,6 +64,10 @@ def image_path(index: int) -> str:
 def mask_path(index: int) -> str:
     """Where the mask of blended image `index` lies, relative to its SIA folder."""
     return f"masks/{index // IMAGES_PER_FOLDER:03d}/{index:06d}.png"
+
+
+PATHS = {"file_name": image_path, "mask_file_name": mask_path}
+"""What the fields of a row that name its files must say, by its index."""
 
 
 def shard_path(shard: int) -> str:
@@ -95,10 +112,16 @@ def read_shard(folder: Path, shard: int) -> ShardRecord:
 
 
 def check_row(path: Path, row: object, fields: Mapping[str, type], cure: str) -> None:
-    """Raise UserError, naming `path`, unless `row` is an object with these fields."""
+    """Raise UserError, naming `path`, unless `row` has these fields and names its own files."""
     for name, kind in fields.items():
         if not isinstance(row, dict) or not isinstance(row.get(name), kind):
             raise UserError(f"{path}: damaged (a row without {name}); {cure}")
+    assert isinstance(row, dict)
+    for name, path_of in PATHS.items():
+        if name in row and row[name] != path_of(row["index"]):
+            raise UserError(
+                f"{path}: damaged ({name} of index {row['index']} is {row[name]!r}); {cure}"
+            )
 
 
 def count_missing(folder: Path, shard: int, num_images: int) -> int:

@@ -1,10 +1,9 @@
 """metadata.jsonl read a little ahead of the records that it is compared with."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from synth.base.files import config_differences
+from synth.base.files import DAMAGE, config_differences, json_object
 from synth.sia.format import Row
 from synth.sia.rows import index_of
 
@@ -38,8 +37,8 @@ class MetadataAhead:
     def add(self, line: bytes) -> Iterator[str]:
         """Keep a line's row; what is wrong with it."""
         try:
-            row = json.loads(line)
-        except ValueError as error:  # of JSON, or of UTF-8
+            row = json_object(line)
+        except DAMAGE as error:
             yield f"damaged ({error})"
             return
         index = index_of(row)

@@ -3,7 +3,6 @@
 Here is the reader; `synth.sia.writer` writes. data_cards/SIA_FORMAT.md is normative.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synth.base.errors import UserError
-from synth.base.files import read_json
+from synth.base.files import read_json, read_json_lines
 from synth.images import read_image, read_mask
 from synth.sia.format import (
     FORMAT,
@@ -24,6 +23,7 @@ from synth.sia.format import (
     Row,
     SiaHeader,
     check_row,
+    header_faults,
     other_format,
 )
 from synth.sia.writer import Item, OnImage, Written, write_sia
@@ -84,9 +84,9 @@ def open_sia(folder: Path, kind: Kind | None = None) -> SiaFolder:
     folder, header = headers[0].parent, read_json(headers[0])
     if header.get("format") != FORMAT:
         raise UserError(f"{headers[0]}: {other_format(header.get('format'))}")
-    lacking = [name for name in SiaHeader._fields if name not in header]
-    if lacking or header["kind"] not in ("source", "blended"):
-        raise UserError(f"{headers[0]}: damaged ({', '.join(lacking) or 'kind'}); make it anew")
+    fault = next(header_faults(header), None)
+    if fault is not None:
+        raise UserError(f"{headers[0]}: damaged ({fault}); make it anew")
     if kind is not None and header["kind"] != kind:
         raise UserError(
             f"{folder}: kind is {header['kind']!r}, expected {kind!r}: give {MADE_BY[kind]}"
@@ -105,13 +105,9 @@ def read_metadata(path: Path, fields: Mapping[str, type]) -> tuple[Row, ...]:
     """The rows of metadata.jsonl, each with these fields. Raises UserError, naming the line."""
     cure = "run the command that made the folder again"
     rows: list[Row] = []
-    with path.open(encoding="utf-8") as file:
-        try:
-            for line in file:
-                rows.append(json.loads(line))
-                check_row(path, rows[-1], fields, cure)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"{path}: damaged (line {len(rows) + 1}: {error}); {cure}") from None
+    for row in read_json_lines(path, cure):
+        check_row(path, row, fields, cure)
+        rows.append(row)
     if not rows:
         raise UserError(f"{path}: damaged (no rows); {cure}")
     return tuple(rows)

@@ -1,17 +1,16 @@
 """What is wrong with the header and the records of an SIA folder."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from synth.base.errors import UserError
 from synth.base.files import read_json
-from synth.sia.format import FORMAT, METADATA_FILE, SHARD_SIZE, Row, other_format
+from synth.sia.format import FORMAT, METADATA_FILE, SHARD_SIZE, Row, header_faults, other_format
 from synth.sia.image_files import SHARDS
 from synth.sia.rows import index_of
 
-KINDS = ("source", "blended")
 CURE = "delete it and run the command that made the folder again"
 UNFINISHED = "unfinished; run the command that made the folder again"
 RECORD_NAME = re.compile(r"(\d{3,})\.json")
@@ -34,19 +33,6 @@ def read_header(path: Path) -> tuple[Header, list[str]]:
         fault = other_format(header.get("format"))
         return {"format": None}, [f"{path}: {fault}; nothing else was checked"]
     return header, [f"{path}: {fault}" for fault in header_faults(header)]
-
-
-def header_faults(header: Header) -> Iterator[str]:
-    """Say which fields of sia.json are missing or of another type."""
-    if header.get("kind") not in KINDS:
-        yield f"kind is {header.get('kind')!r}, must be one of {', '.join(KINDS)}"
-    for name, kind, words in (
-        ("dataset", str, "a string"),
-        ("category", str, "a string"),
-        ("config", dict, "an object"),
-    ):
-        if not isinstance(header.get(name), kind):
-            yield f"{name} is {header.get(name)!r}, must be {words}"
 
 
 def size_of(header: Header) -> tuple[int, int] | None:

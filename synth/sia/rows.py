@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from synth.diffusion.strength import Strength
-from synth.sia.format import Row, image_path, mask_path
+from synth.sia.format import PATHS, Row
 
 
 class Type(NamedTuple):
@@ -119,6 +119,6 @@ def name_faults(row: Row) -> Iterator[str]:
     index = row.get("index")
     if not is_of(index, INTEGER):
         return
-    for name, path_of in (("file_name", image_path), ("mask_file_name", mask_path)):
+    for name, path_of in PATHS.items():
         if is_of(row.get(name), TEXT) and row[name] != path_of(row["index"]):
             yield f"{name} is {row[name]!r}, must be {path_of(row['index'])!r}"

@@ -19,7 +19,7 @@ from detect.methods.realnet.afs import AFSResult
 from detect.methods.realnet.config import RealNetConfig
 from synth.base import cache
 from synth.base.errors import DataWarning, UserError
-from synth.base.files import read_json, write_json
+from synth.base.files import DAMAGE, read_json, reading, write_json
 
 AFS_FILE = "afs.json"
 SCORES_VERSION = 1
@@ -54,7 +54,7 @@ def read_scores(path: Path, channels: Sequence[int]) -> tuple[Tensor, ...] | Non
         return None
     try:
         scores = _tensors(read_json(path)["scores"])
-    except (UserError, LookupError, TypeError, ValueError):
+    except (UserError, *DAMAGE):
         scores = ()
     if [tuple(score.shape) for score in scores] != [(C,) for C in channels] or any(
         math.isnan(float(score.sum())) for score in scores
@@ -79,12 +79,11 @@ def read_channels(path: Path) -> AFSResult | None:
     """
     if not path.exists():
         return None
-    match read_json(path):
-        case {"indices": [*indices], "scores": [*scores]}:
-            kept = tuple(torch.tensor(index, dtype=torch.int64) for index in indices)
-            return AFSResult(kept, _tensors(scores))
-        case _:
-            raise UserError(f"{path}: damaged; delete it and run the same command again")
+    cure = "delete it and run the same command again"
+    saved = read_json(path, cure)
+    with reading(path, cure):
+        kept = tuple(torch.tensor(index, dtype=torch.int64) for index in saved["indices"])
+        return AFSResult(kept, _tensors(saved["scores"]))
 
 
 def write_channels(path: Path, chosen: AFSResult) -> None:
