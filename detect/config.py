@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from synth.base.backbone_weights import default_weights
 from synth.base.backbones import Backbone, BackboneConfig
 from synth.base.errors import UserError
-from synth.base.options import require_positive
+from synth.base.options import require_positive, require_size
 from synth.pictures import Images
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class DetectorConfig:
         unknown and for absent fields.
         """
         values = arguments(cls, data)
+        require_size(values["image_size"])
         values["backbone"] = BackboneConfig(**arguments(BackboneConfig, values["backbone"]))
         return cls(**values)
 

@@ -426,9 +426,9 @@ def test_exported_it_scores_as_torch(mode, tmp_path):
         ({"stride": 6}, "stride: got 6; allowed are multiples of 4"),
         ({"stride": 0}, "stride: got 0"),
         ({"patch": 20}, "patch: got 20; allowed are 17, 33, 65"),
-        ({"image_size": (64, 48)}, "--size: got 64 48; a hole of 46 px and 8 px of context on each "
-            "side need 62 px: give a larger --size"),
-        ({"image_size": (64, 64), "patch": 65}, "a hole of 76 px"),
+        ({"image_size": (64, 48)}, "--size: got 64 48; a hole of 38 px and 8 px of context on each "
+            "side need 54 px: give a larger --size"),
+        ({"image_size": (64, 64), "patch": 65}, "a hole of 68 px"),
         ({"balance": 1.5}, "balance: got 1.5; allowed is 0 to 1"),
         ({"period": 1}, "period: got 1; a lattice needs 2"),
         ({"distil_steps": 0}, "distil_steps: got 0, must be greater than 0"),

@@ -27,6 +27,8 @@ OptionalFolder = Annotated[
 
 # Checks of options
 
+LARGEST_SIDE = 16_384
+
 
 def require_output(folder: Path) -> None:
     """Raise UserError before long work where no results can go; nothing is made for this."""
@@ -69,9 +71,15 @@ def require_within(**options: float | None) -> None:
 
 
 def require_size(size: tuple[int, int] | None) -> None:
-    """Raise UserError for a height or width below 8 pixels."""
-    if size is not None and min(size) < 8:
+    """Raise UserError for a height or width below 8 pixels, or beyond any image of ours."""
+    if size is None:
+        return
+    if min(size) < 8:
         raise UserError(f"--size: got {size[0]} {size[1]}, both must be 8 pixels or more")
+    if max(size) > LARGEST_SIDE:
+        raise UserError(
+            f"--size: got {size[0]} {size[1]}, both must be {LARGEST_SIDE} pixels or less"
+        )
 
 
 def option_name(name: str) -> str:

@@ -50,6 +50,7 @@ class Stateful(Protocol):
 
 CHECKPOINT_SECONDS, SAVE_SHARE = 60.0, 20.0
 CONFIG_FILE, STATE_FILE, TRACE_FILE = "config.json", "state.safetensors", "trace.jsonl"
+WITHOUT_TRACE = "delete it to go on without the losses so far"
 
 
 @keeping_freed_memory()
@@ -137,9 +138,8 @@ def read_trace(path: Path, last_step: int) -> list[str]:
     The trace is written before the state, so that it may know more, never less. Raises UserError
     when it is damaged.
     """
-    cure = "delete it to go on without the losses so far"
-    with reading(path, cure):
-        rows = [*read_json_lines(path, cure)] if path.exists() else []
+    with reading(path, WITHOUT_TRACE):
+        rows = [*read_json_lines(path, WITHOUT_TRACE)] if path.exists() else []
         return [json.dumps(row) for row in rows if row["step"] <= last_step]
 
 

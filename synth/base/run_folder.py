@@ -13,7 +13,7 @@ from synth.base.errors import SharedError, UserError
 from synth.base.files import read_json, reading
 from synth.base.locks import sole_user
 from synth.base.options import Precision
-from synth.base.resume import CONFIG_FILE, STATE_FILE, TRACE_FILE
+from synth.base.resume import CONFIG_FILE, STATE_FILE, TRACE_FILE, WITHOUT_TRACE
 
 T = TypeVar("T")
 
@@ -81,7 +81,10 @@ def saved_precision(out: Path, asked: Precision, fields: Sequence[str]) -> Preci
 def num_steps_done(folder: Path) -> int:
     """How many steps the training with its state in `folder` has done; 0 where there is none."""
     trace = folder / TRACE_FILE
-    return len(trace.read_text(encoding="utf-8").splitlines()) if trace.exists() else 0
+    if not trace.exists():
+        return 0
+    with reading(trace, WITHOUT_TRACE):
+        return trace.read_bytes().count(b"\n")
 
 
 def require_no_fewer_steps(folder: Path, num_steps: int) -> None:

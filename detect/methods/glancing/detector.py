@@ -67,11 +67,11 @@ class GlancingConfig(TrainedConfig):
     """Which patches are hidden together: those of one hole (exact, as in the paper), or of many
     holes in a regular lattice. A detector is trained as it scores: what surrounds a patch looks the
     same."""
-    patches_per_hole: int = 3
-    """Along each axis; the paper has one. Nine patches to a hole need a ninth of the passes."""
-    period: int = 3
-    """Of a lattice, in holes: with 3 patches to a hole a strip of 26 px stays visible between, as
-    with 2 and a period of 4, in 9 passes rather than 16."""
+    patches_per_hole: int = 2
+    """Along each axis; the paper has one. Four patches to a hole need a quarter of the passes."""
+    period: int = 4
+    """Of a lattice, in holes: with 2 patches to a hole a strip of 26 px stays visible between, as
+    with 3 and a period of 3, which needs 9 passes rather than 16."""
     widths: tuple[int, int, int] = WIDTHS
     """Channels of Global-Net's stages: ResNet-18's."""
     patches_per_image: int = 16
