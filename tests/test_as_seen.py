@@ -11,7 +11,7 @@ from commands import Command
 from PIL import Image
 from products import write_product
 
-from detect.commands.shared import lines_for_dash
+from detect.commands.shared import with_listed
 from detect.evaluation.testset import open_test_set
 from detect.prediction.inputs import files_at
 from synth.base.errors import ImageWarning, UserError
@@ -154,7 +154,7 @@ def test_a_list_as_windows_writes_it(monkeypatch, encoding):
                 return "ä 1.png\r\nb.png\r\n".encode(encoding)
 
     monkeypatch.setattr("sys.stdin", Stdin)
-    assert lines_for_dash([Path("-")]) == ["ä 1.png", "b.png"]
+    assert with_listed([Path("-")]) == [Path("ä 1.png"), Path("b.png")]
 
 
 def test_brackets_in_a_name_come_before_brackets_in_a_pattern(tmp_path):

@@ -134,7 +134,10 @@ def spoil(name, *fields, value=None):
         (spoil("config.json", "detector", "multipliers", value=[]), r"config\.json: damaged"),
         (spoil("config.json", "detector", "head_widths", value=[-8, 8, 4, 4]), r"\.json: damaged"),
         (spoil("config.json", "detector", "odd", value=1), r"config\.json: .*unknown fields"),
-        (spoil("calibration.json", "scores", value=[]), r"calibration\.json: scores: got none"),
+        (
+            spoil("calibration.json", "scores", value=[]),
+            r"calibration\.json: damaged \(scores: got none",
+        ),
         (spoil("calibration.json", "scores", value=["x"]), r"calibration\.json: .*needs scores"),
         (spoil("calibration.json", "scores", value=[None]), r"calibration\.json: .*needs scores"),
         (spoil("calibration.json", "categories", value=[1]), r"calibration\.json: damaged"),

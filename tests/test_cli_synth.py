@@ -232,7 +232,7 @@ def test_model_that_is_none(run, product, model, tmp_path):
     (own / "config.json").write_text('{"method": "realnet"}')
     assert f"{own}: not a diffusion model; give the --out of `synth train`" in refused(own)
     (own / "config.json").write_text("[]")
-    assert "config.json: expected a JSON object" in refused(own)
+    assert "config.json: damaged (expected a JSON object" in refused(own)
 
 
 def test_folder_of_another_configuration_shows_the_difference(run, product, model, sia, tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from commands import Command
+from older import without_run
 from products import write_product
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import write_model
@@ -161,6 +162,7 @@ def test_a_folder_of_the_first_version_loads_and_goes_on(root: Path, tmp_path: P
     del train["rotate"], unet["style"], unet["num_categories"]
     unet["attention_levels"] = 1
     write_json(tmp_path / "config.json", config)
+    without_run(tmp_path)
     assert load_model(tmp_path, CPU).categories == ["nut"]
     train_model(opened(root, "nut"), replace(CONFIG, num_steps=3), tmp_path, no_bars)
     assert len((tmp_path / "trace.jsonl").read_text().splitlines()) == 3

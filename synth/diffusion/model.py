@@ -146,7 +146,7 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
     try:
         _ = config["train"]["precision"]
         categories = config.get("categories") or [config["category"]]
-        for name in (config["dataset"], config["category"], *categories):
+        for name in (config["dataset"], *categories):
             require_component(f"{folder / CONFIG_FILE}: a category", name)
         shape = UNetConfig.from_json(config["train"]["unet"])
         if shape.num_categories not in (None, len(config.get("categories") or ())):
