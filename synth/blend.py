@@ -64,14 +64,15 @@ def blend_random(
 ) -> Blended:
     """Make one training sample: M = Perlin ∧ foreground, δ ~ U(opacity), then the blend.
 
-    An empty mask is drawn again. `official` gives RealNet's behaviour instead: one draw, and an
-    empty one leaves a normal image that passes for an anomalous one (about 6 % of the samples, more
-    on small foregrounds); besides, pixels are truncated. There is no smallest area, as in RealNet.
+    An empty mask is drawn again. `official` gives RealNet's behaviour instead: one draw of its own
+    Perlin field, and an empty one leaves a normal image that passes for an anomalous one (about 6 %
+    of the samples, more on small foregrounds); besides, pixels are truncated. There is no smallest
+    area, as in RealNet.
 
     normal, source: uint8 [H, W, 3], RGB. foreground: bool [H, W].
     Raises UserError when the foreground is empty, or so small that 64 masks in a row miss it.
     """
-    mask = draw_mask(foreground, rng, max_draws=1 if official else MAX_DRAWS)
+    mask = draw_mask(foreground, rng, official=official)
     if not official and not mask.any():
         raise UserError(
             f"foreground: got {np.count_nonzero(foreground)} of {foreground.size} pixels, which "
@@ -83,13 +84,17 @@ def blend_random(
 
 
 def draw_mask(
-    foreground: NDArray[np.bool_], rng: np.random.Generator, *, max_draws: int
+    foreground: NDArray[np.bool_], rng: np.random.Generator, *, official: bool = False
 ) -> NDArray[np.bool_]:
-    """Draw Perlin ∧ foreground, bool [H, W], until it is not empty, at most `max_draws` times."""
+    """Draw Perlin ∧ foreground, bool [H, W], until it is not empty, at most MAX_DRAWS times.
+
+    official: RealNet's field, drawn once.
+    """
     height, width = foreground.shape
     mask = np.zeros_like(foreground)
+    max_draws = 1 if official else MAX_DRAWS
     for _ in range(max_draws if foreground.any() else 0):
-        mask = perlin_mask(rng, (height, width)) & foreground
+        mask = perlin_mask(rng, (height, width), official=official) & foreground
         if mask.any():
             break
     return mask

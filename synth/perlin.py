@@ -67,32 +67,49 @@ def perlin_field(
     size: (H, W), pixels. cells: (cy, cx). offset: integer [..., 2], lattice point (y, x) at the
     first pixel, one for each field of a batch. Returns float32 [..., H, W], within [−1, 1].
     """
-    (height, width), (cells_y, cells_x) = size, cells
+    cells_y, cells_x = cells
     rows = (offset[..., 0, None] + np.arange(cells_y + 1)) % PERIOD  # [..., cy + 1]
     columns = (offset[..., 1, None] + np.arange(cells_x + 1)) % PERIOD  # [..., cx + 1]
     lattice = rows[..., :, None], columns[..., None, :]
     g_x, g_y = lattice_gradients()
+    return gradient_field(size, g_x[lattice], g_y[lattice])
+
+
+def gradient_field(
+    size: tuple[int, int], g_x: NDArray[np.float32], g_y: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """The field F of the gradients at lattice points, each float32 [..., cy + 1, cx + 1]."""
+    height, width = size
+    cells_y, cells_x = g_x.shape[-2] - 1, g_x.shape[-1] - 1
     w0_y, w1_y = axis_weights(height, cells_y)
     w0_x, w1_x = axis_weights(width, cells_x)
     # one product of inner length 2·(cy + 1) is faster than two and a sum
     left = np.concatenate([w0_y, w1_y], axis=1)
-    right = np.concatenate([g_x[lattice] @ w1_x.T, g_y[lattice] @ w0_x.T], axis=-2)
+    right = np.concatenate([g_x @ w1_x.T, g_y @ w0_x.T], axis=-2)
     return np.matmul(left, right, dtype=np.float32)  # [..., H, W]
 
 
-def perlin_mask(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.bool_]:
+def perlin_mask(
+    rng: np.random.Generator, size: tuple[int, int], *, official: bool = False
+) -> NDArray[np.bool_]:
     """Draw a mask, bool [H, W]: where the rotated, scaled field exceeds 0.5. It may be empty.
 
     Source: RealNet, section 3.2 and its code: 2^e cells with e ~ U{0..5} for each axis, rotation by
     U(−90°, 90°) about the centre, bilinear, zero outside (so the corners it empties stay clear).
 
     rng draws, in this order: e_y, e_x; the lattice offset; the angle. size: (H, W), pixels.
+    official: cells of any size, and gradients of all directions, drawn in place of the offset.
     """
     height, width = size
-    cells = 2 ** rng.integers(0, [max_exponent(height) + 1, max_exponent(width) + 1])
-    offset = rng.integers(0, PERIOD, 2)
+    limits = [MAX_EXPONENT, MAX_EXPONENT] if official else map(max_exponent, size)
+    cells_y, cells_x = map(int, 2 ** rng.integers(0, [limit + 1 for limit in limits]))
+    if official:
+        turn = rng.uniform(0, 2 * np.pi, (cells_y + 1, cells_x + 1)).astype(np.float32)
+        length = np.float32(2**0.5 / SCALE)
+        field = gradient_field(size, length * np.cos(turn), length * np.sin(turn))
+    else:
+        field = perlin_field(size, (cells_y, cells_x), rng.integers(0, PERIOD, 2))
     angle = rng.uniform(-90.0, 90.0)
-    field = perlin_field(size, (int(cells[0]), int(cells[1])), offset)
     centre = ((width - 1) / 2, (height - 1) / 2)
     rotation = cv2.getRotationMatrix2D(centre, angle, 1.0)
     rotated = cv2.warpAffine(field, rotation, (width, height), flags=cv2.INTER_LINEAR)

@@ -152,6 +152,17 @@ def test_the_converted_network_computes_the_same(network: Adm) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_what_realnets_trainer_saves_is_read(tmp_path: Path, prefix: str) -> None:
+    state = tiny_adm(num_categories=None).state_dict()
+    kept = {"epoch": 3, "state_dict": {prefix + name: value for name, value in state.items()}}
+    torch.save(kept | {"optimizer": {"state": {}}}, tmp_path / "epoch_3.pth")
+    source = load_source(str(tmp_path / "epoch_3.pth"))
+    _, want = convert_adm(state)
+    assert source.weights.keys() == want.keys()
+    assert all(torch.equal(source.weights[name], want[name]) for name in want)
+
+
 def test_the_adm_preset_is_what_an_adm_file_is_read_as() -> None:
     """The names and shapes of 256x256_diffusion.pt, from the network written above."""
     widths = PRESETS["adm"].unet.block_channels
@@ -195,6 +206,8 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path, capsys: pytest.CaptureFix
     [
         ([1, 2], "no ADM checkpoint"),
         ({"step": 3}, "no ADM checkpoint"),
+        ({"state_dict": {"epoch": 3}}, "no ADM checkpoint"),
+        ({"state_dict": {3: torch.zeros(1)}}, "no ADM U-Net"),
         ({}, "no ADM U-Net"),
         ({"conv1.weight": torch.zeros(3)}, "no ADM U-Net"),
     ],

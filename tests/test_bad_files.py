@@ -1,7 +1,8 @@
 """Files of ours that other hands changed, walked through the commands that read them.
 
 Kinds: a name that leads out of the folder; JSON that is nested too deep, of another type, no UTF-8,
-empty, a folder; numbers as text; a state of another run; streams that are closed, full or odd.
+empty, a folder; numbers as text; a state of another run; streams that are closed, full or odd; a
+disk that fills up.
 """
 
 import json
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import MAINS, Command
+from disks import small_disk
 from products import write_product
 from tiny import write_model
 
@@ -267,3 +269,26 @@ def test_an_encoding_that_lacks_a_letter_ends_no_work(own, monkeypatch):
     ended = detect(*words, cwd=own, capture_output=True)
     assert ended.returncode == 0
     assert b"\\xd6l/scores.csv" in ended.stdout
+
+
+@pytest.mark.parametrize("kib", [0, 4, 16, 64, 96, 160, 256])
+@pytest.mark.parametrize("work", ["evaluate", "predict", "drift", "train"])
+def test_a_disk_that_fills_up_is_one_line(run, own, tmp_path, work, kib):
+    of_detector = {words[1]: words for words in commands_on(own)["detector/config.json"]}
+    with small_disk(tmp_path / "disk", kib) as disk:
+        out = disk / "out" if kib else Path("/dev/full/out")
+        ended = run(*of_detector[work][:-1], out)
+        assert ended.code in (0, 2)
+        assert "Traceback" not in ended.err
+        if ended.code:
+            assert "disk" in ended.line or "/dev/full" in ended.line, ended
+            assert not [*disk.rglob("*.partial")]
+
+
+def test_an_export_onto_a_full_disk_is_one_line(run, own, tmp_path):
+    export = next(words for words in commands_on(own)["detector/config.json"] if "export" in words)
+    with small_disk(tmp_path / "disk", 64) as disk:
+        ended = run(*export[:-1], disk / "d.pt2")  # torch itself would abort the process
+        assert ended.code == 2
+        assert "d.pt2: not written, the disk is full" in ended.line
+        assert not [*disk.iterdir()]

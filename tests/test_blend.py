@@ -103,7 +103,7 @@ def test_the_official_way_draws_once(images: tuple[NDArray[np.uint8], NDArray[np
         blended = blend_random(
             normal, foreground, source, np.random.default_rng(seed), official=True
         )
-        once = perlin_mask(np.random.default_rng(seed), (32, 24)) & foreground
+        once = perlin_mask(np.random.default_rng(seed), (32, 24), official=True) & foreground
         np.testing.assert_array_equal(blended.mask, once)
         if not once.any():
             empty += 1

@@ -1,5 +1,6 @@
 """Exported detectors: read back by the runtimes they are for, and compared with torch."""
 
+import contextlib
 import copy
 import json
 import shutil
@@ -304,12 +305,41 @@ def test_too_little_memory_is_not_the_exporters_refusal(
 
 @pytest.mark.parametrize("numbers", [(np.nan, 0.0), (0.0, np.nan), (2e-3, 0.0), (0.0, np.inf)])
 def test_what_is_no_number_is_no_parity(numbers: tuple[float, float]) -> None:
-    parity = exporting.largest(
-        [exporting.Difference(*numbers, 1.0, 1.0), exporting.Difference(0, 0, 1.0, 1.0)]
-    )
+    good = exporting.Difference(1e-3, 0, 1.0, 1.0)
+    parity = exporting.largest([exporting.Difference(*numbers, 1.0, 1.0), good])
+    made = exporting.Exported(Path(), 0, 1, parity, good, 1, 0, 1.0, 1.0)
     with pytest.raises(UserError, match="not written"):
-        exporting.require_parity(Path("x.onnx"), parity)
-    exporting.require_parity(Path("x.onnx"), exporting.Difference(1e-3, 0, 1.0, 1.0))
+        exporting.require_parity(Path("x.onnx"), made)
+    exporting.require_parity(Path("x.onnx"), made._replace(parity=good, beyond=0))
+
+
+@pytest.mark.parametrize(
+    ("beyond", "moved", "score", "written"),
+    [(1, 0, 0.2, True), (2, 0, 0.2, False), (1, 2, 0.2, False), (1, 1, np.nan, False)],
+)
+def test_near_ties_are_exceptions(beyond: int, moved: int, score: float, written: bool) -> None:
+    far, good = exporting.Difference(score, 0.2, 1.0, 1.0), exporting.Difference(0, 0, 1.0, 1.0)
+    made = exporting.Exported(Path(), 0, 20, far, good, beyond, moved, 1.0, 1.0)
+    with contextlib.nullcontext() if written else pytest.raises(UserError, match="of 20 images"):
+        exporting.require_parity(Path("x.onnx"), made)
+
+
+def test_verdicts_that_move_are_counted(trained: TrainedDetector) -> None:
+    samples = list(images(6, (32, 40)))
+    native = torch.from_numpy(np.stack(samples)).permute(0, 3, 1, 2) / 255
+    scores, maps = (each.numpy() for each in trained.detector.predict(native))
+    threshold = np.sort(scores)[3]
+    own = trained._replace(calibration=calibrate([float(threshold)], 0.5))
+    rows = {image.tobytes(): n for n, image in enumerate(samples)}
+
+    def shifted(batch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        order = [rows[image.tobytes()] for image in batch]
+        return scores[order] + np.float32(0.01), maps[order]
+
+    made = exporting.check(shifted, own, samples)
+    crossing = (scores <= threshold) & (scores + np.float32(0.01) > threshold)
+    assert (made.beyond, made.moved) == (6, crossing.sum())
+    assert made.moved
 
 
 @pytest.mark.parametrize(
@@ -407,7 +437,8 @@ def test_the_command_says_what_it_made(
     ended = Command(monkeypatch, capfd)("detect", "export", *words, "--format", format_name)
     assert (ended.code, ended.err) == (0, "")
     lines = ended.out.splitlines()
-    assert len(lines) == 5
+    assert len(lines) == 6
+    assert lines[3] == "of 3 images 0 differ by more than 1e-3, 0 get another verdict"
     assert lines[0].startswith(f"{format_name}, ")
     assert "over 3 images" in lines[1]
     assert lines[-1] == f"model: {out}"

@@ -1,12 +1,12 @@
 import errno
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from disks import small_disk
 from rights import ordinary_rights
 from safetensors.torch import load_file, save_file
 
@@ -23,31 +23,26 @@ from synth.base.files import (
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    if os.name != "posix" or os.geteuid() != 0 or subprocess.run(mount, check=False).returncode:
-        pytest.skip("a small file system can only be mounted by root")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with small_disk(tmp_path / "disk", 64) as disk:
+        yield disk
 
 
-def test_a_full_disk_keeps_the_old_text_and_nothing_else(small_disk: Path) -> None:
-    path = small_disk / "a.txt"
+def test_a_full_disk_keeps_the_old_text_and_nothing_else(disk: Path) -> None:
+    path = disk / "a.txt"
     write_text(path, "old")
     with pytest.raises(UserError, match=r"a\.txt: not written, the disk is full; free some space"):
         write_text(path, "x" * 200_000)
     assert path.read_text() == "old"
-    assert os.listdir(small_disk) == ["a.txt"]
+    assert os.listdir(disk) == ["a.txt"]
 
 
-def test_a_full_disk_is_recognised_through_safetensors(small_disk: Path) -> None:
-    path = small_disk / "a.safetensors"
+def test_a_full_disk_is_recognised_through_safetensors(disk: Path) -> None:
+    path = disk / "a.safetensors"
     with pytest.raises(UserError, match="the disk is full"), atomic_path(path) as partial:
         save_file({"a": torch.zeros(100_000)}, partial)
-    assert os.listdir(small_disk) == []
+    assert os.listdir(disk) == []
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640)])

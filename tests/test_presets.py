@@ -23,6 +23,7 @@ from detect.training.sources import Anomaly
 from synth.base.backbones import BackboneConfig, build_backbone
 from synth.base.errors import UserError
 from synth.data.foreground import EVERYTHING
+from synth.perlin import perlin_mask
 
 SMALLEST = RealNetConfig(
     image_size=(32, 48),
@@ -84,11 +85,40 @@ def test_epochs_become_steps_once_the_images_are_known() -> None:
     config = realnet_config(TrainOptions(preset="paper"))
     assert config.for_images(209).num_steps == 13_063  # 1000 * 209 / 16, rounded up
     assert config.for_images(209).num_epochs is None
+    theirs = realnet_config(TrainOptions(preset="paper", official=True))
+    assert theirs.for_images(209).num_steps == 14_000  # whole batches only
+    assert theirs.for_images(208).num_steps == config.for_images(208).num_steps == 13_000
     assert config.for_images(209).for_images(3).num_steps == 13_063
     chosen = realnet_config(TrainOptions(preset="paper", num_steps=70))
     assert chosen.for_images(209).num_steps == 70
     with pytest.raises(UserError, match="num_epochs: got 0, must be greater than 0"):
         replace(PAPER, num_epochs=0)
+
+
+# The authors' group norms
+
+
+def test_paper_has_32_groups_at_every_width_that_they_divide() -> None:
+    small = replace(PAPER, backbone=SMALLEST.backbone, num_selected=(64, 64, 128))
+    assert small.reconstruction_widths == (32, 32, 64)
+    backbone = build_backbone(small.backbone)
+    indices = [torch.arange(m) for m in (64, 64, 128)]
+    network = RealNet(small, backbone, indices)
+    norms = [m for m in network.reconstruction.modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert {norm.num_groups for norm in norms} == {32}
+    before = RealNetConfig.from_json(
+        {k: v for k, v in small.to_json().items() if k != "norm_groups"}
+    )  # a detector that was trained with fewer groups stays what it is
+    older = RealNet(before, backbone, indices).reconstruction[0].modules()
+    assert min(m.num_groups for m in older if isinstance(m, torch.nn.GroupNorm)) == 8
+    x = torch.randn(2, 32, 5, 4, generator=torch.Generator().manual_seed(0))
+    want = (x - x.mean((2, 3), keepdim=True)) / (x.var((2, 3), False, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(norms[0](x), want)  # one channel a group
+
+
+def test_widths_that_32_groups_do_not_divide_are_refused() -> None:
+    with pytest.raises(UserError, match=r"norm_groups: got 32 for U-Nets that are \(24,"):
+        replace(PAPER, backbone=SMALLEST.backbone, num_selected=(48, 64, 128))
 
 
 # Blocks of layers
@@ -263,7 +293,10 @@ def test_a_vit_is_trained_on_its_spread_blocks(monkeypatch, capsys, tmp_path) ->
 # The authors' way
 
 
-def test_the_official_way_keeps_empty_masks_and_truncates() -> None:
+def test_the_official_way_keeps_empty_masks_and_truncates(monkeypatch) -> None:
+    monkeypatch.setattr(  # the same masks for both, so that their pixels compare
+        "synth.blend.perlin_mask", lambda rng, size, official: perlin_mask(rng, size)
+    )
     normals = np.stack([normal_image(n) for n in range(4)])
 
     def draw(rng: np.random.Generator, normal: np.ndarray) -> Anomaly:

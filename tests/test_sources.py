@@ -251,6 +251,32 @@ def test_rotation_leaves_no_black_corner():
         assert (augmentations.rotate(image, np.random.default_rng(n)) == 200).all()
 
 
+def test_the_official_ways_are_the_published_ones():
+    image = np.full((40, 40, 3), 200, np.uint8)
+    corners = [augmentations.rotate_on_black(image, np.random.default_rng(n)) for n in range(10)]
+    assert any((corner == 0).any() for corner in corners)
+    grey = np.repeat(80 + picture(3)[..., :1] // 3, 3, axis=2)  # nothing is cut
+    for n in range(30):  # every colour space keeps grey grey, and changes it along its ramp
+        got = augmentations.brightness_of_a_colour_space(grey, np.random.default_rng(n)).astype(int)
+        assert np.ptp(got, axis=2).max() <= 4
+        order = np.argsort(grey[..., 0], axis=None)
+        assert (np.diff(got[..., 0].ravel()[order]) >= -4).all()
+    pixel = np.full((1, 1, 3), (200, 40, 40), np.uint8)
+    for n in range(30):  # hue stays where levels are not cut
+        got = augmentations.brightness_of_a_colour_space(pixel, np.random.default_rng(n))[0, 0]
+        assert got[0] > max(got[1], got[2])
+
+
+def test_a_source_draws_the_official_way_when_asked(textures):
+    source = open_source([Part("textures", textures)]).load(SIZE, False, no_bars)
+    normal = picture(0)
+    ours = [source(np.random.default_rng(n), normal).image for n in range(20)]
+    theirs = [source.as_official()(np.random.default_rng(n), normal).image for n in range(20)]
+    different = [not np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True)]
+    assert any(different)
+    assert not all(different)  # three of ten operations, of which two differ
+
+
 def test_three_different_operations_are_applied(monkeypatch):
     used = []
 

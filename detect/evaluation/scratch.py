@@ -1,9 +1,9 @@
 """Arrays parked on disk while they are needed: memory stays free, nothing is left behind."""
 
+import contextlib
 import io
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -25,13 +25,15 @@ class Scratch:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
-        self._file = io.BytesIO() if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
+        with self._told():
+            self._file = io.BytesIO() if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # on a full disk, of which an error has told
+            self._file.close()
 
     def append(self, array: npt.NDArray[np.generic]) -> int:
         """Write an array at the end and return its place."""
@@ -49,7 +51,7 @@ class Scratch:
             data = self._file.read(count * np.dtype(dtype).itemsize)
         return np.frombuffer(data, dtype)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
         try:
             yield

@@ -4,6 +4,7 @@ A description, JSON text, travels inside the file. Runtimes are imported when us
 `pip install siaforge[export]`, all but torch's own format.
 """
 
+import io
 import json
 import logging
 import warnings
@@ -151,7 +152,9 @@ def describe_openvino(path: Path) -> dict[str, Any]:
 
 def write_pt2(program: ExportedProgram, path: Path, about: About) -> None:
     """Write a file that `torch.export.load` opens, without this package."""
-    torch.export.save(program, path, extra_files={f"{KEY}.json": json.dumps(about)})
+    data = io.BytesIO()  # torch aborts the process where a disk is full
+    torch.export.save(program, data, extra_files={f"{KEY}.json": json.dumps(about)})
+    path.write_bytes(data.getbuffer())
 
 
 def read_pt2(path: Path) -> Run:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from detect.checkpoint import TrainedDetector
 from detect.exporting.formats import FORMATS, Format, Run, quiet
@@ -28,6 +28,12 @@ from synth.pictures import Images
 
 RELATIVE_TOLERANCE, ABSOLUTE_TOLERANCE = 1e-3, 1e-4
 """Scores and maps may differ from torch's by this share of the largest, or by this much."""
+MOST_EXCEPTIONS = 0.05
+"""Share of images that may differ by more, or get another verdict.
+
+Where two residual channels stand out alike, rounding decides which of them RRS passes on first: the
+official network differs from itself by as much when its input changes by 1e-6.
+"""
 NUM_CHECKED = 16
 BATCH = 3  # not the batch that the graph is timed with
 
@@ -57,8 +63,8 @@ class Exported(NamedTuple):
     """What an export came to.
 
     parity: against torch, images at the detector's own size. resizing: the same for images of
-    other sizes, which torch gets resized by OpenCV. Both are within the tolerance. Milliseconds
-    are per image, one at a time.
+    other sizes, which torch gets resized by OpenCV. beyond, moved: images beyond the tolerance, and
+    with another verdict, which are exceptions. Milliseconds are per image, one at a time.
     """
 
     path: Path
@@ -66,6 +72,8 @@ class Exported(NamedTuple):
     num_checked: int
     parity: Difference
     resizing: Difference
+    beyond: int
+    moved: int
     milliseconds: float
     torch_milliseconds: float
 
@@ -95,8 +103,7 @@ def export_detector(
                     form.write(program, staged, about(trained))
                     run = form.read(staged)
                 exported = check(run, trained, samples)
-            for each in (exported.parity, exported.resizing):
-                require_parity(path, each)
+            require_parity(path, exported)
             size = sum(file.stat().st_size for file in Path(staging).iterdir())
             take_place(form, staged, path)
     except OSError as error:
@@ -186,30 +193,40 @@ def check(run: Run, trained: TrainedDetector, samples: Sequence[NDArray[np.uint8
         scores = detector.predict(to_unit(torch.stack([to_chw(image) for image in images])))
         return scores.image.numpy(), scores.maps.numpy()
 
+    rejects = trained.calibration.rejects
     parity, resizing = [], []
+    beyond = moved = 0
     for start in range(0, len(native), BATCH):
         want = reference(native[start : start + BATCH])
-        parity.append(difference(run(native[start : start + BATCH]), want))
+        got = run(native[start : start + BATCH])
         for n, image in enumerate(samples[start : start + BATCH]):
+            answers = [(got[0][n], got[1][n])]
             if image.shape[:2] != trained.image_size:
-                resizing.append(difference(run(image[None]), (want[0][n], want[1][n])))
+                scores, maps = run(image[None])
+                answers.append((scores[0], maps[0]))
+            found = [difference(answer, (want[0][n], want[1][n])) for answer in answers]
+            parity.append(found[0])
+            resizing += found[1:]
+            beyond += not all(each.is_allowed for each in found)
+            moved += any(
+                rejects(float(score)) != rejects(float(want[0][n])) for score, _ in answers
+            )
     return Exported(
         path=Path(),
         size_bytes=0,
         num_checked=len(native),
         parity=largest(parity),
         resizing=largest(resizing),
+        beyond=beyond,
+        moved=moved,
         milliseconds=median_milliseconds(lambda: run(native[:1])),
         torch_milliseconds=median_milliseconds(lambda: reference(native[:1])),
     )
 
 
-def difference(
-    got: tuple[NDArray[np.float32], NDArray[np.float32]],
-    want: tuple[NDArray[np.float32], NDArray[np.float32]],
-) -> Difference:
+def difference(got: tuple[ArrayLike, ArrayLike], want: tuple[ArrayLike, ArrayLike]) -> Difference:
     """The largest absolute differences; not a number where either side has such."""
-    differences = (float(np.abs(a - b).max()) for a, b in zip(got, want, strict=True))
+    differences = (float(np.abs(np.subtract(a, b)).max()) for a, b in zip(got, want, strict=True))
     return Difference(*differences, *(float(np.abs(b).max()) for b in want))
 
 
@@ -219,14 +236,19 @@ def largest(differences: Sequence[Difference]) -> Difference:
     return Difference(*table.max(axis=0).tolist())  # a NaN wins
 
 
-def require_parity(path: Path, parity: Difference) -> None:
-    """Raise UserError where a difference is beyond the tolerance or not a number."""
-    if not parity.is_allowed:
-        raise UserError(
-            f"{path}: not written, the exported model differs from torch by {parity}; allowed is "
-            f"{RELATIVE_TOLERANCE:g} of the largest: try another --format, or other versions of "
-            "its packages"
-        )
+def require_parity(path: Path, made: Exported) -> None:
+    """Raise UserError where there are more than exceptions, or what is not a number."""
+    exceptions = max(made.beyond, made.moved)
+    for parity in (made.parity, made.resizing):
+        if not parity.is_allowed and (
+            exceptions > MOST_EXCEPTIONS * made.num_checked or not np.isfinite(parity).all()
+        ):
+            raise UserError(
+                f"{path}: not written, the exported model differs from torch by {parity}; allowed "
+                f"is {RELATIVE_TOLERANCE:g} of the largest ({made.beyond} of {made.num_checked} "
+                f"images differ by more, {made.moved} get another verdict): try another --format, "
+                "or other versions of its packages"
+            )
 
 
 def median_milliseconds(work: Callable[[], object], repeats: int = 5) -> float:

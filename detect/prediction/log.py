@@ -1,5 +1,6 @@
 """scores.jsonl and scores.csv: a row per image, written as it comes, kept when killed."""
 
+import contextlib
 import csv
 import json
 import os
@@ -74,8 +75,9 @@ class ScoreLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._log.close()
-        self._table.close()
+        for file in (self._log, self._table):
+            with contextlib.suppress(OSError):  # on a full disk, of which `append` has told
+                file.close()
 
     def append(self, row: Row) -> None:
         """Write a row to both files, at once."""

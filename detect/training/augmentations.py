@@ -1,8 +1,7 @@
 """Random changes of a texture photograph, so that a few thousand stand for many more.
 
 Source: DRAEM (Zavrtanik et al., ICCV 2021) and RealNet's code: three of ten operations, drawn anew
-for every use. The operations are Pillow's and OpenCV's; the ranges are those of the published code,
-which changes brightness in one channel of a colour space drawn at random.
+for every use. The operations are Pillow's and OpenCV's; the ranges are those of the published code.
 """
 
 from collections.abc import Callable
@@ -19,12 +18,25 @@ Operation = Callable[[Image, np.random.Generator], Image]
 NUM_OPERATIONS = 3
 MAX_DEGREES = 45.0
 MAX_HUE_SHIFT = 50  # of the 256 levels of hue, and of saturation
+LIGHTNESS = (
+    (cv2.COLOR_RGB2YCrCb, cv2.COLOR_YCrCb2RGB, 0),
+    (cv2.COLOR_RGB2HSV, cv2.COLOR_HSV2RGB, 2),
+    (cv2.COLOR_RGB2HLS, cv2.COLOR_HLS2RGB, 1),
+    (cv2.COLOR_RGB2Lab, cv2.COLOR_Lab2RGB, 0),
+    (cv2.COLOR_RGB2Luv, cv2.COLOR_Luv2RGB, 0),
+    (cv2.COLOR_RGB2YUV, cv2.COLOR_YUV2RGB, 0),
+)
+"""Colour spaces: there, back, the channel of brightness."""
 
 
-def augmented(texture: Image, rng: np.random.Generator) -> Image:
-    """Apply three different operations, in a random order, to uint8 [H, W, 3]; same shape."""
-    for number in rng.choice(len(OPERATIONS), NUM_OPERATIONS, replace=False):
-        texture = OPERATIONS[OPERATION_NAMES[number]](texture, rng)
+def augmented(texture: Image, rng: np.random.Generator, *, official: bool = False) -> Image:
+    """Apply three different operations, in a random order, to uint8 [H, W, 3]; same shape.
+
+    official: with the two that we change, as they are published.
+    """
+    operations = OPERATIONS | OFFICIAL if official else OPERATIONS
+    for number in rng.choice(len(operations), NUM_OPERATIONS, replace=False):
+        texture = operations[OPERATION_NAMES[number]](texture, rng)
     return texture
 
 
@@ -37,7 +49,20 @@ def gamma(image: Image, rng: np.random.Generator) -> Image:
 
 def brightness(image: Image, rng: np.random.Generator) -> Image:
     """Times 0.8 to 1.2, plus up to 30 levels either way."""
-    changed = rng.uniform(0.8, 1.2) * image.astype(np.float32) + rng.uniform(-30, 30)
+    return brightened(image, rng)
+
+
+def brightness_of_a_colour_space(image: Image, rng: np.random.Generator) -> Image:
+    """The same in the channel of brightness alone, of a colour space drawn at random."""
+    there, back, channel = LIGHTNESS[rng.integers(len(LIGHTNESS))]
+    converted = np.asarray(cv2.cvtColor(image, there), np.uint8)
+    converted[..., channel] = brightened(converted[..., channel], rng)
+    return np.asarray(cv2.cvtColor(converted, back), np.uint8)
+
+
+def brightened(values: Image, rng: np.random.Generator) -> Image:
+    """Levels times 0.8 to 1.2, plus up to 30 either way."""
+    changed = rng.uniform(0.8, 1.2) * values.astype(np.float32) + rng.uniform(-30, 30)
     return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
@@ -88,12 +113,20 @@ def rotate(image: Image, rng: np.random.Generator) -> Image:
 
     The published code leaves them black: a patch of black that no texture has.
     """
+    return turned(image, rng, cv2.BORDER_REFLECT_101)
+
+
+def rotate_on_black(image: Image, rng: np.random.Generator) -> Image:
+    """Turned by up to 45 degrees; the corners are black."""
+    return turned(image, rng, cv2.BORDER_CONSTANT)
+
+
+def turned(image: Image, rng: np.random.Generator, border: int) -> Image:
+    """Turned by up to 45 degrees about the centre."""
     H, W = image.shape[:2]
     turn = cv2.getRotationMatrix2D((W / 2, H / 2), rng.uniform(-MAX_DEGREES, MAX_DEGREES), 1.0)
-    turned = cv2.warpAffine(
-        image, turn, (W, H), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-    )
-    return np.asarray(turned, np.uint8)
+    result = cv2.warpAffine(image, turn, (W, H), flags=cv2.INTER_LINEAR, borderMode=border)
+    return np.asarray(result, np.uint8)
 
 
 OPERATIONS: dict[str, Operation] = {
@@ -109,3 +142,7 @@ OPERATIONS: dict[str, Operation] = {
     "rotate": rotate,
 }
 OPERATION_NAMES = tuple(OPERATIONS)
+OFFICIAL: dict[str, Operation] = {
+    "brightness": brightness_of_a_colour_space,
+    "rotate": rotate_on_black,
+}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from detect.images import CACHE_BYTES
 from detect.method import C
 from detect.training.data import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset, find_foregrounds
-from detect.training.sources import DrawAnomaly, OpenSource
+from detect.training.sources import AnomalySource, OpenSource
 from synth.base.backbones import Backbone, build_backbone
 from synth.base.progress import Bars
 from synth.data.foreground import EVERYTHING, ForegroundRule
@@ -130,7 +130,7 @@ class Material(Generic[C]):
         return {**self.prepared.facts, "files": files[0] if len(files) == 1 else files}
 
     @cached_property
-    def draws(self) -> list[DrawAnomaly | None]:
+    def draws(self) -> list[AnomalySource | None]:
         """The products' sources in memory, whose images share the bytes that are kept; or none."""
         share = CACHE_BYTES // len(self.products)
         return [
@@ -165,7 +165,7 @@ class Material(Generic[C]):
             BlendedDataset(
                 normals,
                 rule,
-                draw,
+                draw.as_official() if draw and official else draw,
                 seed=seed,
                 anomalous_share=anomalous_share,
                 official=official,

@@ -7,7 +7,7 @@ pixels and opacity. P is an anomaly image, I the normal image it is blended into
 import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,6 +88,17 @@ class AnomalySource:
             chance = rng.random()
             part = next(part for part in self.parts if chance < part.until)
         return Anomaly(part.draw(rng, normal), part.opacity)
+
+    def as_official(self) -> "AnomalySource":
+        """The same with textures augmented as the authors do it."""
+        return AnomalySource(
+            [
+                part._replace(draw=replace(part.draw, official=True))
+                if isinstance(part.draw, TextureDraw)
+                else part
+                for part in self.parts
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -190,10 +201,11 @@ class TextureDraw:
 
     pool: ImagePool
     grey: bool
+    official: bool = False
 
     def __call__(self, rng: np.random.Generator, normal: Image) -> Image:
         """Draw one."""
-        texture = augmented(self.pool.draw(rng, normal), rng)
+        texture = augmented(self.pool.draw(rng, normal), rng, official=self.official)
         return as_grey(texture) if self.grey else texture
 
 

@@ -109,7 +109,10 @@ def refuse(line: str) -> None:
     """Print on stderr why nothing more is done: once, although all processes come to it.
 
     The launcher ends the others when the first has given up. One that gives up alone is heard, too.
+    Bars that are still open are shown for the last time before, so that the line is the last one.
     """
+    for bar in [*getattr(tqdm, "_instances", ())]:
+        bar.close()
     if not is_first_process():
         time.sleep(LAUNCHER_SECONDS)
         line = f"{line} (process {process_number()})"

@@ -55,6 +55,9 @@ class AdmWeights(NamedTuple):
 def read_adm(path: Path) -> AdmWeights:
     """Read a checkpoint such as 256x256_diffusion.pt; nothing in it is executed.
 
+    RealNet's trainer keeps the same under "state_dict", its names behind "module." where it ran on
+    several GPUs.
+
     Raises UserError for a file that is none, or of a network that ours cannot be.
     """
     try:
@@ -67,6 +70,8 @@ def read_adm(path: Path) -> AdmWeights:
         ) from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = {str(k).removeprefix("module."): v for k, v in state["state_dict"].items()}
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path}: no ADM checkpoint, which is a flat table of tensors")
     try:

@@ -135,7 +135,7 @@ class Pairing(NamedTuple):
         """
         rng = np.random.default_rng(derive_seed(self.seed, number, REGION_STREAM))
         foreground = self.foreground.apply(self.normal(number))
-        region = draw_mask(foreground, rng, max_draws=MAX_DRAWS)
+        region = draw_mask(foreground, rng)
         if not region.any():
             raise UserError(
                 f"{self.files[number % len(self.files)]}: its foreground (rule "

@@ -46,6 +46,11 @@ class RealNetConfig(TrainedConfig):
     """Widths of the U-Nets' levels over the first; each level halves the size."""
     num_res_blocks: int = 2
     """Residual blocks per U-Net level on the way down (one more on the way up)."""
+    norm_groups: int | None = None
+    """Groups of the U-Nets' group norms; None is 32, or fewer where they had less than 4 channels.
+
+    The authors have 32 at any width; groups of one channel erase every channel's level.
+    """
     num_max: int = 256
     """Residual channels RRS keeps by their maximum."""
     num_mean: int = 256
@@ -79,6 +84,13 @@ class RealNetConfig(TrainedConfig):
             raise UserError(
                 f"num_selected, width_factor: got {self.num_selected} and {self.width_factor}; "
                 "every count times the factor must be 1 or more"
+            )
+        groups = self.norm_groups
+        if groups is not None and any(width % groups for width in self.reconstruction_widths):
+            raise UserError(
+                f"norm_groups: got {groups} for U-Nets that are {self.reconstruction_widths} "
+                "channels wide, which must be multiples of it; choose another backbone, other "
+                "layers or another preset"
             )
         total = sum(self.num_selected)
         if not all(0 <= count <= total for count in (self.num_max, self.num_mean)):
@@ -141,6 +153,11 @@ class RealNetConfig(TrainedConfig):
         """Return the same with no more m_k than there are channels, and with scaled features."""
         config = self.fitted(backbone.channels).for_images(sum(map(len, images)))
         return config.scaled(feature_rms(backbone, images)) if self.scale_features else config
+
+    def for_images(self, num_images: int) -> Self:
+        """As `TrainedConfig.for_images`; the authors' epochs end with a part of a batch."""
+        partial = -num_images % self.batch_size if self.official else 0
+        return super().for_images(num_images + partial)
 
     def fitted(self, channels: tuple[int, ...]) -> Self:
         """Return the same for layers with so many channels, where these are fewer than m_k."""
@@ -235,6 +252,7 @@ PAPER = RealNetConfig(
     image_size=(256, 256),
     backbone=BackboneConfig(name="wide_resnet50_2.racm_in1k", layers=(1, 2, 3, 4)),
     num_selected=(256, 512, 512, 256),
+    norm_groups=32,
     num_epochs=1000,
 )
 

@@ -9,6 +9,7 @@ block of backbone layers where the configuration puts several into one.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -48,7 +49,11 @@ class RealNet(Detector):
             ChannelSelection(index, 0.5**e) for index, e in zip(afs_indices, exponents, strict=True)
         )
         with seeded_init(config.seed):
-            network = SeparableUNet if config.separable else ReconstructionUNet
+            network = (
+                SeparableUNet
+                if config.separable
+                else partial(ReconstructionUNet, norm_groups=config.norm_groups)
+            )
             self.reconstruction = nn.ModuleList(
                 network(m, width, config.multipliers, config.num_res_blocks)
                 for m, width in zip(

@@ -92,6 +92,7 @@ class ReconstructionUNet(nn.Module):
 
     channels: m. width: channels of the first level, m / 2 by default.
     multipliers: width of each level over `width`; each level halves the size.
+    norm_groups: of every group norm; None is that of `group_norm`.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class ReconstructionUNet(nn.Module):
         multipliers: tuple[int, ...] = (1, 2, 4),
         num_res_blocks: int = 2,
         head_dim: int = 64,
+        norm_groups: int | None = None,
     ) -> None:
         super().__init__()
         width = channels // 2 if width is None else width
@@ -118,6 +120,9 @@ class ReconstructionUNet(nn.Module):
         self.out = nn.Conv2d(width, channels, 3, padding=1)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)  # pyright: ignore[reportArgumentType]
+        for norm in self.modules():
+            if norm_groups is not None and isinstance(norm, nn.GroupNorm):
+                norm.num_groups = norm_groups
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features [N, m, h, w] to a reconstruction of the same shape, whatever h and w.
