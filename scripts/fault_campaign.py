@@ -52,15 +52,15 @@ WORKS = {
         ("unet/*.safetensors",),
     ),
     "synth generate": Work(
-        ("synth generate --model model --num 4 --steps 3 --strength 0.3 --seed 3 --out sia",),
+        ("synth generate --model model --num 4 --num-steps 4 --strength 0.3 --seed 3 --out sia",),
         "sia",
-        ("images/**/*.png", "metadata.jsonl"),
+        ("**/images/**/*.png", "**/metadata.jsonl"),
         ("model",),
     ),
     "synth blend": Work(
-        ("synth blend --sia sia --root widget --num 4 --seed 3 --out blended",),
+        ("synth blend --sia sia/folder/widget --root widget --num 4 --seed 3 --out blended",),
         "blended",
-        ("images/**/*.png", "masks/**/*.png", "metadata.jsonl"),
+        ("**/images/**/*.png", "**/masks/**/*.png", "**/metadata.jsonl"),
         ("sia",),
     ),
     "detect train": Work(

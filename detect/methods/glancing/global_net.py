@@ -44,7 +44,7 @@ class PartialConv(nn.Module):
         share = F.avg_pool2d(seen.mask, *self.shape, count_include_pad=False)
         mask = (share > 0.5 / kernel**2).to(share.dtype)
         scale = mask / share.clamp(min=0.5 / kernel**2)  # sum(1) / sum(M)
-        out = self.conv(seen.features) * scale + self.bias.view(1, -1, 1, 1) * mask
+        out = (self.conv(seen.features) * scale).addcmul_(self.bias.view(1, -1, 1, 1), mask)
         return Visible(out, mask)
 
 
@@ -68,9 +68,9 @@ class Block(nn.Module):
     def visible(self, seen: Visible) -> Visible:
         """Transform features and mask together."""
         inner = self.conv1.visible(seen)
-        inner = self.conv2.visible(Visible(inner.features.relu(), inner.mask))
+        inner = self.conv2.visible(Visible(inner.features.relu_(), inner.mask))
         skip = seen if self.skip is None else self.skip.visible(seen)
-        return Visible((inner.features + skip.features).relu(), inner.mask)
+        return Visible(inner.features.add_(skip.features).relu_(), inner.mask)
 
 
 class GlobalNet(nn.Module):
@@ -94,7 +94,7 @@ class GlobalNet(nn.Module):
         mask: [N, 1, H, W], or [1, 1, H, W] where it is the same for all.
         """
         seen = self.stem.visible(Visible(images * mask, mask))
-        features = F.max_pool2d(seen.features.relu(), 3, 2, 1)
+        features = F.max_pool2d(seen.features.relu_(), 3, 2, 1)
         seen = Visible(features, F.max_pool2d(seen.mask, 3, 2, 1))
         for block in self.blocks:
             seen = cast(Block, block).visible(seen)

@@ -61,7 +61,10 @@ class LocalNet(nn.Module):
         for layer in LAYERS[patch]:
             if isinstance(layer, Conv):
                 width = layer.width or num_features
-                steps += [nn.Conv2d(channels, width, layer.kernel), nn.LeakyReLU(SLOPE)]
+                steps += [
+                    nn.Conv2d(channels, width, layer.kernel),
+                    nn.LeakyReLU(SLOPE, inplace=True),
+                ]
                 channels = width
             else:
                 steps.append(nn.MaxPool2d(2))
