@@ -35,7 +35,9 @@ class PartialConv(nn.Module):
         super().__init__()
         self.shape = (kernel, stride, kernel // 2)
         self.conv = nn.Conv2d(channels, width, *self.shape, bias=False)  # packed for scoring
-        self.bias = nn.Parameter(torch.zeros(width))
+        # torch's own start: from 0, three products out of three came out worse (one seed).
+        bound = (channels * kernel**2) ** -0.5
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
         nn.init.kaiming_normal_(self.conv.weight)
 
     def visible(self, seen: Visible) -> Visible:
