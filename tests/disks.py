@@ -19,4 +19,4 @@ def small_disk(disk: Path, kib: int) -> Iterator[Path]:
     try:
         yield disk
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "-l", str(disk)], check=True)  # even where a file is open

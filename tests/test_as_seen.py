@@ -1,7 +1,14 @@
-"""Files that Pillow opens without a word: read as a viewer shows them, or refused by name."""
+"""Files that Pillow opens without a word: read as a viewer shows them, or refused by name.
+
+Kinds: TIFF_KINDS (depth, byte order, planes, tiles, photometric, alpha, spare samples, palette,
+sign, fractions, turned); BMP of 16 and 32 bits; several pictures in a file; masks; lists; names;
+folders named after what they hold. PNG, JPEG and WebP, palettes, inks and damage: test_images.py.
+"""
 
 import os
+import struct
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -52,6 +59,119 @@ def test_white_is_zero_is_seen_inverted(tmp_path, byteorder, compression):
             continue
         want = levels(65535 - GREY)
         np.testing.assert_allclose(found[..., 0].astype(int), want.astype(int), atol=1)
+
+
+SHAPES = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+RGB = np.asarray(cv2.resize(SHAPES, (24, 20)), np.uint8)
+GREY8 = RGB[..., 0]
+ALPHA = np.full_like(GREY8, 255)
+ALPHA[:, :12] = 128
+SHARE = ALPHA[..., None] / 255
+
+
+def deep(values: np.ndarray) -> np.ndarray:
+    """8 bits as 16."""
+    return values.astype(np.uint16) * 257
+
+
+def tripled(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+ON_WHITE = np.rint(RGB * SHARE + 255 * (1 - SHARE))
+PREMULTIPLIED = np.rint(RGB * SHARE).astype(np.uint8)
+RAMP = np.stack([np.arange(256), 255 - np.arange(256), np.zeros(256)]).astype(np.uint16) * 257
+IS_BRIGHT = GREY8 > 128
+SEPARATE = {"planarconfig": "separate"}
+TIFF_KINDS: dict[
+    str, tuple[Any, dict[str, Any], Any]
+] = {  # pixels as stored, how, what a viewer shows (None: refused)
+    "colour": (RGB, {}, RGB),
+    "colour, big-endian": (RGB, {"byteorder": ">"}, RGB),
+    "colour, 16 bits": (deep(RGB), {}, RGB),
+    "colour, 16 bits, big-endian": (deep(RGB), {"byteorder": ">"}, RGB),
+    "colour in planes": (RGB.transpose(2, 0, 1), SEPARATE, RGB),
+    "colour in tiles": (RGB, {"tile": (16, 16)}, RGB),
+    "colour, 64-bit offsets": (RGB, {"bigtiff": True}, RGB),
+    "turned": (RGB, {"extratags": [(274, 3, 1, 6, False)]}, np.rot90(RGB, -1)),
+    "grey, 16 bits, differences": (
+        deep(GREY8),
+        {"compression": "zlib", "predictor": True},
+        tripled(GREY8),
+    ),
+    "alpha": (np.dstack([RGB, ALPHA]), {"extrasamples": ["unassalpha"]}, ON_WHITE),
+    "alpha, 16 bits": (deep(np.dstack([RGB, ALPHA])), {"extrasamples": ["unassalpha"]}, ON_WHITE),
+    "premultiplied": (
+        np.dstack([PREMULTIPLIED, ALPHA]),
+        {"extrasamples": ["assocalpha"]},
+        ON_WHITE,
+    ),
+    "a fourth sample": (np.dstack([RGB, ALPHA]), {"extrasamples": ["unspecified"]}, RGB),
+    "five samples": (np.dstack([RGB, ALPHA, ALPHA]), {"extrasamples": ["unspecified"] * 2}, RGB),
+    "inks": (
+        255 - np.dstack([RGB, np.full_like(GREY8, 255)]),
+        {"photometric": "separated"},
+        RGB,
+    ),
+    "palette": (
+        GREY8,
+        {"photometric": "palette", "colormap": RAMP},
+        np.dstack([GREY8, 255 - GREY8, 0 * GREY8]),
+    ),
+    "one bit": (IS_BRIGHT, {}, tripled(255 * IS_BRIGHT)),
+    "one bit, white is zero": (~IS_BRIGHT, {"photometric": "miniswhite"}, tripled(255 * IS_BRIGHT)),
+    "colour in planes, 16 bits": (deep(RGB.transpose(2, 0, 1)), SEPARATE, None),
+    "fractions": (np.float32(GREY8 / 255), {}, None),
+    "fractions, 64 bits": (GREY8 / 255, {}, None),
+    "fractions in colour": (np.float32(RGB / 255), {}, None),
+    "32 bits": (GREY8.astype(np.uint32) << 24, {}, None),
+    "32 bits in colour": (RGB.astype(np.uint32) << 24, {}, None),
+    "complex numbers": (GREY8.astype(np.complex64), {}, None),
+    "CIELAB": (RGB, {"photometric": "cielab"}, None),
+    "two bands in planes": (
+        np.stack([GREY8, ALPHA]),
+        {"photometric": "minisblack", **SEPARATE},
+        None,
+    ),
+    "five bands": (np.dstack([GREY8] * 5), {"planarconfig": "contig"}, None),
+}
+
+
+@pytest.mark.parametrize("kind", TIFF_KINDS)
+def test_a_tiff_is_read_as_a_viewer_shows_it_or_refused(tmp_path, kind):
+    values, options, want = TIFF_KINDS[kind]
+    photometric = "rgb" if values.shape[-1] in (3, 4) or values.shape[0] == 3 else "minisblack"
+    if "extrasamples" in options:
+        photometric = "rgb"
+    tifffile.imwrite(tmp_path / "a.tif", values, **({"photometric": photometric} | options))
+    got = seen(tmp_path / "a.tif")
+    assert (got is None) == (want is None)
+    if got is not None:
+        np.testing.assert_allclose(got.astype(int), want.astype(int), atol=1)
+
+
+def bitmap(bits: int, rows: bytes, height: int, masks: bytes = b"") -> bytes:
+    """A BMP of 24 pixels a row."""
+    header = struct.pack("<IiiHHIIiiII", 40, 24, height, 1, bits, 3 if masks else 0, *[0] * 5)
+    start = 14 + len(header) + len(masks)
+    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + header + masks + rows
+
+
+def test_bitmaps_of_16_and_32_bits(tmp_path):
+    spare = np.dstack([RGB[..., ::-1], 0 * GREY8])  # the fourth byte means nothing
+    red, green, blue = (RGB.astype(np.uint16) >> [3, 2, 3]).transpose(2, 0, 1)
+    packed = (red << 11 | green << 5 | blue)[::-1].astype("<u2").tobytes()
+    files = {
+        "spare": (bitmap(32, spare[::-1].tobytes(), 20), 0),
+        "top down": (bitmap(32, spare.tobytes(), -20), 0),
+        "565": (bitmap(16, packed, 20, struct.pack("<III", 0xF800, 0x7E0, 0x1F)), 8),
+    }
+    for name, (data, tolerance) in files.items():
+        path = tmp_path / f"{name}.bmp"
+        path.write_bytes(data)
+        got = seen(path)
+        assert got is not None, name
+        np.testing.assert_allclose(got.astype(int), RGB.astype(int), atol=tolerance, err_msg=name)
 
 
 def test_a_mask_whose_white_is_zero_is_seen_inverted(tmp_path):
