@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from synth.base.errors import DataWarning, ImageWarning, UserError
 from synth.base.files import atomic_path, read_fault
@@ -239,6 +239,11 @@ BITS, PHOTOMETRIC, PLANES, SAMPLE_FORMAT, SUBFILE = 258, 262, 284, 339, 254
 """Tags of TIFF. Source: TIFF 6.0."""
 WHITE_IS_ZERO, APART, SIGNED, REDUCED = 0, 2, 2, 1
 """Values of these: grey is inverted; each colour is a plane of its own; a preview."""
+BLACK_IS_ZERO = 1
+TiffImagePlugin.OPEN_INFO.setdefault(  # the one layout of 16-bit grey that Pillow leaves out
+    (TiffImagePlugin.MM, WHITE_IS_ZERO, (1,), 1, (16,), ()),
+    TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, BLACK_IS_ZERO, (1,), 1, (16,), ()],
+)
 
 
 def _tags(image: Image.Image) -> Mapping[int, Any]:

@@ -53,10 +53,7 @@ def test_white_is_zero_is_seen_inverted(tmp_path, byteorder, compression):
     for values in (GREY, levels(GREY)):
         options = {"byteorder": byteorder, "compression": compression}
         tifffile.imwrite(path, values, photometric="miniswhite", **options)
-        found = seen(path)
-        if found is None:  # refused, not guessed
-            assert (byteorder, values.dtype) == (">", np.uint16)
-            continue
+        found = read_image(path)
         want = levels(65535 - GREY)
         np.testing.assert_allclose(found[..., 0].astype(int), want.astype(int), atol=1)
 
