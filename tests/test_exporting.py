@@ -250,6 +250,7 @@ def test_a_model_that_resizes_otherwise_is_refused(
         return torch.where(torch.arange(images.shape[1])[-1] == size[0] - 1, levels, 255 - levels)
 
     monkeypatch.setattr("detect.exporting.graph.resized", other)
+    monkeypatch.setattr(exporting, "record", graph.record)  # not the one that is shared
     bright = trained._replace(detector=Brightness())
     with pytest.raises(UserError, match="the exported model differs from torch by"):
         exporting.export_detector(bright, tmp_path / "d.pt2", "pt2")
