@@ -237,9 +237,8 @@ def is_turned(path: Path) -> bool:
 ORIENTATION = 274
 BITS, PHOTOMETRIC, PLANES, SAMPLE_FORMAT, SUBFILE = 258, 262, 284, 339, 254
 """Tags of TIFF. Source: TIFF 6.0."""
-WHITE_IS_ZERO, APART, SIGNED, REDUCED = 0, 2, 2, 1
-"""Values of these: grey is inverted; each colour is a plane of its own; a preview."""
-BLACK_IS_ZERO = 1
+WHITE_IS_ZERO, BLACK_IS_ZERO, APART, SIGNED, REDUCED = 0, 1, 2, 2, 1
+"""Values of these: grey is inverted or not; each colour is a plane of its own; a preview."""
 TiffImagePlugin.OPEN_INFO.setdefault(  # the one layout of 16-bit grey that Pillow leaves out
     (TiffImagePlugin.MM, WHITE_IS_ZERO, (1,), 1, (16,), ()),
     TiffImagePlugin.OPEN_INFO[TiffImagePlugin.MM, BLACK_IS_ZERO, (1,), 1, (16,), ()],

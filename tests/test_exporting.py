@@ -316,10 +316,16 @@ def test_what_is_no_number_is_no_parity(numbers: tuple[float, float]) -> None:
 
 @pytest.mark.parametrize(
     ("beyond", "moved", "score", "written"),
-    [(1, 0, 0.2, True), (2, 0, 0.2, False), (1, 2, 0.2, False), (1, 1, np.nan, False)],
+    [
+        (1, 0, 0.2, True),
+        (2, 0, 0.2, False),
+        (1, 2, 0.2, False),
+        (0, 2, 1e-5, False),
+        (1, 1, np.nan, False),
+    ],
 )
 def test_near_ties_are_exceptions(beyond: int, moved: int, score: float, written: bool) -> None:
-    far, good = exporting.Difference(score, 0.2, 1.0, 1.0), exporting.Difference(0, 0, 1.0, 1.0)
+    far, good = exporting.Difference(score, score, 1.0, 1.0), exporting.Difference(0, 0, 1.0, 1.0)
     made = exporting.Exported(Path(), 0, 20, far, good, beyond, moved, 1.0, 1.0)
     with contextlib.nullcontext() if written else pytest.raises(UserError, match="of 20 images"):
         exporting.require_parity(Path("x.onnx"), made)

@@ -1,6 +1,5 @@
 """scores.jsonl and scores.csv: a row per image, written as it comes, kept when killed."""
 
-import contextlib
 import csv
 import json
 import os
@@ -74,10 +73,13 @@ class ScoreLog:
         self._log, self._table = open_text(self.path, "a"), open_text(self.table_path, "a")
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         for file in (self._log, self._table):
-            with contextlib.suppress(OSError):  # on a full disk, of which `append` has told
+            try:
                 file.close()
+            except OSError as error:
+                if kind is None:  # else `append` has told of it
+                    raise UserError(write_fault(self.path, error)) from error
 
     def append(self, row: Row) -> None:
         """Write a row to both files, at once."""
