@@ -110,14 +110,19 @@ class Predictor:
 
     def judge(self, images: Sequence[Loaded]) -> Iterator[Prediction]:
         """Predict decoded images. Raises as `scored`."""
-        for loaded, (score, anomaly_map) in zip(images, self.scored(images), strict=True):
-            rejected = self.calibration.rejects(score)
-            native = native_map(anomaly_map, loaded.image.shape)
-            mask = np.zeros(native.shape, np.bool_)
-            if rejected:
-                level = self.calibration.map_threshold
-                mask = anomaly_mask(anomaly_map, native, level, self.window(anomaly_map))
-            yield Prediction(score, self.calibration.p_value(score), rejected, native, mask)
+        for loaded, scored in zip(images, self.scored(images), strict=True):
+            yield self.judged(scored, loaded.image.shape)
+
+    def judged(self, scored: ScoreAndMap, shape: tuple[int, ...]) -> Prediction:
+        """What follows for an image of `shape`, (H, W, ...), from what `scored` gave for it."""
+        score, anomaly_map = scored
+        rejected = self.calibration.rejects(score)
+        native = native_map(anomaly_map, shape)
+        mask = np.zeros(native.shape, np.bool_)
+        if rejected:
+            level = self.calibration.map_threshold
+            mask = anomaly_mask(anomaly_map, native, level, self.window(anomaly_map))
+        return Prediction(score, self.calibration.p_value(score), rejected, native, mask)
 
     def scored(self, images: Iterable[Loaded]) -> Iterator[ScoreAndMap]:
         """The images' scores, and the maps float32 [h, w] that they come from.

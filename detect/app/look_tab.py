@@ -1,0 +1,249 @@
+"""The Look view: photographs, or the folder of a prediction, at any false-reject rate."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import gradio as gr
+import numpy as np
+
+from detect.app import look
+from detect.app.found import find
+from detect.app.look import Session
+from detect.app.wiring import ONE_AT_A_TIME, lines, listed, told
+from detect.checkpoint import CALIBRATION_FILE
+from detect.heatmap import heat_picture
+from detect.prediction.log import LOG_FILE, read_rows
+from detect.prediction.predictor import Predictor, load_predictor
+from synth.base.errors import UserError
+from synth.images import write_png
+
+MAX_SHOWN = 300
+"""Thumbnails in the gallery; images with lower scores are counted and downloaded all the same."""
+DOWNLOAD = "() => setTimeout(() => document.querySelector('#zip').click(), 100)"
+
+
+def look_tab(runs: Path, root: Path) -> None:
+    """Lay out the view. root: where each person's images get a folder of their own."""
+    session = gr.State(None, delete_callback=forget)
+    chosen = gr.State(0)
+    with gr.Row():
+        with gr.Column(scale=4, min_width=280):
+            detector = listed(runs, lambda found: found.detectors, label="Detector", chosen=True)
+            files = gr.File(label="Photographs", file_count="multiple", height=200)
+            place = listed(
+                runs,
+                lambda found: found.predictions,
+                label="Or a folder",
+                info="Images are scored; what `detect predict` wrote is opened. Type any path.",
+                allow_custom_value=True,
+            )
+            with gr.Row():
+                start = gr.Button("Score", variant="primary", min_width=100)
+                stop = gr.Button("Cancel", min_width=100)
+            status = gr.HTML(elem_classes="lines")
+        with gr.Column(scale=7, min_width=400):
+            rate = gr.Slider(
+                0.1,
+                50,
+                5,
+                step=0.1,
+                label="False-reject rate (%)",
+                info="The share of normal images that may be called anomalous.",
+            )
+            summary = gr.HTML(elem_classes="lines")
+            gallery = gr.Gallery(
+                show_label=False,
+                columns=3,
+                height=600,
+                object_fit="contain",
+                allow_preview=False,
+                buttons=[],
+            )
+            pack = gr.Button("Download scores, masks and overlays")
+            packed = gr.DownloadButton(elem_id="zip", visible="hidden")
+        with gr.Column(scale=9, min_width=400):
+            large = gr.ImageSlider(
+                label="Photograph and heat map",
+                buttons=["fullscreen"],
+                slider_position=3,
+                max_height=720,
+            )
+            opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity of the heat map")
+            gr.HTML(legend())
+
+    begun = start.click(
+        told(begin(runs, root)),
+        [detector, files, place, session],
+        [session, status, rate, chosen],
+        show_progress_on=status,
+        **ONE_AT_A_TIME,
+    )
+    stopped = stop.click(None, cancels=[begun])
+    everything = [summary, gallery, large]
+    for event in (begun.success, stopped.then):
+        event(told(show), [session, rate, chosen, opacity], everything, show_progress="hidden")
+    rate.input(
+        told(show),
+        [session, rate, chosen, opacity],
+        everything,
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
+    opacity.input(
+        told(show_large),
+        [session, rate, chosen, opacity],
+        large,
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
+    gallery.select(choose, None, chosen).then(
+        told(show_large), [session, rate, chosen, opacity], large, show_progress="hidden"
+    )
+    pack.click(told(make_zip), [session, rate], packed, show_progress_on=summary).success(
+        None, js=DOWNLOAD
+    )
+
+
+# Events
+
+
+def begin(runs: Path, root: Path) -> Any:
+    """The handler that scores or opens what was chosen, in a new folder below `root`."""
+
+    def run(
+        detector: str | None,
+        files: Sequence[str] | None,
+        place: str | None,
+        before: Session | None,
+        bar: gr.Progress = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
+    ) -> Iterator[tuple[Session | None, str, Any, int]]:
+        forget(before)
+        folder = Path(tempfile.mkdtemp(dir=root))
+        total, sessions = source(runs, detector, files or (), place, folder)
+        session = None
+        for session in sessions:
+            done = len(session.shots) + len(session.faults)
+            bar((done, total), desc="looking", unit="images")
+            yield (
+                session,
+                lines([f"{done} of {total} images", *session.faults]),
+                rate_of(session),
+                0,
+            )
+
+    return run
+
+
+def source(
+    runs: Path, detector: str | None, files: Sequence[str], place: str | None, folder: Path
+) -> tuple[int, Iterator[Session]]:
+    """How many images are to be looked at, and the sessions that grow by them.
+
+    Raises UserError for nothing to look at.
+    """
+    if files and place:
+        raise UserError("got photographs and a folder; remove one of them")
+    if files:
+        images = [(Path(file).name, Path(file)) for file in files]
+    elif not place:
+        raise UserError("nothing to look at; drop photographs, or choose a folder")
+    elif (Path(place) / LOG_FILE).exists():
+        total = sum(1 for _ in read_rows(Path(place) / LOG_FILE))
+        return total, look.open_prediction(Path(place), find(runs).detectors, folder)
+    else:
+        images = look.images_in(Path(place))
+    if not detector:
+        raise UserError(f"no detector below {runs}; `detect fit` makes one")
+    return len(images), look.score(loaded(Path(detector)), images, folder)
+
+
+def loaded(detector: Path) -> Predictor:
+    """A detector in memory; the last few stay there. Raises UserError as `load_predictor`."""
+    saved = detector / CALIBRATION_FILE
+    return load_once(detector, saved.stat().st_mtime_ns if saved.exists() else 0)
+
+
+@lru_cache(maxsize=4)
+def load_once(detector: Path, version: int) -> Predictor:
+    """Load a detector. version: of its files, so that one that was trained anew is read again."""
+    return load_predictor(detector)
+
+
+def rate_of(session: Session) -> Any:
+    """The slider at the rate that the images come with; fixed where no other can be had."""
+    known = session.calibration
+    return gr.Slider(
+        value=5 if known is None else 100 * known.false_reject_rate, interactive=known is not None
+    )
+
+
+def show(session: Session | None, rate: float, chosen: int, opacity: float) -> tuple[Any, ...]:
+    """Summary, gallery and large picture at a rate in per cent."""
+    if session is None or not session.shots:
+        return "", None, None
+    at = session.at(round(rate / 100, 6))
+    shown = [(str(shot.thumbnail), look.caption(at, shot)) for shot in at.shots[:MAX_SHOWN]]
+    more = len(at.shots) - len(shown)
+    hidden = [f"The gallery has the {MAX_SHOWN} highest scores; {more} more are lower"]
+    summary = f"<h3>{look.counts(at)}</h3>" + lines([*look.promises(at), *(hidden if more else [])])
+    return summary, shown, show_large(session, rate, chosen, opacity)
+
+
+def show_large(session: Session | None, rate: float, chosen: int, opacity: float) -> Any:
+    """The large picture: photograph, and the same under its heat map."""
+    if session is None or not session.shots:
+        return None
+    at = session.at(round(rate / 100, 6))
+    shot = at.shots[min(chosen, len(at.shots) - 1)]
+    # A browser asks again for new names only.
+    paths = [session.folder / f"{uuid4().hex}.png" for _ in range(2)]
+    for path, picture in zip(paths, look.pictures(at, shot, opacity), strict=True):
+        write_png(path, picture)
+    return gr.ImageSlider(value=(str(paths[0]), str(paths[1])), label=look.caption(at, shot))
+
+
+def choose(event: gr.SelectData) -> int:
+    """The number of the image that was clicked."""
+    return event.index
+
+
+def make_zip(
+    session: Session | None,
+    rate: float,
+    bar: gr.Progress = gr.Progress(),  # noqa: B008 (as above)
+) -> str:
+    """Write the zip; its path."""
+    if session is None or not session.shots:
+        raise UserError("nothing to download yet; look at images first")
+    path = session.folder / "scores.zip"
+
+    def progress(done: int, total: int) -> None:
+        bar((done, total), desc="writing", unit="images")
+
+    look.write_zip(session.at(round(rate / 100, 6)), path, progress)
+    return str(path)
+
+
+def forget(session: Session | None) -> None:
+    """Remove a person's files."""
+    if session is not None:
+        shutil.rmtree(session.folder, ignore_errors=True)
+
+
+# Pieces
+
+
+def legend() -> str:
+    """The colour scale, which is the same for all images."""
+    steps = heat_picture(np.linspace(0, 1, 9)[None], 0, 1)[0]
+    colours = ", ".join(f"rgb({r} {g} {b})" for r, g, b in steps.tolist())
+    return (
+        f'<div class="scale"><i style="background:linear-gradient(90deg, {colours})"></i>'
+        "<span>clear: median of normal images</span><span>threshold</span>"
+        "<span>far above it</span></div>"
+    )

@@ -1,0 +1,86 @@
+"""What all views of the page share: its looks, and a user's mistake as one line in the browser."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.themes import Default
+
+from detect.app.found import Found, find
+from synth.base.errors import UserError
+from synth.base.html import bullets
+
+FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
+MONOSPACED = ["ui-monospace", "Consolas", "monospace"]
+THEME = Default(font=FONTS, font_mono=MONOSPACED)
+"""Fonts of the system: those of gradio's own themes may come from elsewhere."""
+CSS = """
+.lines h3 { margin: 0 0 0.4rem; }
+.caption-label.caption-label {
+  inset: auto 0 0 0; max-width: none; padding: 0.15rem 0.4rem; border-width: 1px 0 0;
+  border-radius: 0; font-size: 0.78rem; line-height: 1.25; white-space: pre-line;
+  opacity: 1 !important;
+}
+.thumbnail-lg.thumbnail-lg { aspect-ratio: 5 / 6; }
+.thumbnail-lg.thumbnail-lg > img { position: absolute; inset: 0; height: calc(100% - 2.3rem); }
+.lines ul { margin: 0; padding-left: 1.1rem; }
+.lines li { margin: 0.15rem 0; overflow-wrap: anywhere; }
+.scale { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 0.2rem; font-size: 0.85rem; }
+.scale i { grid-column: 1 / -1; height: 0.7rem; border-radius: 0.2rem; }
+.scale span:nth-of-type(2) { text-align: center; }
+.scale span:nth-of-type(3) { text-align: right; }
+"""
+ONE_AT_A_TIME = {"concurrency_id": "compute", "concurrency_limit": 1}
+"""Of events that use a network: others wait for their turn."""
+
+
+def told(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same handler; a UserError ends it with one line in the browser, nothing is changed."""
+
+    @functools.wraps(function)
+    def answer(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except UserError as error:
+            raise refusal(error) from error
+
+    @functools.wraps(function)
+    def answers(*arguments: Any) -> Iterator[Any]:
+        try:
+            yield from function(*arguments)
+        except UserError as error:
+            raise refusal(error) from error
+
+    return answers if inspect.isgeneratorfunction(function) else answer
+
+
+def refusal(error: UserError) -> gr.Error:
+    """What the browser shows of a user's mistake."""
+    return gr.Error(escape(str(error)), duration=None, title="", print_exception=False)
+
+
+def lines(sentences: Iterable[str]) -> str:
+    """Plain sentences as HTML."""
+    return bullets(sentences)
+
+
+def listed(
+    runs: Path, of: Callable[[Found], list[Path]], *, chosen: bool = False, **about: Any
+) -> gr.Dropdown:
+    """A list of the folders of a kind below `runs`, searched for again when the page is loaded.
+
+    chosen: whether it begins with the first of them. about: as `gr.Dropdown`.
+    """
+
+    def found() -> dict[str, Any]:
+        paths = of(find(runs))
+        names = [(path.relative_to(runs).as_posix(), str(path)) for path in paths]
+        return {"choices": names, "value": str(paths[0]) if chosen and paths else None}
+
+    here = gr.Dropdown(**found(), **about)
+    gr.on(None, lambda: gr.Dropdown(**found()), None, here, show_progress="hidden")
+    return here
