@@ -14,7 +14,7 @@ import numpy as np
 from detect.app import look
 from detect.app.found import find
 from detect.app.look import Session
-from detect.app.wiring import ONE_AT_A_TIME, lines, listed, told
+from detect.app.wiring import ONE_AT_A_TIME, QUICK, lines, listed, told
 from detect.checkpoint import CALIBRATION_FILE
 from detect.heatmap import heat_picture
 from detect.prediction.log import LOG_FILE, read_rows
@@ -84,29 +84,14 @@ def look_tab(runs: Path, root: Path) -> None:
         **ONE_AT_A_TIME,
     )
     stopped = stop.click(None, cancels=[begun])
-    everything = [summary, gallery, large]
-    for event in (begun.success, stopped.then):
-        event(told(show), [session, rate, chosen, opacity], everything, show_progress="hidden")
-    rate.input(
-        told(show),
-        [session, rate, chosen, opacity],
-        everything,
-        show_progress="hidden",
-        trigger_mode="always_last",
-    )
-    opacity.input(
-        told(show_large),
-        [session, rate, chosen, opacity],
-        large,
-        show_progress="hidden",
-        trigger_mode="always_last",
-    )
-    gallery.select(choose, None, chosen).then(
-        told(show_large), [session, rate, chosen, opacity], large, show_progress="hidden"
-    )
-    pack.click(told(make_zip), [session, rate], packed, show_progress_on=summary).success(
-        None, js=DOWNLOAD
-    )
+    picked = gallery.select(choose, None, chosen)
+    at, everything = [session, rate, chosen, opacity], [summary, gallery, large]
+    for event in (begun.success, stopped.then, rate.input):
+        event(told(show), at, everything, **QUICK)
+    for event in (opacity.input, picked.then):
+        event(told(show_large), at, large, **QUICK)
+    made = pack.click(told(make_zip), [session, rate], packed, show_progress_on=summary)
+    made.success(None, js=DOWNLOAD)
 
 
 # Events

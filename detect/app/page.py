@@ -9,7 +9,9 @@ from pathlib import Path
 
 import gradio as gr
 
+from detect.app.data_tab import data_tab
 from detect.app.look_tab import look_tab
+from detect.app.strength_tab import strength_tab
 from detect.app.wiring import CSS, THEME
 from synth.base.errors import UserError
 
@@ -58,13 +60,15 @@ def serve(runs: Path, port: int, stop: threading.Event, tell: Callable[[str], No
 
 def build(runs: Path, root: Path) -> gr.Blocks:
     """All views."""
-    with (
-        gr.Blocks(
-            title="detect app", analytics_enabled=False, fill_width=True, delete_cache=(DAY, DAY)
-        ) as page,
-        gr.Tab("Look"),
-    ):
-        look_tab(runs, root)
+    with gr.Blocks(
+        title="detect app", analytics_enabled=False, fill_width=True, delete_cache=(DAY, DAY)
+    ) as page:
+        with gr.Tab("Look"):
+            look_tab(runs, root)
+        with gr.Tab("Strength"):
+            strength_tab(runs, root)
+        with gr.Tab("Data"):
+            data_tab(runs)
     return page
 
 

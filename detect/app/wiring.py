@@ -34,8 +34,10 @@ CSS = """
 .scale span:nth-of-type(2) { text-align: center; }
 .scale span:nth-of-type(3) { text-align: right; }
 """
-ONE_AT_A_TIME = {"concurrency_id": "compute", "concurrency_limit": 1}
+ONE_AT_A_TIME: dict[str, Any] = {"concurrency_id": "compute", "concurrency_limit": 1}
 """Of events that use a network: others wait for their turn."""
+QUICK: dict[str, Any] = {"show_progress": "hidden", "trigger_mode": "always_last"}
+"""Of events that follow a slider."""
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
