@@ -17,6 +17,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads hold 
 
 if TYPE_CHECKING:
     from detect.prediction.predictor import Given, Predictor
+    from detect.prediction.region import Region
     from synth.base.options import Precision
 
 
@@ -28,6 +29,7 @@ def load(
     tile: bool | tuple[int, int] = False,
     overlap: float = 0.25,
     normals: "Given | Iterable[Given] | None" = None,
+    ignore: "str | Path | Region | None" = None,
     batch_size: int | None = None,
     precision: "Precision" = "fp32",
 ) -> "Predictor":
@@ -39,7 +41,8 @@ def load(
     false_reject_rate: share of normal images that may be rejected, None for the stored one.
     tile: cut images into tiles of the detector's own size, or of (height, width) pixels; needs
     `normals`. normals: normal images that training has not seen, or a folder of them, to set the
-    threshold on. batch_size: None is measured. precision: "bf16" is faster; scores move (by 0.2 at
+    threshold on. ignore: a mask image or bool [H, W], non-zero where evidence never counts.
+    batch_size: None is measured. precision: "bf16" is faster; scores move (by 0.2 at
     most where it was measured), so that the threshold is best set anew with `normals`. Raises
     UserError for a folder that is no detector and for options that are not allowed; gives a
     DataWarning where there are too few held-out images for the rate.
@@ -57,6 +60,7 @@ def load(
         false_reject_rate=false_reject_rate,
         tile=tile,
         overlap=overlap,
+        ignore=ignore,
         batch_size=batch_size,
         precision=precision,
     )

@@ -59,7 +59,7 @@ def test_under_a_launcher_a_refusal_is_one_line():
     command = [sys.executable, *launch, "train", "--root", "nowhere", "--out", "nowhere/out"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     refusals = [line for line in ended.stderr.splitlines() if line.startswith("detect: ")]
-    assert refusals == ["detect: nowhere: no such folder; check --root"], ended.stderr
+    assert refusals == ["detect: nowhere: no such folder; check its name"], ended.stderr
 
 
 def test_result_of_a_command(monkeypatch):

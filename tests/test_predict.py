@@ -75,6 +75,57 @@ def tree(out: Path) -> dict[str, bytes]:
 # Rows and pictures
 
 
+def test_a_region_to_ignore(run, model, photos, tmp_path):
+    """All images have one size; the region of none of them is marked, and rows do not mix."""
+    for path in photos.rglob("*.png"):
+        write_png(path, normal_image(int(path.stem), (32, 32)))
+    region = np.zeros((32, 32), bool)
+    region[:, :20] = True
+    write_png(tmp_path / "region.png", region)
+    out = tmp_path / "out"
+    line = (*words(model, out, photos), "--ignore", tmp_path / "region.png")
+    ended = run(*line, "--false-reject-rate", 0.5)
+    assert ended.code == 0, ended
+    assert "it keeps its promise; --normals sets a closer one" in ended.out
+    predictor = load_predictor(model, false_reject_rate=0.5, ignore=region)
+    for row in log(out):
+        assert row["score"] == pytest.approx(predictor.predict(row["file"]).score, rel=1e-5)
+        assert not (read_image(out / row["mask"])[..., 0].astype(bool) & region).any()
+    ended = run(*words(model, out, photos), "--false-reject-rate", 0.5)
+    assert (ended.code, "ignore" in ended.err) == (2, True)
+    ended = run(*line, "--false-reject-rate", 0.5, "--normals", photos / "0", "--out", out / "n")
+    assert ended.code == 0, ended
+    assert "keeps its promise" not in ended.out
+    assert run(*words(model, tmp_path / "x", photos), "--ignore", photos / "nothing.png").code == 2
+
+
+def test_regions_as_coco_reads_them(run, model, photos, tmp_path):
+    from pycocotools.coco import COCO
+
+    (photos / "broken.png").write_text("no image")
+    out, file = tmp_path / "out", tmp_path / "regions.json"
+    line = (*words(model, out, photos), "--false-reject-rate", 0.9, "--coco", file)
+    ended = run(*line)
+    assert (ended.code, "1 of 10 images cannot be read" in ended.err) == (2, True)
+    rows = [row for row in log(out) if row["verdict"] != "unreadable"]
+    coco = COCO(file)
+    assert [coco.imgs[n + 1]["file_name"] for n in range(len(rows))] == [r["file"] for r in rows]
+    assert f"{len(coco.anns)} anomalous regions: {file}" in ended.out
+    assert any(row["verdict"] == "anomalous" for row in rows)
+    for image_id, row in enumerate(rows, start=1):
+        mask = read_image(out / row["mask"])[..., 0] > 0
+        found = coco.loadAnns(coco.getAnnIds(image_id))
+        parts = [coco.annToMask(annotation) for annotation in found]
+        np.testing.assert_array_equal(sum(parts, np.zeros(mask.shape)), mask)
+        for annotation, part in zip(found, parts, strict=True):
+            x, y, width, height = annotation["bbox"]
+            assert part[y : y + height, x : x + width].sum() == part.sum() == annotation["area"]
+            assert cv2.connectedComponents(part)[0] == 2
+            assert annotation["score"] == row["score"]
+    refused = run(*words(model, tmp_path / "x", photos), "--coco", file, "--pictures", "none")
+    assert (refused.code, "--coco: needs --pictures all" in refused.err) == (2, True)
+
+
 def test_a_row_an_overlay_and_a_mask_per_image(run, model, photos, tmp_path):
     out = tmp_path / "out"
     ended = run(*words(model, out, photos))

@@ -380,6 +380,81 @@ def test_mask_is_empty_if_and_only_if_the_image_is_accepted(size):
             assert result.mask.any() == result.is_anomalous == (score > threshold)
 
 
+# Regions to ignore
+
+
+def two_spots() -> np.ndarray:
+    image = np.full((64, 64, 3), 20, np.uint8)
+    image[4:20, 4:20] = 255
+    image[40:50, 40:50] = 230
+    return image
+
+
+def test_what_lies_in_an_ignored_region_counts_for_nothing(tmp_path):
+    image, region = two_spots(), np.zeros((64, 64), bool)
+    region[:24, :24] = True
+    plain = by_brightness(0.6)
+    blind = plain.ignoring(region)
+    result = blind.predict(image)
+    cut = np.where(region[..., None], np.uint8(20), image)  # as if the region were dark
+    expected = plain.predict(cut)
+    assert result.score == expected.score
+    np.testing.assert_array_equal(result.mask, expected.mask)
+    assert result.mask[40:50, 40:50].all()
+    assert plain.predict(image).mask[4:20, 4:20].all()
+    write_png(tmp_path / "region.png", region)
+    again = plain.ignoring(tmp_path / "region.png").predict(image)
+    np.testing.assert_array_equal(again.map, result.map)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("size", [None, (48, 48)])
+def test_the_threshold_of_whole_images_keeps_its_promise_where_a_region_is_ignored(pooled, size):
+    """No pool grows, and a mask is empty if and only if the verdict is normal."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (96, 80, 3), dtype=np.uint8) for _ in range(6)]
+    tiling = Tiling(size=size) if size else None
+    score = detector_scorer(Brightness() if pooled else OwnScore(), CPU)
+    bare = Predictor(BatchScorer(score, (64, 64), 4), calibrate([0.0], 0.5), tiling, pooled=pooled)
+    plain = bare.calibrated_on(images)
+    for corner in (8, 40, 80):
+        region = np.zeros((96, 80), bool)
+        region[:corner, :corner] = True
+        region[-1, -1] = not region[-1, -1]
+        blind = plain.ignoring(region)
+        whole = plain.calibration.map_scores
+        inner = blind.calibrated_on(images).calibration
+        assert blind.calibration.scores == whole
+        assert all(a <= b for a, b in zip(inner.scores, whole, strict=True))
+        for threshold in (*inner.scores, 0.0):
+            for image in images:
+                result = blind.with_calibration(calibrate([threshold], 0.5)).predict(image)
+                assert result.mask.any() == result.is_anomalous == (result.score > threshold)
+                assert not (result.mask & region).any()
+
+
+@pytest.mark.parametrize(
+    ("region", "line"),
+    [
+        (np.ones((64, 64), bool), "covers the whole image"),
+        (np.zeros((64, 64)), "allowed are a mask image's path and bool"),
+        (np.zeros((64, 64, 3), bool), "allowed are a mask image's path and bool"),
+        ("missing.png", "missing.png"),
+    ],
+)
+def test_regions_that_are_none(region, line):
+    with pytest.raises(UserError, match=line):
+        by_brightness().ignoring(region)
+
+
+def test_a_region_of_other_proportions_is_refused():
+    blind = by_brightness().ignoring(np.eye(32, dtype=bool))
+    assert len(blind.predict([two_spots(), np.zeros((128, 128, 3), np.uint8)])) == 2
+    line = r"images\[0\]: the image is 96x64 px, the region to ignore 32x32 px"
+    with pytest.raises(UserError, match=line):
+        blind.predict(np.zeros((64, 96, 3), np.uint8))
+
+
 def test_mask_of_a_score_that_rounding_brought_above_the_threshold():
     anomaly_map = np.full((16, 16), 0.5, np.float32)
     assert anomaly_mask(anomaly_map, anomaly_map, 0.5, 4).all()

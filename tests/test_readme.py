@@ -62,6 +62,9 @@ def photos(tmp_path: Path) -> Path:
             if "hole" in folder:
                 crop[10:20, 10:20] = 0
             cv2.imwrite(str(tmp_path / folder / f"{number}.png"), crop)
+    cv2.imwrite(
+        str(tmp_path / "edges.png"), np.pad(np.zeros((40, 40), np.uint8), 4, constant_values=255)
+    )
     return tmp_path
 
 

@@ -28,6 +28,9 @@ TileSize = Annotated[
     tuple[int, int] | None,
     tyro.conf.arg(metavar="HEIGHT WIDTH", help_behavior_hint="(default: the detector's own)"),
 ]
+OptionalFile = Annotated[
+    Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(optional)")
+]
 Overlap = Annotated[
     float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: 0.25)")
 ]
@@ -46,7 +49,9 @@ def predict(
     tile_size: TileSize = None,
     overlap: Overlap = None,
     normals: OptionalFolder = None,
+    ignore: OptionalFile = None,
     pictures: Literal["all", "anomalous", "none"] = "all",
+    coco: OptionalFile = None,
     batch_size: BatchSize = None,
     precision: Precision = "fp32",
 ) -> None:
@@ -78,7 +83,12 @@ def predict(
         overlap: Least share of a tile that the next one covers too, up to 0.5.
         normals: Normal images that training has not seen: scored like the others, they set the
             threshold in place of the stored scores.
+        ignore: A mask image with the proportions of the images: where it is not black, nothing
+            counts (an edge, a fixture, the background). The stored threshold keeps its promise;
+            --normals sets a closer one.
         pictures: Whose overlays and masks are written.
+        coco: A JSON file to write at the end: boxes and masks of the anomalous regions in COCO's
+            format.
         batch_size: Images scored at once; changes speed and memory only.
         precision: Arithmetic. bf16 is faster but moves scores, by 0.03 on average and 0.2 at most
             where it was measured; the stored threshold was set in fp32: --normals sets it anew.
@@ -88,7 +98,10 @@ def predict(
     require_share(false_reject_rate=false_reject_rate)
     if not tile and (tile_size or overlap is not None):
         raise UserError("--tile-size, --overlap: not used without --tile; add it or leave them out")
+    if coco and pictures != "all":
+        raise UserError(f"--coco: needs --pictures all, got {pictures}; leave --pictures out")
     from detect.prediction import run
+    from detect.prediction.coco import write_coco
     from detect.prediction.inputs import files_at, find_inputs
     from detect.prediction.log import ScoreLog
     from detect.prediction.overlays import remove_pictures_from
@@ -104,12 +117,15 @@ def predict(
     paths = [] if folder else find_inputs(places, out)
     held = files_at(normals) if normals else []
     require_output(out)
+    if coco:
+        require_output(coco.parent, "--coco")
     predictor = load_predictor(
         model,
         category=category,
         false_reject_rate=false_reject_rate,
         tile=tile and (tile_size or True),
         overlap=OVERLAP if overlap is None else overlap,
+        ignore=ignore,
         batch_size=batch_size,
         precision=precision,
     )
@@ -120,6 +136,8 @@ def predict(
         if held:
             with progress_bar("calibrating", "image") as update:
                 predictor = run.calibrated(out, predictor, held, update)
+        elif ignore:
+            say("threshold of whole images: it keeps its promise; --normals sets a closer one")
         if predictor.calibration.note:
             warn(predictor.calibration.note)
         say(predictor.calibration.promise)
@@ -130,6 +148,8 @@ def predict(
             faults = score_files(work, paths, every) if folder is None else []
             if folder is not None:
                 watch_folder(work, folder)
+    if coco:
+        say(f"{write_coco(coco, out)} anomalous regions: {coco}")
     tell_end(log, out)
     unreadable = num_unreadable(log)
     if faults or (folder is not None and unreadable):

@@ -12,6 +12,7 @@ or with tiles the image's.
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, cast, get_args, overload
@@ -28,12 +29,13 @@ from detect.heatmap import Image
 from detect.pooling import image_scores, pooling_window, rejected_windows
 from detect.prediction.batches import BatchScorer, ScoreAndMap, chunks, measured_batch_size
 from detect.prediction.inputs import Loaded, num_pixels
+from detect.prediction.region import Region, as_region, at_size, require_aspect, without
 from detect.prediction.tiles import OVERLAP, Tiling, tiled_map
 from detect.scoring import detector_scorer
 from synth.base.device import default_device
 from synth.base.errors import UserError
 from synth.base.options import Precision
-from synth.images import MIN_SIDE_PX, from_pillow, read_image, resize
+from synth.images import MIN_SIDE_PX, from_pillow, read_image
 
 Given = str | Path | Image | PillowImage
 """An image: a file, uint8 [H, W, 3] RGB, or a Pillow image."""
@@ -78,6 +80,7 @@ class Predictor:
     ) -> None:
         self.scorer, self.calibration, self.tiling, self.name = scorer, calibration, tiling, name
         self.pooled = pooled
+        self.region: Region | None = None  # to ignore
 
     @property
     def threshold(self) -> float:
@@ -115,24 +118,34 @@ class Predictor:
 
     def judged(self, scored: ScoreAndMap, shape: tuple[int, ...]) -> Prediction:
         """What follows for an image of `shape`, (H, W, ...), from what `scored` gave for it."""
-        score, anomaly_map = scored
+        score, anomaly_map = self.outside(scored)
         rejected = self.calibration.rejects(score)
         native = native_map(anomaly_map, shape)
         mask = np.zeros(native.shape, np.bool_)
         if rejected:
-            level = self.calibration.map_threshold
-            mask = anomaly_mask(anomaly_map, native, level, self.window(anomaly_map))
+            level, window = self.calibration.map_threshold, self.window(anomaly_map)
+            mask = anomaly_mask(anomaly_map, native, level, window, self.region)
         return Prediction(score, self.calibration.p_value(score), rejected, native, mask)
 
-    def scored(self, images: Iterable[Loaded]) -> Iterator[ScoreAndMap]:
-        """The images' scores, and the maps float32 [h, w] that they come from.
+    def outside(self, scored: ScoreAndMap) -> ScoreAndMap:
+        """The score and the map without the region to ignore."""
+        if self.region is None:
+            return scored
+        anomaly_map = without(scored[1], self.region)
+        return self.peak(anomaly_map), anomaly_map
 
-        Raises UserError, naming the image, where they are no finite numbers: no verdict would hold.
+    def scored(self, images: Iterable[Loaded]) -> Iterator[ScoreAndMap]:
+        """The images' scores, and the maps float32 [h, w] that they come from, nothing ignored.
+
+        Raises UserError, naming the image, where they are no finite numbers: no verdict would hold;
+        and for an image of other proportions than a region to ignore.
         """
         names: deque[str] = deque()  # of images that were read and are not scored yet
 
         def pixels() -> Iterator[Image]:
             for loaded in images:
+                if self.region is not None:
+                    require_aspect(self.region, loaded.image.shape, loaded.name)
                 names.append(loaded.name)
                 yield loaded.image
 
@@ -176,7 +189,7 @@ class Predictor:
     def calibrated_on(self, normals: Given | Iterable[Given]) -> "Predictor":
         """The same with its threshold set on normal images that training has not seen."""
         scores, peaks = [], []
-        for score, anomaly_map in self.scored(all_loaded(normals)):
+        for score, anomaly_map in map(self.outside, self.scored(all_loaded(normals))):
             scores.append(score)
             peaks += [] if self.pooled else [self.peak(anomaly_map)]
         rate = self.calibration.false_reject_rate
@@ -184,7 +197,22 @@ class Predictor:
 
     def with_calibration(self, calibration: Calibration) -> "Predictor":
         """The same with another threshold."""
-        return Predictor(self.scorer, calibration, self.tiling, self.name, pooled=self.pooled)
+        other = copy(self)
+        other.calibration = calibration
+        return other
+
+    def ignoring(self, region: str | Path | Region) -> "Predictor":
+        """The same without the evidence of a region: a mask image, or bool [H, W].
+
+        An image's score is then its map, pooled outside the region, which is at most the pool of
+        the whole map. So the threshold of whole maps keeps its promise; `calibrated_on` sets a
+        closer one. Raises UserError as `as_region`.
+        """
+        calibration = self.calibration
+        rate = calibration.false_reject_rate
+        other = self.with_calibration(calibrate(calibration.map_scores, rate))
+        other.region, other.pooled = as_region(region), True
+        return other
 
 
 def load_predictor(
@@ -194,6 +222,7 @@ def load_predictor(
     false_reject_rate: float | None = None,
     tile: bool | tuple[int, int] = False,
     overlap: float = OVERLAP,
+    ignore: str | Path | Region | None = None,
     batch_size: int | None = None,
     precision: Precision = "fp32",
 ) -> Predictor:
@@ -202,7 +231,8 @@ def load_predictor(
     category: whose threshold to take of a detector of several; None is that of all together.
     false_reject_rate: None is the rate that is stored with it. tile: True cuts images into tiles of
     the detector's own size, (height, width) into others, which are brought to that size; the
-    threshold then holds only after `calibrated_on`. batch_size: None is measured.
+    threshold then holds only after `calibrated_on`. ignore: a region without evidence, as
+    `Predictor.ignoring`. batch_size: None is measured.
     precision: of convolutions; the stored threshold was set in fp32 (see `packed`).
     """
     if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
@@ -223,7 +253,8 @@ def load_predictor(
     batch_size = batch_size or measured_batch_size(score, trained.image_size, device)
     scorer = BatchScorer(score, trained.image_size, batch_size)
     pooled = trained.detector.pooled
-    return Predictor(scorer, calibration, tiling, name=str(model), pooled=pooled)
+    predictor = Predictor(scorer, calibration, tiling, name=str(model), pooled=pooled)
+    return predictor if ignore is None else predictor.ignoring(ignore)
 
 
 def tile_size(tile: object, own: tuple[int, int]) -> tuple[int, int]:
@@ -247,18 +278,25 @@ def require_normals(tile: object, normals: object) -> None:
 
 
 def anomaly_mask(
-    anomaly_map: NDArray[np.float32], native: NDArray[np.float32], threshold: float, window: int
+    anomaly_map: NDArray[np.float32],
+    native: NDArray[np.float32],
+    threshold: float,
+    window: int,
+    ignored: Region | None = None,
 ) -> NDArray[np.bool_]:
     """Where a rejected image is anomalous: bool [H, W], by the rule that rejected it.
 
     Marked are the windows whose mean over the map, float32 [h, w], is above `threshold`, the
     calibration's `map_threshold`; of these the pixels that are above it themselves, at the image's
     own resolution (native, float32 [H, W]), and the highest of them in any case. So a mask is empty
-    if and only if the image is accepted, whatever its score comes from.
+    if and only if the image is accepted, whatever its score comes from. Nothing is marked inside a
+    region that is ignored.
     """
     windows = rejected_windows(torch.from_numpy(anomaly_map)[None], threshold, window)[0].numpy()
-    height, width = native.shape
-    region = resize(windows.astype(np.uint8) * np.uint8(255), (height, width)) > 0
+    region = at_size(windows, native.shape)
+    if ignored is not None:
+        counted = ~at_size(ignored, native.shape)
+        region = region & counted if (region & counted).any() else counted
     return region & ((native > threshold) | (native == native[region].max()))
 
 

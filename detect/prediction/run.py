@@ -98,6 +98,7 @@ def description(
         "every": every,
         "pictures": pictures,
         "precision": precision,
+        **({} if predictor.region is None else {"ignore": digest_of(predictor.region.tobytes())}),
     }
 
 

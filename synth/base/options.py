@@ -30,7 +30,7 @@ OptionalFolder = Annotated[
 LARGEST_SIDE = 16_384
 
 
-def require_output(folder: Path) -> None:
+def require_output(folder: Path, option: str = "--out") -> None:
     """Raise UserError before long work where no results can go; nothing is made for this."""
     try:
         there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
@@ -38,7 +38,7 @@ def require_output(folder: Path) -> None:
             pass
     except OSError as error:
         raise UserError(
-            f"--out: {folder} is no folder that can be written to ({error.strerror}); "
+            f"{option}: {folder} is no folder that can be written to ({error.strerror}); "
             "give another one"
         ) from error
 

@@ -56,7 +56,7 @@ def existing_folder(root: Path | None) -> Path:
     if root is None:
         raise UserError("root: this layout needs a folder; give --root")
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; check --root")
+        raise UserError(f"{root}: no such folder; check its name")
     return root
 
 
