@@ -20,12 +20,14 @@ from detect.app import data, look, strength
 from detect.app.data import Span
 from detect.app.found import find
 from detect.prediction.predictor import load_predictor
+from synth.base.errors import UserError
 from synth.diffusion.model import load_model
 from synth.diffusion.sampling import sample_images
 from synth.images import read_image, write_png
 from synth.quality.sheets import NUM_STEPS
 from synth.sia.reader import Item, SiaHeader, open_sia, write_sia
 
+ROOT = Path(__file__).parent.parent
 NUM_PHOTOS = 6
 
 
@@ -156,6 +158,26 @@ def test_the_large_picture_is_the_photograph_under_its_heat(runs, photos, tmp_pa
     assert np.abs(half[~outlined] - middle).max() <= 0.5
 
 
+def test_a_region_to_ignore_is_that_of_a_prediction_and_can_be_taken_back(runs, tmp_path):
+    for n in range(3):
+        image = normal_image(n)
+        image[4:12, 20:28] = 100 + 50 * n
+        write_png(tmp_path / f"photos/{n}.png", image)
+    session = scored(runs, tmp_path / "photos", tmp_path)
+    region = np.ones((32, 32), np.bool_)
+    region[:, :10] = False
+    without = session.ignoring(region)
+    expected = load_predictor(runs / "fit/detector", ignore=region, false_reject_rate=0.3)
+    for row in table(zipped(without.at(0.3))):
+        result = expected.predict(tmp_path / "photos" / row["file"])
+        assert row["verdict"] == result.verdict
+        assert float(row["score"]) == pytest.approx(result.score, rel=1e-4)
+    assert [shot.score for shot in without.shots] != [shot.score for shot in session.shots]
+    assert without.ignoring(None) == session
+    with pytest.raises(UserError, match="proportions"):
+        session.ignoring(np.eye(20, 40, dtype=np.bool_))
+
+
 def test_what_is_no_image_is_a_line_with_its_name_alone(runs, photos, tmp_path):
     text, huge = tmp_path / "text.png", tmp_path / "huge.png"
     text.write_text("not an image")
@@ -258,3 +280,190 @@ def test_a_broken_folder_says_what_validate_says(run, runs, tmp_path):
     ended = run("synth", "validate", folder)
     assert ended.code == 2
     assert data.faults(folder) == ended.out.splitlines() != []
+
+
+# In a browser
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+SWITCHES = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+GUARD = """
+import os, socket
+
+def guarded(connect):
+    def at_home(self, address):
+        host = address[0] if isinstance(address, tuple) else ""
+        if host not in ("", "127.0.0.1", "::1", "localhost"):
+            with open(os.environ["GUARD_LOG"], "a") as log:
+                print(address, file=log)
+            raise OSError("the network is off")
+        return connect(self, address)
+    return at_home
+
+socket.socket.connect = guarded(socket.socket.connect)
+socket.socket.connect_ex = guarded(socket.socket.connect_ex)
+"""
+"""What Python runs first: connections to other machines are refused and written down."""
+WAIT_MS = 60_000
+
+
+@pytest.fixture(scope="module")
+def address(runs, tmp_path_factory):
+    """The page, served by a process of its own without a network."""
+    pytest.importorskip("gradio", reason="the extra `app` is not installed")
+    pytest.importorskip("playwright", reason="Playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium: apt-get install chromium")
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "sitecustomize.py").write_text(GUARD)
+    log = folder / "connections.log"
+    proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://proxy.invalid:9")
+    paths = os.pathsep.join(map(str, (folder, ROOT)))
+    env = {**os.environ, "PYTHONPATH": paths, "GUARD_LOG": str(log), **proxies}
+    words = (sys.executable, "-m", "detect", "app", "--runs", str(runs), "--port", "0")
+    with (
+        (folder / "stderr").open("w+") as stderr,
+        subprocess.Popen(
+            words, env=env, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as server,
+    ):
+        try:
+            lines = iter(server.stdout.readline, "")
+            found = next(filter(None, (re.match(r"page: (\S+)", line) for line in lines)), None)
+            assert found, (folder / "stderr").read_text()
+            yield found[1]
+        finally:
+            server.send_signal(signal.SIGINT)
+            code = server.wait(60)
+    assert not log.exists(), log.read_text()
+    assert code == 0
+    assert "Traceback" not in (folder / "stderr").read_text()
+
+
+@pytest.fixture(scope="module")
+def chromium(address):
+    """The browser; whatever it asks another machine for is refused and written down."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(chromium, address):
+    """Opens the page as one more person, with nothing in common with the others."""
+    elsewhere, contexts = [], []
+
+    def guard(route):
+        if route.request.url.startswith((address, "data:", "blob:")):
+            route.continue_()
+        else:
+            elsewhere.append(route.request.url)
+            route.abort()
+
+    def new():
+        contexts.append(chromium.new_context(viewport={"width": 1400, "height": 1000}))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.route("**/*", guard)
+        page.goto(address)
+        page.get_by_text("Drop File Here").first.wait_for()
+        return page
+
+    yield new
+    for context in contexts:
+        context.close()
+    assert elsewhere == []
+
+
+def score(page, files, counts):
+    """Drop photographs, score them, and wait for the counts."""
+    page.locator("input[type=file]").first.set_input_files(files)
+    page.get_by_text(files[-1].stem[:4]).first.wait_for()
+    page.get_by_role("button", name="Score", exact=True).click()
+    page.get_by_role("heading", name=counts).wait_for()
+
+
+def captions(page):
+    return page.locator(".caption-label:visible").all_inner_texts()
+
+
+@pytest.mark.browser
+def test_a_person_scores_photographs_moves_the_rate_and_downloads(
+    open_page, runs, photos, tmp_path
+):
+    page = open_page()
+    text = tmp_path / "text.png"
+    text.write_text("not an image")
+    files = [*sorted(photos.iterdir()), text]
+    session = scored(runs, photos, tmp_path)
+    score(page, files, look.counts(session))
+    assert captions(page) == [look.caption(session, shot) for shot in session.shots]
+    assert page.get_by_text("text.png: not an image").is_visible()
+    page.get_by_label("number input for False-reject rate (%)").fill("45")
+    page.get_by_role("heading", name=look.counts(session.at(0.45))).wait_for()
+    assert look.counts(session.at(0.45)) != look.counts(session)
+    assert page.get_by_text("(45.00% asked for;").is_visible()
+    page.locator(".thumbnail-item").nth(2).click()
+    page.get_by_text(look.caption(session.at(0.45), session.shots[2]), exact=True).last.wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download scores").click()
+    with zipfile.ZipFile(download.value.path()) as mine, zipped(session.at(0.45)) as expected:
+        assert table(mine) == table(expected)
+        assert sorted(mine.namelist()) == sorted(expected.namelist())
+
+
+@pytest.mark.browser
+def test_two_people_see_their_own_images(open_page, photos):
+    first, second = open_page(), open_page()
+    a, b = sorted(photos.iterdir())[:2], sorted(photos.iterdir())[2:5]
+    score(first, a, re.compile("of 2 images"))
+    score(second, b, re.compile("of 3 images"))
+    first.get_by_label("number input for False-reject rate (%)").fill("45")
+    first.get_by_text("(45.00% asked for;").wait_for()
+    for page, files in ((first, a), (second, b)):
+        names = sorted(text.splitlines()[1] for text in captions(page))
+        assert names == [file.name for file in files]
+    assert second.get_by_text("(10.00% asked for;").is_visible()
+
+
+@pytest.mark.browser
+def test_a_seed_is_drawn_at_all_strengths_and_blended(open_page, photos):
+    page = open_page()
+    page.get_by_role("tab", name="Strength").click()
+    page.get_by_role("button", name="Draw", exact=True).click()
+    page.get_by_text("7 of 7 strengths of seed 0").wait_for()
+    page.get_by_text("seed 0, s 0", exact=True).wait_for()
+    page.get_by_label("number input for Strength s").fill("0.7")
+    page.get_by_text("seed 0, s 0.75", exact=True).wait_for()
+    page.get_by_role("button", name="Another seed").click()
+    page.get_by_text("seed 1, s 0.75", exact=True).wait_for()
+    tab = page.get_by_role("tabpanel", name="Strength")
+    tab.locator("input[type=file]").set_input_files(photos / "part0.png")
+    tab.locator(".slider-wrap img, .image-container img").nth(1).wait_for()
+
+
+@pytest.mark.browser
+def test_the_rows_of_a_folder_and_the_faults_of_a_broken_one(open_page, runs):
+    broken = shutil.copytree(runs / "fit/sia/folder/widget", runs / "broken")
+    (broken / "images/000/000002.png").write_bytes(b"no image")
+    page = open_page()
+    page.get_by_role("tab", name="Data").click()
+    page.get_by_label("SIA folder").click()
+    page.get_by_role("option", name="fit/sia/folder/widget").click()
+    page.get_by_role("heading", name="6 of 6 images").wait_for()
+    page.locator(".thumbnail-item:visible").nth(1).click()
+    digest = json.loads((runs / "fit/sia/folder/widget/metadata.jsonl").read_text().splitlines()[1])
+    page.get_by_text(digest["sha256"]).wait_for()
+    page.get_by_label("SIA folder").click()
+    page.get_by_role("option", name="broken").click()
+    for fault in data.faults(broken):
+        page.get_by_text(fault).wait_for()

@@ -31,6 +31,7 @@ from detect.prediction.log import (
 )
 from detect.prediction.overlays import PictureNames, heat_scale, write_pictures
 from detect.prediction.predictor import Predictor
+from detect.prediction.region import Region, require_aspect
 from detect.prediction.run import CONFIG_FILE, NORMALS_FILE, digest_of, read_calibration
 from synth.base.errors import UserError
 from synth.base.files import read_json
@@ -46,13 +47,16 @@ Named = tuple[str, Path]
 class Shot(NamedTuple):
     """An image and its files: a view and a thumbnail to show, and where they were kept, its map.
 
-    map: float32 [h, w] in a .npy. An image of a folder that is only opened has none; it has the row
-    that the folder says of it, and an overlay where one was written.
+    size: (height, width) of the image. score: of what counts; whole: of all. map: float32 [h, w] in
+    a .npy. An image of a folder that is only opened has none; it has the row that the folder says
+    of it, and an overlay where one was written.
     """
 
     name: str
     file: Path
+    size: tuple[int, int]
     score: float
+    whole: float
     view: Path
     thumbnail: Path
     map: Path | None = None
@@ -61,16 +65,17 @@ class Shot(NamedTuple):
 
     @property
     def scored(self) -> ScoreAndMap:
-        """What the detector gave for it."""
+        """What the detector gave for it, nothing ignored."""
         assert self.map is not None
-        return self.score, np.load(self.map)
+        return self.whole, np.load(self.map)
 
 
 class Session(NamedTuple):
     """One person's images, the highest score first, with their files in a folder of their own.
 
-    predictor: None for a folder that is only opened. calibration: None where the one behind such a
-    folder is not known. faults: what could not be read, a line each.
+    predictor: None for a folder that is only opened; whole: the same with nothing ignored.
+    calibration: None where the one behind such a folder is not known. faults: what could not be
+    read, a line each.
     """
 
     folder: Path
@@ -78,6 +83,7 @@ class Session(NamedTuple):
     predictor: Predictor | None = None
     shots: tuple[Shot, ...] = ()
     faults: tuple[str, ...] = ()
+    whole: Predictor | None = None
 
     def at(self, rate: float) -> "Session":
         """The same at another false-reject rate."""
@@ -86,6 +92,23 @@ class Session(NamedTuple):
         calibration = self.calibration.at_rate(rate)
         predictor = self.predictor and self.predictor.with_calibration(calibration)
         return self._replace(calibration=calibration, predictor=predictor)
+
+    def ignoring(self, region: Region | None) -> "Session":
+        """The same without the evidence of a region, or for None with all of it.
+
+        Raises UserError for a folder that is only opened, a region that leaves nothing to look at,
+        and for images of other proportions.
+        """
+        if self.whole is None:
+            raise UserError("a folder that is only opened cannot be scored anew; score its images")
+        predictor = self.whole if region is None else self.whole.ignoring(region)
+        shots = []
+        for shot in self.shots:
+            if region is not None:
+                require_aspect(region, shot.size, shot.name)
+            shots.append(shot._replace(score=predictor.outside(shot.scored)[0]))
+        same = self._replace(predictor=predictor, calibration=predictor.calibration, shots=())
+        return same.joined(shots, [])
 
     def joined(self, shots: Iterable[Shot], faults: Iterable[str]) -> "Session":
         """The same with more images and faults."""
@@ -105,7 +128,7 @@ def images_in(folder: Path) -> list[Named]:
 def score(predictor: Predictor, images: Sequence[Named], folder: Path) -> Iterator[Session]:
     """Score files; the session so far after each batch. Raises UserError as `Predictor.scored`."""
     names = {str(path): name for name, path in images}
-    session = Session(folder, predictor.calibration, predictor)
+    session = Session(folder, predictor.calibration, predictor, whole=predictor)
     for chunk in chunks(map(load, images), predictor.chunk_size, num_pixels):
         loaded = [item for item in chunk if isinstance(item, Loaded)]
         faults = [item.reason for item in chunk if isinstance(item, Unreadable)]
@@ -133,7 +156,8 @@ def make_shot(name: str, loaded: Loaded, score: float, stem: Path) -> Shot:
     view, thumbnail = stem.with_suffix(".png"), stem.with_suffix(".small.png")
     for path, side in ((view, VIEW_PX), (thumbnail, THUMBNAIL_PX)):
         write_png(path, fitted(loaded.image, side))
-    return Shot(name, Path(loaded.file), score, view, thumbnail)
+    height, width = loaded.image.shape[:2]
+    return Shot(name, Path(loaded.file), (height, width), score, score, view, thumbnail)
 
 
 def keep_map(shot: Shot, anomaly_map: NDArray[np.float32]) -> Shot:

@@ -19,6 +19,7 @@ from detect.checkpoint import CALIBRATION_FILE
 from detect.heatmap import heat_picture
 from detect.prediction.log import LOG_FILE, read_rows
 from detect.prediction.predictor import Predictor, load_predictor
+from detect.prediction.region import as_region
 from synth.base.errors import UserError
 from synth.images import write_png
 
@@ -75,6 +76,17 @@ def look_tab(runs: Path, root: Path) -> None:
             )
             opacity = gr.Slider(0, 1, 1, step=0.05, label="Opacity of the heat map")
             gr.HTML(legend())
+            with gr.Accordion("Ignore a region of all images", open=False):
+                painted = gr.ImageEditor(
+                    label="Paint what does not count",
+                    sources=(),
+                    transforms=(),
+                    layers=False,
+                    brush=gr.Brush(default_size=60, colors=["#22d3ee"], color_mode="fixed"),
+                    buttons=[],
+                )
+                mask = gr.File(label="Or a mask image, not black where nothing counts", height=140)
+                ignore = gr.Button("Ignore it (nothing: count all again)")
 
     begun = start.click(
         told(begin(runs, root)),
@@ -85,8 +97,10 @@ def look_tab(runs: Path, root: Path) -> None:
     )
     stopped = stop.click(None, cancels=[begun])
     picked = gallery.select(choose, None, chosen)
+    begun.success(canvas, session, painted, **QUICK)
+    left = ignore.click(told(leave_out), [session, painted, mask], [session, chosen])
     at, everything = [session, rate, chosen, opacity], [summary, gallery, large]
-    for event in (begun.success, stopped.then, rate.input):
+    for event in (begun.success, stopped.then, left.success, rate.input):
         event(told(show), at, everything, **QUICK)
     for event in (opacity.input, picked.then):
         event(told(show_large), at, large, **QUICK)
@@ -195,6 +209,24 @@ def show_large(session: Session | None, rate: float, chosen: int, opacity: float
 def choose(event: gr.SelectData) -> int:
     """The number of the image that was clicked."""
     return event.index
+
+
+def canvas(session: Session | None) -> str | None:
+    """The image to paint on: that of the highest score."""
+    return str(session.shots[0].view) if session and session.shots else None
+
+
+def leave_out(
+    session: Session | None, painted: dict[str, Any] | None, mask: str | None
+) -> tuple[Session | None, int]:
+    """The images without what is painted, or without the white of a mask file."""
+    if session is None:
+        return None, 0
+    region = None if mask is None else as_region(Path(mask))
+    for layer in (painted or {}).get("layers", ()):  # uint8 [H, W, 4]
+        if region is None and layer[..., 3].any():
+            region = layer[..., 3] > 0
+    return session.ignoring(region), 0
 
 
 def make_zip(

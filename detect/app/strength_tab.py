@@ -31,7 +31,7 @@ def strength_tab(runs: Path, root: Path) -> None:
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             with gr.Row():
                 start = gr.Button("Draw", variant="primary", min_width=100)
-                another = gr.Button("Another seed", min_width=100)
+                another = gr.Button("Another seed", min_width=140)
                 stop = gr.Button("Cancel", min_width=100)
             photograph = gr.File(label="A photograph to blend into", height=140)
             status = gr.HTML(elem_classes="lines")

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
@@ -61,8 +62,9 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def refusal(error: UserError) -> gr.Error:
-    """What the browser shows of a user's mistake."""
-    return gr.Error(escape(str(error)), duration=None, title="", print_exception=False)
+    """What the browser shows of a user's mistake; uploaded files are called by their names."""
+    text = re.sub(r"/\S*/[0-9a-f]{64}/", "", str(error))
+    return gr.Error(escape(text), duration=None, title="", print_exception=False)
 
 
 def lines(sentences: Iterable[str]) -> str:
