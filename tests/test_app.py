@@ -2,9 +2,15 @@
 
 import csv
 import io
+import json
+import os
+import re
 import shutil
+import signal
+import subprocess
 import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -28,7 +34,7 @@ from synth.quality.sheets import NUM_STEPS
 from synth.sia.reader import Item, SiaHeader, open_sia, write_sia
 
 ROOT = Path(__file__).parent.parent
-NUM_PHOTOS = 6
+NUM_PHOTOS = 8
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +49,11 @@ def runs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Two normal images and some with brighter and brighter spots, of several sizes."""
+    """Five normal images and some with brighter and brighter spots, of several sizes."""
     folder = tmp_path_factory.mktemp("photos")
     for n in range(NUM_PHOTOS):
         image = normal_image(100 + n, (32, 32 + 8 * (n % 2)))
-        image[8:20, 8:20] += np.uint8(25 * max(0, n - 1))
+        image[8:20, 8:20] += np.uint8(25 * max(0, n - 4))
         write_png(folder / f"part{n}.png", image)
     return folder
 
@@ -316,8 +322,9 @@ WAIT_MS = 60_000
 @pytest.fixture(scope="module")
 def address(runs, tmp_path_factory):
     """The page, served by a process of its own without a network."""
-    pytest.importorskip("gradio", reason="the extra `app` is not installed")
-    pytest.importorskip("playwright", reason="Playwright is not installed")
+    for package in ("gradio", "playwright"):
+        if find_spec(package) is None:
+            pytest.skip(f"the package {package} is not installed")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     folder = tmp_path_factory.mktemp("server")
@@ -406,6 +413,7 @@ def test_a_person_scores_photographs_moves_the_rate_and_downloads(
     files = [*sorted(photos.iterdir()), text]
     session = scored(runs, photos, tmp_path)
     score(page, files, look.counts(session))
+    page.locator(".thumbnail-item").nth(NUM_PHOTOS - 1).wait_for()
     assert captions(page) == [look.caption(session, shot) for shot in session.shots]
     assert page.get_by_text("text.png: not an image").is_visible()
     page.get_by_label("number input for False-reject rate (%)").fill("45")
