@@ -454,9 +454,8 @@ def test_a_seed_is_drawn_at_all_strengths_and_blended(open_page, photos):
     page.get_by_text("seed 0, s 0.75", exact=True).wait_for()
     page.get_by_role("button", name="Another seed").click()
     page.get_by_text("seed 1, s 0.75", exact=True).wait_for()
-    tab = page.get_by_role("tabpanel", name="Strength")
-    tab.locator("input[type=file]").set_input_files(photos / "part0.png")
-    tab.locator(".slider-wrap img, .image-container img").nth(1).wait_for()
+    page.locator("input[type=file]").last.set_input_files(photos / "part0.png")
+    page.get_by_test_id("imageslider").locator("img:visible").first.wait_for()
 
 
 @pytest.mark.browser

@@ -1,5 +1,6 @@
 """The Data view without a page: the images of an SIA folder by strength, quality and category."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -29,9 +30,10 @@ def faults(folder: Path) -> list[str]:
 
 
 def span(rows: Iterable[Row], name: str) -> Span | None:
-    """The values of a number in rows; None where none has it."""
-    values = [row[name] for row in rows if row.get(name) is not None]
-    return Span(min(values), max(values)) if values else None
+    """The values of a number in rows, in whole hundredths; None where all are the same."""
+    values = [row[name] for row in rows if row.get(name) is not None] or [0.0]
+    low, high = math.floor(100 * min(values)) / 100, math.ceil(100 * max(values)) / 100
+    return Span(low, high) if min(values) < max(values) else None
 
 
 def matching(folder: SiaFolder, categories: Iterable[str], **spans: Span) -> list[int]:
@@ -58,5 +60,6 @@ def picture(folder: SiaFolder, number: int) -> Image:
 
 def caption(row: Row) -> str:
     """Number, strength and quality of a row, as far as it has them."""
-    known = [f"{name} {row[name]:.3g}" for name in MEASURES if row.get(name) is not None]
-    return "\n".join([f"image {row['index']}", ", ".join(known)])
+    known = {"s": row.get("strength"), "quality": row.get("quality")}
+    numbers = [f"{name} {value:.3g}" for name, value in known.items() if value is not None]
+    return "\n".join([f"image {row['index']}", ", ".join(numbers)])

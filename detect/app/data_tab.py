@@ -10,10 +10,12 @@ import gradio as gr
 from detect.app import data
 from detect.app.data import Span
 from detect.app.wiring import ONE_AT_A_TIME, QUICK, lines, listed, told
+from synth.pictures import cell
 from synth.sia.reader import SiaFolder, open_sia
 
 MAX_SHOWN = 200
 """Images in the gallery; more are counted."""
+SHOWN_PX = 360
 
 
 def data_tab(runs: Path) -> None:
@@ -31,11 +33,11 @@ def data_tab(runs: Path) -> None:
             status = gr.HTML(elem_classes="lines")
         with gr.Column(scale=9, min_width=400):
             gallery = gr.Gallery(
-                show_label=False, columns=6, height=680, object_fit="contain", format="png",
+                show_label=False, columns=5, height=680, object_fit="contain", format="png",
                 allow_preview=False, buttons=[],
             )  # fmt: skip
         with gr.Column(scale=5, min_width=300):
-            large = gr.Image(label="Image", height=360, buttons=["fullscreen"])
+            large = gr.Image(label="Image", height=SHOWN_PX, buttons=["fullscreen"])
             row = gr.JSON(label="Its row")
 
     filters = [folder, categories, *bounds]
@@ -56,8 +58,8 @@ def open_folder(folder: str | None) -> tuple[Any, ...]:
         return gr.Dropdown(visible=False), *hidden, None, (), ""
     faults = data.faults(Path(folder))
     if faults:
-        title = f"<h3>{len(faults)} faults</h3>"
-        return gr.Dropdown(visible=False), *hidden, None, (), title + lines(faults)
+        told_of = lines(faults, f"{len(faults)} faults")
+        return gr.Dropdown(visible=False), *hidden, None, (), told_of
     sia = open_sia(Path(folder))
     known = sorted({str(row["category"]) for row in sia.rows if "category" in row})
     bounds = [slider for name in data.MEASURES for slider in sliders(sia, name)]
@@ -66,14 +68,11 @@ def open_folder(folder: str | None) -> tuple[Any, ...]:
 
 
 def sliders(sia: SiaFolder, name: str) -> list[gr.Slider]:
-    """Both ends of what is shown of a number, at first all; hidden where no row has it."""
+    """Both ends of what is shown of a number, at first all; hidden where all rows have the same."""
     span = data.span(sia.rows, name)
     if span is None:
         return [gr.Slider(0, 1, 0, visible=False), gr.Slider(0, 1, 1, visible=False)]
-    return [
-        gr.Slider(*span, value, step=(span.high - span.low) / 100 or 1, visible=True)
-        for value in span
-    ]
+    return [gr.Slider(*span, value, step=0.01, visible=True) for value in span]
 
 
 def choose(folder: str, categories: Sequence[str], *bounds: float) -> tuple[Any, ...]:
@@ -91,13 +90,12 @@ def gallery_of(sia: SiaFolder, numbers: Sequence[int]) -> tuple[Any, ...]:
     """The gallery, the numbers of its rows, and how many there are."""
     few = tuple(numbers[:: -(-len(numbers) // MAX_SHOWN) or 1])
     pictures = [(data.picture(sia, number), data.caption(sia.rows[number])) for number in few]
-    count = f"<h3>{len(numbers)} of {len(sia.rows)} images</h3>"
     more = [f"{len(few)} of them are shown, evenly chosen"] if len(few) < len(numbers) else []
     about = f"{sia.kind} images of {sia.dataset}/{sia.category}, by rising strength"
-    return pictures, few, count + lines([about, *more])
+    return pictures, few, lines([about, *more], f"{len(numbers)} of {len(sia.rows)} images")
 
 
 def show_row(folder: str, numbers: Sequence[int], event: gr.SelectData) -> tuple[Any, Any]:
     """The image that was clicked, and its row."""
     sia, number = open_sia(Path(folder)), numbers[event.index]
-    return data.picture(sia, number), json.dumps(sia.rows[number])
+    return cell(data.picture(sia, number), SHOWN_PX, 0), json.dumps(sia.rows[number])

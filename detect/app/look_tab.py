@@ -14,7 +14,7 @@ import numpy as np
 from detect.app import look
 from detect.app.found import find
 from detect.app.look import Session
-from detect.app.wiring import ONE_AT_A_TIME, QUICK, lines, listed, told
+from detect.app.wiring import ONE_AT_A_TIME, QUICK, lines, listed, so_far, told
 from detect.checkpoint import CALIBRATION_FILE
 from detect.heatmap import heat_picture
 from detect.prediction.log import LOG_FILE, read_rows
@@ -92,7 +92,6 @@ def look_tab(runs: Path, root: Path) -> None:
         told(begin(runs, root)),
         [detector, files, place, session],
         [session, status, rate, chosen],
-        show_progress_on=status,
         **ONE_AT_A_TIME,
     )
     stopped = stop.click(None, cancels=[begun])
@@ -119,21 +118,14 @@ def begin(runs: Path, root: Path) -> Any:
         files: Sequence[str] | None,
         place: str | None,
         before: Session | None,
-        bar: gr.Progress = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
     ) -> Iterator[tuple[Session | None, str, Any, int]]:
-        forget(before)
         folder = Path(tempfile.mkdtemp(dir=root))
         total, sessions = source(runs, detector, files or (), place, folder)
-        session = None
+        forget(before)
+        yield None, so_far(0, total, "images"), gr.skip(), 0
         for session in sessions:
             done = len(session.shots) + len(session.faults)
-            bar((done, total), desc="looking", unit="images")
-            yield (
-                session,
-                lines([f"{done} of {total} images", *session.faults]),
-                rate_of(session),
-                0,
-            )
+            yield session, so_far(done, total, "images", session.faults), rate_of(session), 0
 
     return run
 
@@ -189,7 +181,7 @@ def show(session: Session | None, rate: float, chosen: int, opacity: float) -> t
     shown = [(str(shot.thumbnail), look.caption(at, shot)) for shot in at.shots[:MAX_SHOWN]]
     more = len(at.shots) - len(shown)
     hidden = [f"The gallery has the {MAX_SHOWN} highest scores; {more} more are lower"]
-    summary = f"<h3>{look.counts(at)}</h3>" + lines([*look.promises(at), *(hidden if more else [])])
+    summary = lines([*look.promises(at), *(hidden if more else [])], look.counts(at))
     return summary, shown, show_large(session, rate, chosen, opacity)
 
 
@@ -232,15 +224,15 @@ def leave_out(
 def make_zip(
     session: Session | None,
     rate: float,
-    bar: gr.Progress = gr.Progress(),  # noqa: B008 (as above)
+    bar: gr.Progress = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
 ) -> str:
     """Write the zip; its path."""
     if session is None or not session.shots:
-        raise UserError("nothing to download yet; look at images first")
+        raise UserError("nothing to download yet; score images first")
     path = session.folder / "scores.zip"
 
     def progress(done: int, total: int) -> None:
-        bar((done, total), desc="writing", unit="images")
+        bar((done, total), unit="images")
 
     look.write_zip(session.at(round(rate / 100, 6)), path, progress)
     return str(path)

@@ -10,7 +10,7 @@ import gradio as gr
 
 from detect.app import strength
 from detect.app.strength import STRENGTHS, Drawn
-from detect.app.wiring import ONE_AT_A_TIME, QUICK, lines, listed, told
+from detect.app.wiring import ONE_AT_A_TIME, QUICK, listed, so_far, told
 from synth.base.device import default_device
 from synth.base.errors import UserError
 from synth.diffusion.model import WEIGHTS_FILE, DiffusionModel, load_model
@@ -31,8 +31,8 @@ def strength_tab(runs: Path, root: Path) -> None:
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             with gr.Row():
                 start = gr.Button("Draw", variant="primary", min_width=100)
-                another = gr.Button("Another seed", min_width=140)
                 stop = gr.Button("Cancel", min_width=100)
+            another = gr.Button("Another seed")
             photograph = gr.File(label="A photograph to blend into", height=140)
             status = gr.HTML(elem_classes="lines")
         with gr.Column(scale=7, min_width=400):
@@ -43,7 +43,7 @@ def strength_tab(runs: Path, root: Path) -> None:
             large = gr.Image(label="Image of the seed", height=SHOWN_PX, buttons=["fullscreen"])
             strip = gr.Gallery(
                 show_label=False, columns=len(STRENGTHS), height=130, object_fit="contain",
-                allow_preview=False, buttons=[],
+                allow_preview=False, buttons=[], elem_classes="strip",
             )  # fmt: skip
         with gr.Column(scale=9, min_width=400):
             mixed = gr.ImageSlider(
@@ -51,13 +51,13 @@ def strength_tab(runs: Path, root: Path) -> None:
                 slider_position=3, max_height=480,
             )  # fmt: skip
             opacity = gr.Slider(0, 1, 0.75, step=0.05, label="Opacity of the blend")
-            curve = gr.Image(label="Response", height=260, buttons=["fullscreen"])
+            curve = gr.Image(show_label=False, height=260, buttons=["fullscreen"])
 
     asked, result = [model, category, seed], [drawn, status]
     work = told(drawing(root))
-    begun = start.click(work, asked, result, show_progress_on=status, **ONE_AT_A_TIME)
+    begun = start.click(work, asked, result, **ONE_AT_A_TIME)
     once_more = another.click(lambda seed: seed + 1, seed, seed).then(
-        work, asked, result, show_progress_on=status, **ONE_AT_A_TIME
+        work, asked, result, **ONE_AT_A_TIME
     )
     stopped = stop.click(None, cancels=[begun, once_more])
     sample, mixture = [drawn, s], [drawn, s, photograph, opacity]
@@ -80,7 +80,6 @@ def drawing(root: Path) -> Any:
         model: str | None,
         category: str | None,
         seed: float,
-        bar: gr.Progress = gr.Progress(),  # noqa: B008 (gradio finds it by its default)
     ) -> Iterator[tuple[Drawn, str]]:
         if not model:
             raise UserError("no diffusion model below --runs; `synth train` makes one")
@@ -89,8 +88,7 @@ def drawing(root: Path) -> Any:
             network, category or network.categories[0], int(seed), root / "samples"
         ):
             done = len(drawn.files)
-            bar((done, len(STRENGTHS)), desc="drawing", unit="images")
-            yield drawn, lines([f"{done} of {len(STRENGTHS)} strengths of seed {drawn.seed}"])
+            yield drawn, so_far(done, len(STRENGTHS), f"strengths of seed {drawn.seed}")
 
     return run
 

@@ -28,6 +28,9 @@ CSS = """
 }
 .thumbnail-lg.thumbnail-lg { aspect-ratio: 5 / 6; }
 .thumbnail-lg.thumbnail-lg > img { position: absolute; inset: 0; height: calc(100% - 2.3rem); }
+.lines progress { width: 100%; }
+.json-holder * { overflow-wrap: anywhere; }
+.strip.strip .grid-container { grid-template-columns: repeat(7, 1fr); gap: 0.2rem; }
 .lines ul { margin: 0; padding-left: 1.1rem; }
 .lines li { margin: 0.15rem 0; overflow-wrap: anywhere; }
 .scale { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 0.2rem; font-size: 0.85rem; }
@@ -67,9 +70,15 @@ def refusal(error: UserError) -> gr.Error:
     return gr.Error(escape(text), duration=None, title="", print_exception=False)
 
 
-def lines(sentences: Iterable[str]) -> str:
-    """Plain sentences as HTML."""
-    return bullets(sentences)
+def lines(sentences: Iterable[str], title: str = "") -> str:
+    """Plain sentences as HTML, below a title."""
+    return (f"<h3>{escape(title)}</h3>" if title else "") + bullets(sentences)
+
+
+def so_far(done: int, total: int, what: str, sentences: Iterable[str] = ()) -> str:
+    """How far work has come, as a bar, and what it has to say."""
+    bar = f'<progress value="{done}" max="{total}"></progress>' if done < total else ""
+    return bar + lines([f"{done} of {total} {what}", *sentences])
 
 
 def listed(
