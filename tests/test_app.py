@@ -430,6 +430,22 @@ def test_a_person_scores_photographs_moves_the_rate_and_downloads(
 
 
 @pytest.mark.browser
+def test_work_on_a_folder_can_be_cancelled(open_page, tmp_path):
+    for n in range(200):
+        write_png(tmp_path / f"many/{n:03d}.png", normal_image(n))
+    page = open_page()
+    page.get_by_label("Or a folder").fill(str(tmp_path / "many"))
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Score", exact=True).click()
+    page.get_by_text(re.compile(r"^[1-9]\d* of 200 images$")).wait_for()
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    heading = page.get_by_role("heading", name="images are anomalous")
+    heading.wait_for()
+    done = int(re.search(r"of (\d+) images", heading.inner_text())[1])
+    assert 0 < done < 200
+
+
+@pytest.mark.browser
 def test_two_people_see_their_own_images(open_page, photos):
     first, second = open_page(), open_page()
     a, b = sorted(photos.iterdir())[:2], sorted(photos.iterdir())[2:5]
@@ -455,7 +471,12 @@ def test_a_seed_is_drawn_at_all_strengths_and_blended(open_page, photos):
     page.get_by_role("button", name="Another seed").click()
     page.get_by_text("seed 1, s 0.75", exact=True).wait_for()
     page.locator("input[type=file]").last.set_input_files(photos / "part0.png")
-    page.get_by_test_id("imageslider").locator("img:visible").first.wait_for()
+    blend = page.get_by_test_id("imageslider-image").locator("visible=true").last
+    before = blend.get_attribute("src")
+    page.get_by_label("number input for Opacity of the blend").fill("0.3")
+    page.wait_for_function(
+        "([img, before]) => img.src != before", arg=[blend.element_handle(), before]
+    )
 
 
 @pytest.mark.browser
