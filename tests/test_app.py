@@ -434,6 +434,7 @@ def test_work_on_a_folder_can_be_cancelled(open_page, tmp_path):
     for n in range(200):
         write_png(tmp_path / f"many/{n:03d}.png", normal_image(n))
     page = open_page()
+    page.get_by_label("Or a folder").click()
     page.get_by_label("Or a folder").fill(str(tmp_path / "many"))
     page.keyboard.press("Enter")
     page.get_by_role("button", name="Score", exact=True).click()
@@ -443,6 +444,28 @@ def test_work_on_a_folder_can_be_cancelled(open_page, tmp_path):
     heading.wait_for()
     done = int(re.search(r"of (\d+) images", heading.inner_text())[1])
     assert 0 < done < 200
+
+
+@pytest.mark.browser
+def test_what_is_painted_does_not_count(open_page, photos):
+    page = open_page()
+    score(page, sorted(photos.glob("part[57].png")), re.compile("of 2 images"))
+    before = captions(page)
+    page.get_by_text("Ignore a region of all images").click()
+    canvas = page.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)  # it is laid out by a script
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 120, y - 100)
+    page.mouse.down()
+    for number, step in enumerate(range(-120, 121, 8)):
+        page.mouse.move(x + step, y + (100 if number % 2 else -100))
+    page.mouse.up()
+    page.get_by_role("button", name="Ignore it").click()
+    page.wait_for_function(
+        "before => document.querySelector('.caption-label')?.innerText != before", arg=before[0]
+    )
 
 
 @pytest.mark.browser

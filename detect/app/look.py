@@ -246,12 +246,17 @@ def promises(session: Session) -> list[str]:
     return [calibration.promise, calibration.note or best]
 
 
+def enlarged(shot: Shot) -> Image:
+    """An image as it is shown large, uint8 [H, W, 3] RGB; its longest side has VIEW_PX."""
+    return fitted(read_image(shot.view), VIEW_PX, enlarge=True)
+
+
 def pictures(session: Session, shot: Shot, opacity: float) -> tuple[Image, Image]:
     """The view enlarged, and the same under its heat map, the mask outlined: uint8 [H, W, 3] RGB.
 
     opacity: in [0, 1], times that of the overlays that `detect predict` writes.
     """
-    image = fitted(read_image(shot.view), VIEW_PX, enlarge=True)
+    image = enlarged(shot)
     mask = np.zeros(image.shape[:2], np.bool_)
     heated = image
     if session.predictor is not None:

@@ -82,7 +82,7 @@ def look_tab(runs: Path, root: Path) -> None:
                     sources=(),
                     transforms=(),
                     layers=False,
-                    brush=gr.Brush(default_size=60, colors=["#22d3ee"], color_mode="fixed"),
+                    brush=gr.Brush(default_size=40, colors=["#22d3ee"], color_mode="fixed"),
                     buttons=[],
                 )
                 mask = gr.File(label="Or a mask image, not black where nothing counts", height=140)
@@ -203,9 +203,11 @@ def choose(event: gr.SelectData) -> int:
     return event.index
 
 
-def canvas(session: Session | None) -> str | None:
+def canvas(session: Session | None) -> Any:
     """The image to paint on: that of the highest score."""
-    return str(session.shots[0].view) if session and session.shots else None
+    if session is None or not session.shots:
+        return None
+    return look.enlarged(session.shots[0])
 
 
 def leave_out(

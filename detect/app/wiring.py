@@ -89,11 +89,10 @@ def listed(
     chosen: whether it begins with the first of them. about: as `gr.Dropdown`.
     """
 
-    def found() -> dict[str, Any]:
-        paths = of(find(runs))
-        names = [(path.relative_to(runs).as_posix(), str(path)) for path in paths]
-        return {"choices": names, "value": str(paths[0]) if chosen and paths else None}
+    def names() -> list[tuple[str, str]]:
+        return [(path.relative_to(runs).as_posix(), str(path)) for path in of(find(runs))]
 
-    here = gr.Dropdown(**found(), **about)
-    gr.on(None, lambda: gr.Dropdown(**found()), None, here, show_progress="hidden")
+    known = names()
+    here = gr.Dropdown(known, value=known[0][1] if chosen and known else None, **about)
+    gr.on(None, lambda: gr.Dropdown(names()), None, here, show_progress="hidden")
     return here
