@@ -62,7 +62,8 @@ def strength_tab(runs: Path, root: Path) -> None:
     stopped = stop.click(None, cancels=[begun, once_more])
     sample, mixture = [drawn, s], [drawn, s, photograph, opacity]
     for event in (begun.success, once_more.success, stopped.then):
-        event(told(show), [drawn, s, model], [large, strip, curve], show_progress="hidden")
+        event(told(show_large), sample, large, show_progress="hidden")
+        event(told(show), [drawn, model], [strip, curve], show_progress="hidden")
         event(told(mix), mixture, mixed, show_progress="hidden")
     s.input(told(show_large), sample, large, **QUICK)
     for event in (s.input, opacity.input, photograph.upload, photograph.clear):
@@ -113,12 +114,12 @@ def categories(model: str | None) -> gr.Dropdown:
     return gr.Dropdown(known.categories, value=known.categories[0], visible=known.conditional)
 
 
-def show(drawn: Drawn | None, s: float, model: str) -> tuple[Any, ...]:
-    """The image at a strength, all of them side by side, and their distances to normal images."""
+def show(drawn: Drawn | None, model: str) -> tuple[Any, Any]:
+    """The images of all strengths side by side, and how far they are from normal ones."""
     if drawn is None:
-        return None, None, None
+        return None, None
     strip = [(str(file), f"s {s:g}") for s, file in zip(STRENGTHS, drawn.files, strict=False)]
-    return show_large(drawn, s), strip, response(drawn, Path(model))
+    return strip, response(drawn, Path(model))
 
 
 def show_large(drawn: Drawn | None, s: float) -> Any:

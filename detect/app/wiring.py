@@ -30,7 +30,7 @@ CSS = """
 .thumbnail-lg.thumbnail-lg > img { position: absolute; inset: 0; height: calc(100% - 2.3rem); }
 .lines progress { width: 100%; }
 .json-holder * { overflow-wrap: anywhere; }
-.strip.strip .grid-container { grid-template-columns: repeat(7, 1fr); gap: 0.2rem; }
+.strip.strip .grid-container { grid-template-columns: repeat(7, minmax(0, 1fr)); gap: 0.2rem; }
 .lines ul { margin: 0; padding-left: 1.1rem; }
 .lines li { margin: 0.15rem 0; overflow-wrap: anywhere; }
 .scale { display: grid; grid-template-columns: 1fr 1fr 1fr; gap: 0.2rem; font-size: 0.85rem; }
