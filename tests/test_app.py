@@ -454,6 +454,8 @@ def test_the_white_of_a_mask_file_does_not_count(open_page, photos, tmp_path):
     mask[:, :10] = False
     write_png(tmp_path / "mask.png", mask)
     page.get_by_text("Ignore a region of all images").click()
+    page.get_by_text("Or a mask image").wait_for()
+    page.locator("canvas").first.wait_for()  # the last that the accordion lays out
     page.locator("input[type=file]").last.set_input_files(tmp_path / "mask.png")
     page.locator("a[href*='mask.png']").first.wait_for()
     page.get_by_role("button", name="Ignore it").click()
