@@ -20,6 +20,7 @@ from synth.data.records import (
     Record,
     Split,
     list_test,
+    mask_beside,
     normals_in,
     refuse_others,
     require_mask,
@@ -29,7 +30,7 @@ from synth.data.records import (
     subfolders,
 )
 from synth.data.visa import VISA
-from synth.images import SUFFIXES, list_images
+from synth.images import list_images
 from synth.sia.format import HEADER_FILE
 
 # Layout "folder": any folder of normal images
@@ -99,14 +100,8 @@ def _loose_normals(folder: Path) -> list[Record]:
 
 
 def _optional_mask(image: Path, place: Path) -> Path | None:
-    """`<stem>` or `<stem>_mask` with any image suffix; None where its folder has no mask at all."""
-    if not place.parent.is_dir():
-        return None
-    stems = (image.stem, f"{image.stem}_mask")
-    for name in (stem + suffix for stem in stems for suffix in SUFFIXES):
-        if place.with_name(name).is_file():
-            return place.with_name(name)
-    return require_mask(image, place.with_name(f"{image.stem}.png"))
+    """The mask as `mask_beside` finds it; None where its folder has no mask at all."""
+    return mask_beside(image, place) if place.parent.is_dir() else None
 
 
 # Layout "mvtec": <category>/train/good, test/<type>, ground_truth/<type>/<stem>_mask.png

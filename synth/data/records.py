@@ -116,6 +116,17 @@ def require_mask(image: Path, mask: Path) -> Path:
     return mask
 
 
+def mask_beside(image: Path, place: Path) -> Path:
+    """Return the mask `<stem>` or `<stem>_mask`, of any image suffix, in the folder of `place`.
+
+    Raises UserError, naming both files, where there is none.
+    """
+    stems = (image.stem, f"{image.stem}_mask")
+    names = [stem + suffix for stem in stems for suffix in SUFFIXES]
+    found = (place.with_name(name) for name in names if place.with_name(name).is_file())
+    return next(found, None) or require_mask(image, place.with_name(f"{image.stem}.png"))
+
+
 def require_masks(image: Path, folder: Path) -> Path:
     """Return `folder`, which holds masks. Raises UserError, naming image and folder, without."""
     if not folder.is_dir() or not list_images(folder):
