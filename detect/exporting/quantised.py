@@ -1,9 +1,10 @@
 """The backbone of an exported detector in 8-bit integers: calibrated on normal images, and judged.
 
-Quantised are the convolutions of the frozen backbone that read what a ReLU gives: never negative,
-so that all 8 bits are used and zero is exact. All else stays in float32: the distances, the norms,
-the pooling and the head, where a rounding is a score; networks that we train; the first
-convolution, and depthwise ones, which compute little and lose most.
+Quantised are the convolutions of the frozen backbone that read what a ReLU or ReLU6 gives: never
+negative, so that all 8 bits are used and zero is exact. All else stays in float32: the distances,
+the norms, the pooling and the head, where a rounding is a score; networks that we train; the first
+convolution, and depthwise ones, which compute little and lose most; and what reads a pooling, which
+onnxruntime would do in integers too, for longer than the convolutions gain.
 """
 
 from collections.abc import Sequence
@@ -156,25 +157,17 @@ def backbone_prefixes(detector: Detector) -> tuple[str, ...]:
 
 def rectified_convolutions(graph: Any, prefixes: tuple[str, ...]) -> list[str]:
     """Names of the nodes to quantise; `prefixes`: of their weights."""
-    producers = {output: node for node in graph.node for output in node.output}
+    rectified = {
+        output for node in graph.node if node.op_type in ("Relu", "Clip") for output in node.output
+    }
     return [
         node.name
         for node in graph.node
         if node.op_type == "Conv"
+        and node.input[0] in rectified
         and node.input[1].startswith(prefixes)
         and not any(each.name == "group" and each.i > 1 for each in node.attribute)
-        and is_rectified(node.input[0], producers)
     ]
-
-
-def is_rectified(value: str, producers: dict[str, Any]) -> bool:
-    """Whether a value is the output of a ReLU or ReLU6, pooled or not."""
-    node = producers.get(value)
-    if node is None:
-        return False
-    if node.op_type == "MaxPool":
-        return is_rectified(node.input[0], producers)
-    return node.op_type in ("Relu", "Clip")
 
 
 # --- the judgement -------------------------------------------------------------------------------
@@ -189,21 +182,19 @@ def judge(
     """
     tests = [synthetic_test(normals) for normals in products]
     before, after = ([answers(run, test.images) for test in tests] for run in (whole, small))
-    own = {
-        normals.category.name: held_calibration(trained, answer)
-        for normals, answer in zip(products, after, strict=True)
-    }
+    limits = [[held_calibration(trained, each) for each in side] for side in (before, after)]
+    own = {n.category.name: each for n, each in zip(products, limits[1], strict=True)}
     anew = trained._replace(
-        calibration=joined([*own.values()]), by_category=own if trained.by_category else {}
+        calibration=joined(limits[1]), by_category=own if trained.by_category else {}
     )
-    moved = 0
-    for normals, *pair in zip(products, before, after, strict=True):
-        name = normals.category.name
-        rejected = [
-            [side.calibration_for(name).rejects(float(score)) for score in answer.scores]
-            for side, answer in zip((trained, anew), pair, strict=True)
+    verdicts = [
+        [
+            limit.rejects(float(score))
+            for limit, each in zip(*side, strict=True)
+            for score in each.scores
         ]
-        moved += sum(a != b for a, b in zip(*rejected, strict=True))
+        for side in zip(limits, (before, after), strict=True)
+    ]
     labels = np.concatenate([test.labels for test in tests])
     old, new = (np.concatenate([each.scores for each in side]) for side in (before, after))
     differences = np.abs(new - old)
@@ -212,7 +203,7 @@ def judge(
         num_images=len(labels),
         largest=float(differences.max()),
         mean=float(differences.mean()),
-        moved=moved,
+        moved=sum(a != b for a, b in zip(*verdicts, strict=True)),
         auroc=image_metrics(labels, new).auroc,
         float_auroc=image_metrics(labels, old).auroc,
         milliseconds=median_milliseconds(lambda: small(first)),
