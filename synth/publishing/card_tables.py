@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from datasets import Value
 
-from synth.sia.format import Row
 from synth.sia.reader import SiaFolder
+from synth.sia.rows import Row
 
 NUM_BINS, BAR = 10, 24
 STRENGTH_TEXT = """\

@@ -17,8 +17,9 @@ from datasets.arrow_writer import ParquetWriter
 from synth.base.errors import UserError
 from synth.base.files import atomic_path, read_json, remove_partials, write_json
 from synth.base.progress import Update
-from synth.sia.format import METADATA_FILE, Row
+from synth.sia.format import METADATA_FILE
 from synth.sia.reader import SiaFolder
+from synth.sia.rows import Row
 
 SHARD_BYTES = 256 * 2**20
 GROUP_BYTES, GROUP_ROWS = 32 * 2**20, 100

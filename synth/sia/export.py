@@ -26,8 +26,9 @@ from synth.base.progress import Bars, no_bars
 from synth.data.normals import Normals
 from synth.images import write_png
 from synth.pictures import digest
-from synth.sia.format import METADATA_FILE, Row
+from synth.sia.format import METADATA_FILE
 from synth.sia.reader import SiaFolder, open_sia
+from synth.sia.rows import Row
 from synth.sia.validate import validate_sia
 
 EXPORT_FILE = "export.json"

@@ -17,8 +17,8 @@ from synth.diffusion.sampling import sample_images
 from synth.images import read_image, write_png
 from synth.pictures import Images
 from synth.sia.candidates import Candidate, QualityRange, draw_accepted
-from synth.sia.format import Row
 from synth.sia.reader import Item, OnImage, SiaFolder, SiaHeader, Written, write_sia
+from synth.sia.rows import Row
 from synth.sia.writer import file_digest
 
 METHOD, PAIR_METHOD = "sdas", "sdas-pair"
