@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from synth.base.errors import UserError
+from synth.base.files import file_digest
 from synth.base.memory import half, is_out_of_memory
 from synth.diffusion.model import DiffusionModel
 from synth.pictures import Images
 from synth.quality.reference import load_reference, quality_scores, reference_path
-from synth.sia.writer import file_digest
 
 MAX_ATTEMPTS = 50
 """Where 20 % of the candidates are accepted, one image in 70,000 needs more."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from synth.base.errors import UserError
-from synth.base.files import config_differences
+from synth.base.files import config_differences, file_digest
 from synth.base.options import Precision
 from synth.base.seeding import derive_seed
 from synth.diffusion.config import SdasConfig
@@ -19,7 +19,6 @@ from synth.pictures import Images
 from synth.sia.candidates import Candidate, QualityRange, draw_accepted
 from synth.sia.reader import Item, OnImage, SiaFolder, SiaHeader, Written, write_sia
 from synth.sia.rows import Row
-from synth.sia.writer import file_digest
 
 METHOD, PAIR_METHOD = "sdas", "sdas-pair"
 

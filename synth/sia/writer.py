@@ -4,7 +4,6 @@ A process holds the lock of a shard while it makes its images; a process that is
 images of the last seconds. PNGs are written in the background while the next images are made.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from synth.base.claims import claim_folder
 from synth.base.errors import UserError
-from synth.base.files import PARTIAL_SUFFIX, atomic_path, write_json
+from synth.base.files import PARTIAL_SUFFIX, atomic_path, file_digest, write_json
 from synth.base.locks import Lock, take_lock
 from synth.images import write_png
 from synth.sia.format import (
@@ -276,11 +275,6 @@ def write_item(folder: Path, header: SiaHeader, item: Item) -> Row:
     digest = file_digest(folder / image_path(item.number))
     about = {"dataset": header.dataset, "category": header.category, "index": item.number}
     return row | about | dict(item.row) | {"sha256": digest}
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_metadata(folder: Path, num_images: int) -> bool:
