@@ -2,6 +2,7 @@
 
 import sys
 
+from detect.commands.app import app
 from detect.commands.benchmark import benchmark
 from detect.commands.drift import drift
 from detect.commands.evaluate import evaluate
@@ -21,6 +22,7 @@ COMMANDS = {
     "predict": predict,
     "export": export,
     "drift": drift,
+    "app": app,
 }
 
 

@@ -14,7 +14,7 @@ from synth.base.command import run_command
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in (
-    "quickstart", "synthesising", "detecting", "on-the-line", "methods",
+    "quickstart", "synthesising", "detecting", "on-the-line", "app", "methods",
 ))]  # fmt: skip
 TEXT = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
 LINKS = [
@@ -24,6 +24,7 @@ LINKS = [
 ]
 TINY = {
     ("detect", "fit"): "--method patch-nn",
+    ("detect", "app"): "--dry-run",
     ("synth", "train"): "--num-steps 2 --batch-size 2 --size 16 16 --precision fp32",
     ("synth", "generate"): "--num-steps 10",
     ("synth", "blend"): "--size 32 32",
