@@ -8,9 +8,10 @@ the held-out normals too. Source: Papadopoulos et al., 2002; Vovk et al., 2005.
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 
 from synth.base.errors import UserError
 
@@ -176,6 +177,15 @@ def calibrate(
         scores=tuple(sorted(map(float, scores))),
         false_reject_rate=float(false_reject_rate),
         peaks=tuple(sorted(map(float, peaks))),
+    )
+
+
+def joined(calibrations: Sequence[Calibration]) -> Calibration:
+    """One threshold from the scores of several categories together, at the first one's rate."""
+    return calibrate(
+        chain.from_iterable(each.scores for each in calibrations),
+        calibrations[0].false_reject_rate,
+        chain.from_iterable(each.peaks for each in calibrations),
     )
 
 

@@ -35,7 +35,7 @@ LEARNING = frozenset(
     {"num_steps", "batch_size", "learning_rate", "workers", "precision", "watch_test", "tracker"}
 )
 """Options of methods that have stages to train."""
-ANOMALIES = frozenset({"source", "sia", "textures", "foreground", "patience"})
+ANOMALIES = frozenset({"source", "sia", "textures", "defects", "foreground", "patience"})
 """Options of methods that are trained on anomalies blended into normal images."""
 
 

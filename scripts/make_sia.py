@@ -23,7 +23,6 @@ from synth.data.normals import spread
 from synth.diffusion.config import PRESETS, TrainConfig
 from synth.diffusion.ddpm import build_unet
 from synth.images import read_image, resize
-from synth.publishing.card_figures import figures_section
 from synth.publishing.licence import choose_licence, load_source_card
 from synth.publishing.publication import (
     choose_for,
@@ -32,6 +31,7 @@ from synth.publishing.publication import (
     require_sound,
     write_folder_cards,
 )
+from synth.publishing.tables import figures_section
 
 NUM_REVERSE_STEPS = 20
 NUM_SAMPLES, NUM_STRENGTHS = 100, 4

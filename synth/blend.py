@@ -1,6 +1,6 @@
 """Blending: an anomaly source pasted into a normal image under a mask (RealNet, Eq. 9)."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from synth.perlin import perlin_mask
 MAX_DRAWS = 64
 OPACITY = (0.5, 1.0)
 """Range of δ for SDAS images."""
+
+
+T = TypeVar("T", np.uint8, np.bool_)
 
 
 class Blended(NamedTuple):
@@ -81,6 +84,50 @@ def blend_random(
         )
     delta = float(rng.uniform(*opacity))
     return Blended(blend(normal, source, mask, delta, truncate=official), mask, delta)
+
+
+def paste_random(
+    normal: NDArray[np.uint8],
+    foreground: NDArray[np.bool_],
+    image: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+    rng: np.random.Generator,
+) -> Blended:
+    """Paste a cut-out at a random place: M is what of it lies on the foreground, δ is 1.
+
+    A pixel of the cut-out, drawn at random, comes to lie on one of the foreground. The first of at
+    most MAX_DRAWS such places where all of the cut-out is on the foreground is taken, or else the
+    one where most of it is.
+
+    normal: uint8 [H, W, 3], RGB. foreground: bool [H, W]. image, mask: the cut-out, uint8 [h, w, 3]
+    and bool [h, w], not empty. Raises UserError when the foreground is empty.
+    """
+    own, targets = np.argwhere(mask), np.argwhere(foreground)  # [pixels, 2]
+    if not len(targets):
+        raise UserError("foreground: empty, nothing can be pasted; give --foreground everything")
+    shape, best = foreground.shape, np.zeros_like(foreground)
+    offset = np.zeros(2, np.int64)
+    for _ in range(MAX_DRAWS):
+        place = targets[rng.integers(len(targets))] - own[rng.integers(len(own))]
+        shown = moved(mask, place, shape) & foreground
+        if np.count_nonzero(shown) > np.count_nonzero(best):
+            best, offset = shown, place
+        if np.count_nonzero(best) == len(own):
+            break
+    return Blended(blend(normal, moved(image, offset, shape), best, 1.0), best, 1.0)
+
+
+def moved(picture: NDArray[T], offset: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[T]:
+    """Lay a picture [h, w, ...] on zeros [H, W, ...], its corner at `offset`, cut off at the edges.
+
+    offset: (y, x), which may be negative; some of the picture lies inside.
+    """
+    (top, left), (height, width) = offset.tolist(), shape
+    y, x = max(top, 0), max(left, 0)
+    part = picture[y - top : height - top, x - left : width - left]
+    canvas = np.zeros((height, width, *picture.shape[2:]), picture.dtype)
+    canvas[y : y + part.shape[0], x : x + part.shape[1]] = part
+    return canvas
 
 
 def draw_mask(

@@ -84,14 +84,22 @@ def read_mask(path: Path, shape: tuple[int, int] | None) -> NDArray[np.bool_]:
     """Read a mask file as bool [H, W]: non-zero is defect, transparent is normal.
 
     `shape` is the image's (height, width), or None to accept any. 16-bit values are not scaled
-    first, so a label 1 counts. Raises UserError as `read_image`, for another size than `shape`, and
-    for a JPEG, whose compression leaves non-zero specks around every defect.
+    first, so a label 1 counts. The masks of a folder are united. Raises UserError as `read_image`,
+    for another size than `shape`, and for a JPEG, whose compression leaves non-zero specks around
+    every defect.
     """
     return read_graded_mask(path, shape)[0]
 
 
 def read_graded_mask(path: Path, shape: tuple[int, int] | None) -> tuple[NDArray[np.bool_], bool]:
     """Read a mask as `read_mask`, and whether its defects have several levels (soft edges)."""
+    if not path.is_dir():
+        return _read_mask_file(path, shape)
+    masks, graded = zip(*(_read_mask_file(file, shape) for file in list_images(path)), strict=True)
+    return np.logical_or.reduce(masks), any(graded)
+
+
+def _read_mask_file(path: Path, shape: tuple[int, int] | None) -> tuple[NDArray[np.bool_], bool]:
     with _no_warnings(), _decoded(path) as (image, _):
         if image.format in JPEG_FORMATS:
             raise UserError(f"{path}: a mask in JPEG is not exact; save it as PNG")

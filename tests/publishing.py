@@ -7,8 +7,7 @@ from hub_server import TOKEN
 from huggingface_hub import HfApi
 
 from synth.base.progress import no_bars
-from synth.publishing.hub import Repository, publish
-from synth.publishing.hub_retry import Backoff
+from synth.publishing.hub import Backoff, Repository, publish
 from synth.publishing.licence import choose_licence, load_source_card
 from synth.publishing.publication import find_folders, make_subsets, prepare
 from synth.sia.reader import Item, SiaHeader, write_sia

@@ -1,12 +1,13 @@
 """The published archives as they are unpacked: exact layouts, and every fault in one line."""
 
+import json
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from synth.base.errors import UserError
-from synth.data.catalog import Category, categories, open_category
+from synth.base.errors import DataWarning, UserError
+from synth.data.catalog import Category, categories, held_out, open_category
 
 
 def tree(root: Path, *names: str) -> Path:
@@ -238,3 +239,160 @@ def test_faults_of_the_dagm_archive(tmp_path: Path) -> None:
     (tmp_path / "Class1/1.PNG").unlink()
     (tmp_path / "Class1/Train/Label/Labels.txt").unlink()
     assert "Labels.txt: missing" in refusal("dagm", tmp_path)
+
+
+# loco
+
+LOCO = (
+    "pushpins/train/good/000.png",
+    "pushpins/train/good/001.png",
+    "pushpins/validation/good/000.png",
+    "pushpins/test/good/000.png",
+    "pushpins/test/logical_anomalies/000.png",
+    "pushpins/test/structural_anomalies/000.png",
+    "pushpins/ground_truth/logical_anomalies/000/000.png",
+    "pushpins/ground_truth/logical_anomalies/000/001.png",
+    "pushpins/ground_truth/structural_anomalies/000/000.png",
+)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_loco_has_a_folder_of_masks_for_each_anomalous_image(tmp_path: Path, inside: bool) -> None:
+    tree(tmp_path, *LOCO)
+    category = open_category("loco", tmp_path / "pushpins" if inside else tmp_path)
+    assert category.name == "pushpins"
+    test, truth = "pushpins/test", "pushpins/ground_truth"
+    assert listed(category, tmp_path)[3:] == [
+        (f"{test}/good/000.png", "test", "good", None),
+        *(
+            (f"{test}/{kind}/000.png", "test", kind, f"{truth}/{kind}/000")
+            for kind in ("logical_anomalies", "structural_anomalies")
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lost", "empty", "absent"),
+    [
+        (LOCO[8], "structural_anomalies/000.png: its masks", "its masks"),
+        (LOCO[2], "validation/good: no images", "validation/good: no such folder"),
+    ],
+)
+def test_an_incomplete_loco_archive_is_refused(
+    tmp_path: Path, lost: str, empty: str, absent: str
+) -> None:
+    (tree(tmp_path, *LOCO) / lost).unlink()
+    assert empty in refusal("loco", tmp_path)
+    (tmp_path / lost).parent.rmdir()
+    assert absent in refusal("loco", tmp_path)
+
+
+# mvtec-ad-2
+
+AD2 = (
+    "can/train/good/000_regular.png",
+    "can/train/good/001_regular.png",
+    "can/validation/good/000_regular.png",
+    "can/test_public/good/000_regular.png",
+    "can/test_public/bad/000_shift_1.png",
+    "can/test_public/ground_truth/bad/000_shift_1_mask.png",
+)
+
+
+def test_mvtec_ad_2_tests_on_its_public_images(tmp_path: Path) -> None:
+    mask = AD2[5]
+    assert listed(open_category("mvtec-ad-2", tree(tmp_path, *AD2)), tmp_path) == [
+        (AD2[0], "train", "good", None),
+        (AD2[1], "train", "good", None),
+        (AD2[2], "held_out", "good", None),
+        (AD2[4], "test", "bad", mask),
+        (AD2[3], "test", "good", None),
+    ]
+    (tmp_path / mask).unlink()
+    assert f"{mask} is missing" in refusal("mvtec-ad-2", tmp_path)
+
+
+def test_images_of_mvtec_ad_2_without_labels_are_told_of(tmp_path: Path) -> None:
+    tree(tmp_path, *AD2, *(f"can/test_private/{n}.png" for n in range(3)))
+    tree(tmp_path, *(f"can/test_private_mixed/{n}.png" for n in range(2)))
+    with pytest.warns(DataWarning, match="5 images in test_private and test_private_mixed have no"):
+        category = open_category("mvtec-ad-2", tmp_path)
+    assert not any("private" in record.path.as_posix() for record in category.records)
+
+
+@pytest.mark.parametrize(("dataset", "names"), [("loco", LOCO), ("mvtec-ad-2", AD2)])
+def test_validation_images_are_those_held_out(
+    tmp_path: Path, dataset: str, names: tuple[str, ...]
+) -> None:
+    fit, held = held_out(open_category(dataset, tree(tmp_path, *names)))
+    assert [record.path.relative_to(tmp_path).as_posix() for record in fit] == list(names[:2])
+    assert [record.path.relative_to(tmp_path).as_posix() for record in held] == [names[2]]
+    tree(tmp_path, names[0].replace("train/good", "validation/bad"))
+    assert "training images must be normal" in refusal(dataset, tmp_path)
+
+
+# real-iad
+
+
+def row(image: str, kind: str = "OK", mask: str | None = None) -> dict[str, str | None]:
+    return {"category": "tape", "anomaly_class": kind, "image_path": image, "mask_path": mask}
+
+
+META = {"prefix": "tape/", "normal_class": "OK"}
+TRAIN_ROWS = [row("OK/S2/b.jpg"), row("OK/S1/a.jpg")]
+TEST_ROWS = [row("OK/S3/c.jpg"), row("NG/HS/S4/d.jpg", "HS", "NG/HS/S4/d.png")]
+
+
+def real_iad(root: Path, splits: object, images: str = "realiad_1024", inner: str = "") -> Path:
+    names = ("OK/S1/a.jpg", "OK/S2/b.jpg", "OK/S3/c.jpg", "NG/HS/S4/d.jpg", "NG/HS/S4/d.png")
+    tree(root, *(f"{images}/tape/{name}" for name in names))
+    path = root / "realiad_jsons" / inner / "tape.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(splits if isinstance(splits, str) else json.dumps(splits))
+    return root
+
+
+@pytest.mark.parametrize("inner", ["", "realiad_jsons"])
+@pytest.mark.parametrize("images", ["realiad_1024", "realiad_256", "realiad_raw"])
+def test_real_iad_follows_its_split_files(tmp_path: Path, images: str, inner: str) -> None:
+    splits = {"meta": META, "train": TRAIN_ROWS, "test": TEST_ROWS}
+    real_iad(tmp_path, splits, images, inner)
+    assert categories("real-iad", tmp_path) == ["tape"]
+    folder = f"{images}/tape"
+    assert listed(open_category("real-iad", tmp_path), tmp_path) == [
+        (f"{folder}/OK/S1/a.jpg", "train", "good", None),
+        (f"{folder}/OK/S2/b.jpg", "train", "good", None),
+        (f"{folder}/NG/HS/S4/d.jpg", "test", "HS", f"{folder}/NG/HS/S4/d.png"),
+        (f"{folder}/OK/S3/c.jpg", "test", "good", None),
+    ]
+    (tmp_path / folder / "NG/HS/S4/d.png").unlink()
+    assert "d.png is missing" in refusal("real-iad", tmp_path)
+    (tmp_path / folder / "OK/S3/c.jpg").unlink()
+    assert "c.jpg: missing, though" in refusal("real-iad", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        ("{", "tape.json: not JSON"),
+        ([], 'tape.json: expected {"meta"'),
+        ({"train": TRAIN_ROWS, "test": []}, 'tape.json: expected {"meta"'),
+        ({"meta": META, "train": TRAIN_ROWS}, 'tape.json: expected {"meta"'),
+        ({"meta": META, "train": {}, "test": []}, 'tape.json: expected {"meta"'),
+        ({"meta": {"prefix": "tape/"}, "train": [], "test": []}, 'expected {"meta"'),
+        ({"meta": META | {"prefix": "../"}, "train": [], "test": []}, 'expected {"meta"'),
+        ({"meta": META, "train": [], "test": TEST_ROWS}, "no images"),
+        ({"meta": META, "train": [3], "test": []}, "tape.json: 3 in 'train'"),
+        ({"meta": META, "train": [{"image_path": "a.jpg"}], "test": []}, "in 'train'"),
+        ({"meta": META, "train": [row("/OK/S1/a.jpg")], "test": []}, "in 'train'"),
+        ({"meta": META, "train": [row("../tape/OK/S1/a.jpg")], "test": []}, "in 'train'"),
+        ({"meta": META, "train": TEST_ROWS, "test": []}, "in 'train'; expected"),
+        ({"meta": META, "train": TRAIN_ROWS, "test": [row("OK/S3/c.jpg", "HS")]}, "in 'test'"),
+        ({"meta": META, "train": TRAIN_ROWS, "test": [row("a.jpg", "OK", "a.png")]}, "in 'test'"),
+        ({"meta": META, "train": TRAIN_ROWS, "test": TRAIN_ROWS[:1]}, "lists an image twice"),
+    ],
+)
+def test_wrong_split_files_of_real_iad_are_named(
+    tmp_path: Path, splits: object, words: str
+) -> None:
+    assert words in refusal("real-iad", real_iad(tmp_path, splits))

@@ -1,9 +1,11 @@
+import itertools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from synth.base.errors import UserError
-from synth.blend import blend, blend_random
+from synth.blend import Blended, blend, blend_random, paste_random
 from synth.perlin import perlin_mask
 
 
@@ -132,3 +134,71 @@ def test_an_empty_foreground_is_named(
         blend_random(normal, foreground, source, np.random.default_rng(0))
     allowed = blend_random(normal, foreground, source, np.random.default_rng(0), official=True)
     assert not allowed.mask.any()
+
+
+# Cut-outs
+
+
+def cut_out(h: int, w: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    rng = np.random.default_rng(h * w)
+    return rng.integers(0, 256, (h, w, 3), dtype=np.uint8), rng.random((h, w)) < 0.6
+
+
+def places_of(
+    blended: Blended,
+    normal: NDArray[np.uint8],
+    foreground: NDArray[np.bool_],
+    image: NDArray[np.uint8],
+    mask: NDArray[np.bool_],
+) -> list[tuple[int, int]]:
+    """Every offset at which pasting pixel by pixel gives this image and this mask."""
+    (H, W), (h, w) = foreground.shape, mask.shape
+    found = []
+    for top, left in itertools.product(range(-h + 1, H), range(-w + 1, W)):
+        wanted, marked = normal.copy(), np.zeros_like(foreground)
+        for y, x in np.argwhere(mask) + np.array((top, left)):
+            if 0 <= y < H and 0 <= x < W and foreground[y, x]:
+                wanted[y, x] = image[y - top, x - left]
+                marked[y, x] = True
+        if (marked == blended.mask).all() and (wanted == blended.image).all():
+            found.append((top, left))
+    return found
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_cut_out_is_pasted_somewhere_on_the_foreground(whole: bool) -> None:
+    normal = np.random.default_rng(0).integers(0, 256, (14, 12, 3), dtype=np.uint8)
+    foreground = np.ones((14, 12), np.bool_)
+    if not whole:
+        foreground[:, :5] = foreground[:, 8:] = False  # narrower than the cut-out
+    image, mask = cut_out(5, 4)
+    places = set()
+    for seed in range(12):
+        blended = paste_random(normal, foreground, image, mask, np.random.default_rng(seed))
+        (place,) = places_of(blended, normal, foreground, image, mask)
+        places.add(place)
+        area = np.count_nonzero(blended.mask)
+        assert area == mask.sum() if whole else 0 < area < mask.sum()
+        assert blended.opacity == 1.0
+    assert len(places) > 3
+
+
+def test_a_place_for_all_of_a_cut_out_is_preferred() -> None:
+    foreground = np.zeros((24, 24), np.bool_)
+    foreground[2:12, 2:12] = True
+    foreground[20, :] = True  # where hardly any of it fits
+    image, mask = np.full((5, 5, 3), 9, np.uint8), np.ones((5, 5), np.bool_)
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        blended = paste_random(np.zeros((24, 24, 3), np.uint8), foreground, image, mask, rng)
+        assert np.count_nonzero(blended.mask) == 25
+
+
+def test_a_cut_out_larger_than_the_image_is_cut_off() -> None:
+    image, mask = np.full((40, 40, 3), 9, np.uint8), np.ones((40, 40), np.bool_)
+    normal, rng = np.zeros((8, 8, 3), np.uint8), np.random.default_rng(0)
+    blended = paste_random(normal, np.ones((8, 8), np.bool_), image, mask, rng)
+    assert blended.mask.all()
+    assert (blended.image == 9).all()
+    with pytest.raises(UserError, match="foreground: empty"):
+        paste_random(normal, np.zeros((8, 8), np.bool_), image, mask, rng)

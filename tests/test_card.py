@@ -13,8 +13,6 @@ from huggingface_hub import DatasetCard
 from publishing import make_parcel, write_folder
 
 from synth.base.errors import UserError
-from synth.publishing.card_figures import figures_section
-from synth.publishing.card_tables import histogram, settings_tables, table
 from synth.publishing.licence import (
     DATA_CARDS,
     LICENCES,
@@ -23,6 +21,7 @@ from synth.publishing.licence import (
     load_source_card,
 )
 from synth.publishing.publication import find_folders, make_subsets, write_folder_cards
+from synth.publishing.tables import figures_section, histogram, settings_tables, table
 
 MVTEC = load_source_card("mvtec")
 UNKNOWN = load_source_card("folder")

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from detect.scoring import ParkedMaps, Scored
 from synth.base.errors import UserError
 from synth.base.progress import no_bars
 from synth.data.catalog import open_category
-from synth.images import write_png
+from synth.images import read_mask, write_png
 
 
 @pytest.fixture
@@ -240,6 +241,24 @@ def test_mask_of_another_size_is_named(tmp_path):
     write_png(root / "ground_truth/spot/002_mask.png", np.ones((16, 16), np.bool_))
     with pytest.raises(UserError, match=r"002_mask\.png: the mask is 16x16"):
         open_test_set(open_category("mvtec", root), no_bars)
+
+
+def test_masks_in_pieces_are_measured_as_one(test_set, tmp_path):
+    root = tmp_path / "loco" / "widget"
+    shutil.copytree(tmp_path / "widget", root)
+    (root / "validation").mkdir()
+    shutil.copytree(root / "train/good", root / "validation/good")
+    for path in list((root / "ground_truth").rglob("*_mask.png")):
+        mask = read_mask(path, SIZE)
+        pieces = path.with_name(path.name.removesuffix("_mask.png"))
+        for number in range(2):
+            stripes = np.indices(SIZE).sum(0) % 2 == number
+            write_png(pieces / f"{number:03d}.png", (mask & stripes) * np.uint8(200 + number))
+        path.unlink()
+    united = open_test_set(open_category("loco", root), no_bars)
+    for one, other in zip(all_masks(united), all_masks(test_set), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert united.cautions() == test_set.cautions()
 
 
 def test_unreadable_test_image_is_named(tmp_path):

@@ -13,6 +13,7 @@ from tiny import UNET, write_model
 
 from synth.base.device import fitting_batch_size
 from synth.base.errors import UserError
+from synth.base.files import file_digest
 from synth.data.catalog import Category, Record
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
@@ -27,7 +28,6 @@ from synth.sia.blended import blend_sia
 from synth.sia.candidates import MAX_ATTEMPTS, QualityRange
 from synth.sia.generate import draw_strength, generate_sia, remake_image
 from synth.sia.reader import SiaFolder, open_sia
-from synth.sia.writer import file_digest
 
 CONFIG = SdasConfig(num_steps=2)
 EVERYWHERE = ForegroundRule(method="everything")

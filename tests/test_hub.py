@@ -18,8 +18,7 @@ from publishing import Publisher, image_of, make_parcel, write_folder
 
 import synth.publishing.parquet
 from synth.base.errors import UserError
-from synth.publishing.hub import connect, require_repo_name
-from synth.publishing.hub_retry import one_line, retry_after_s
+from synth.publishing.hub import asked_wait_s, connect, one_line, require_repo_name
 
 CARD = "README.md"
 pytestmark = pytest.mark.filterwarnings(
@@ -209,22 +208,18 @@ def test_a_pass_in_an_address_is_not_shown():
     assert one_line(error) == "refused for url (https://cas.example) by it"
 
 
-def test_retry_after_is_read_as_seconds_or_as_a_date():
-    assert retry_after_s({"Retry-After": "30"}) == 30
-    assert retry_after_s({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}) == 0
-    assert (
-        3500
-        < retry_after_s(
-            {
-                "Retry-After": time.strftime(
-                    "%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 3600)
-                )
-            }
-        )
-        <= 3600
-    )
-    assert retry_after_s({}) is None
-    assert retry_after_s({"Retry-After": "soon"}) is None
+@pytest.mark.parametrize(
+    ("headers", "wait_s"),
+    [
+        ({"Retry-After": "30"}, 30),
+        ({"ratelimit": '"api";r=0;t=55'}, 55),  # what the Hub says of its own limits
+        ({"ratelimit": '"api";r=9;t=55'}, None),
+        ({"Retry-After": "soon"}, None),
+        ({}, None),
+    ],
+)
+def test_the_time_that_the_hub_names_is_waited(headers, wait_s):
+    assert asked_wait_s(headers) == wait_s
 
 
 # A repository that grows

@@ -251,6 +251,22 @@ def test_mask_of_another_size_names_both(tmp_path: Path) -> None:
         read_mask(path, (40, 30))
 
 
+def test_masks_of_a_folder_are_united(tmp_path: Path) -> None:
+    """MVTec LOCO AD: several masks an image, each with the number of its kind of defect."""
+    rng = np.random.default_rng(0)
+    levels = [(rng.random((9, 8)) < 0.2) * np.uint8(level) for level in (255, 234, 1)]
+    for n, grey in enumerate(levels):
+        save(tmp_path / f"{n:03d}.png", Image.fromarray(grey))
+    mask, graded = read_graded_mask(tmp_path, (9, 8))
+    for y, x in np.ndindex(9, 8):
+        assert mask[y, x] == (max(grey[y, x] for grey in levels) > 0)
+    assert graded is False
+    np.testing.assert_array_equal(read_mask(tmp_path, (9, 8)), mask)
+    save(tmp_path / "001.png", Image.new("L", (8, 8)))
+    with pytest.raises(UserError, match=r"001\.png: the mask is 8x8 px, its image is 8x9 px"):
+        read_mask(tmp_path, (9, 8))
+
+
 def test_jpeg_mask_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="save it as PNG"):
         read_mask(save(tmp_path / "m.jpg", Image.new("L", (9, 9))), None)

@@ -54,6 +54,8 @@ def photos(tmp_path: Path) -> Path:
         "photos/test/good": 4,
         "photos/test/hole": 4,
         "new_photos": 3,
+        "defects/images": 2,
+        "defects/masks": 2,
     }
     for folder, count in folders.items():
         (tmp_path / folder).mkdir(parents=True)
@@ -62,6 +64,9 @@ def photos(tmp_path: Path) -> Path:
             crop = base[y : y + 48, x : x + 48].copy()
             if "hole" in folder:
                 crop[10:20, 10:20] = 0
+            if "masks" in folder:
+                crop[:] = 0
+                crop[10:20, 10:20] = 255
             cv2.imwrite(str(tmp_path / folder / f"{number}.png"), crop)
     cv2.imwrite(
         str(tmp_path / "edges.png"), np.pad(np.zeros((40, 40), np.uint8), 4, constant_values=255)

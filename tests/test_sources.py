@@ -302,7 +302,7 @@ def test_words_become_parts(tmp_path):
         Part("noise", None, 0.25),
     )
     for words, message in [
-        (["sla"], "--source: no 'sla'; allowed: sia, textures, noise, cutpaste"),
+        (["sla"], "--source: no 'sla'; allowed: sia, textures, noise, cutpaste, defects"),
         (["sia", "sia=2"], "--source: sia twice"),
         (["sia=0"], "'0' is no weight"),
         (["sia=-1"], "'-1' is no weight"),
@@ -370,12 +370,16 @@ def test_texture_that_cannot_be_read(textures):
 
 
 def test_every_kind_can_be_opened(tmp_path, textures):
+    write_png(tmp_path / "defects/images/0.png", picture(0))
+    write_png(tmp_path / "defects/masks/0.png", np.eye(24, 40, dtype=np.bool_))
     folders = {"sia": write_sources(tmp_path / "sia"), "textures": textures}
+    folders["defects"] = tmp_path / "defects"
     for kind in SOURCES:
         source = load_source(Part(kind, folders.get(kind)))
         anomaly = source(np.random.default_rng(0), NORMAL)
         assert isinstance(anomaly, Anomaly)
-        assert anomaly.image.shape == NORMAL.shape
+        shape = NORMAL.shape[:2] if anomaly.mask is None else anomaly.mask.shape
+        assert anomaly.image.shape == (*shape, 3)
         assert anomaly.image.dtype == np.uint8
 
 

@@ -51,7 +51,7 @@ def benchmark(
         methods: Methods to train, each with a preset if you like: realnet:small.
         sources: Where the pixels of anomalies come from, each [NAME=]SOURCE: an SIA folder that
             `synth generate` made (or one with <dataset>/<category> for each), textures:FOLDER,
-            noise, cutpaste, or a mixture such as 0.5*FOLDER+0.5*textures:FOLDER.
+            defects:FOLDER, noise, cutpaste, or a mixture such as 0.5*FOLDER+0.5*textures:FOLDER.
         dataset: Layout of the data, as in `detect train`.
         root: Folder of the data.
         categories: Categories below the root.

@@ -15,6 +15,7 @@ def select(
     source: Sources = (),
     sia: OptionalFolder = None,
     textures: OptionalFolder = None,
+    defects: OptionalFolder = None,
 ) -> None:
     """Show which channels AFS keeps for a RealNet, and how well they tell anomalies apart.
 
@@ -31,6 +32,8 @@ def select(
         source: What anomalies are made of, as in `detect train`.
         sia: The anomaly images that `synth generate` made.
         textures: Photographs of textures, such as DTD's, in a folder that is searched through.
+        defects: A few photographs of real defects with their masks: images/x.png and masks/x.png,
+            or <type>/x.png and ground_truth/<type>/x.png. None may be a test image.
 
     """
     options = TrainOptions.of(channels, more)
@@ -43,8 +46,8 @@ def select(
     from synth.data.normals import load_normals
 
     size = options.row.recipe().configure(options).image_size
-    folders = {"sia": sia, "textures": textures}
-    (anomalies,) = chosen_sources(options.row, source, folders, [category], warn)
+    folders = {"sia": sia, "textures": textures, "defects": defects}
+    (anomalies,) = chosen_sources(options.row, source, folders, [category], warn, progress_bar)
     product = Product(load_normals(category, size, progress_bar), anomalies)
     for line in show_channels(product, options, out, progress_bar):
         say(line)

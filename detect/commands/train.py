@@ -32,6 +32,7 @@ def train(
     source: Sources = (),
     sia: OptionalFolder = None,
     textures: OptionalFolder = None,
+    defects: OptionalFolder = None,
 ) -> None:
     """Train a detector on normal images and, for most methods, anomalies blended into them.
 
@@ -43,10 +44,12 @@ def train(
         training: How to train.
         more: Rarely needed.
         out: The detector.
-        source: What anomalies are made of: sia, textures, noise, cutpaste; or several by weight,
-            such as sia=0.7 textures=0.3.
+        source: What anomalies are made of: sia, textures, noise, cutpaste, defects; or several by
+            weight, such as sia=0.7 textures=0.3.
         sia: The anomaly images that `synth generate` made.
         textures: Photographs of textures, such as DTD's, in a folder that is searched through.
+        defects: A few photographs of real defects with their masks: images/x.png and masks/x.png,
+            or <type>/x.png and ground_truth/<type>/x.png. None may be a test image.
 
     """
     options = TrainOptions.of(training, more)
@@ -55,6 +58,7 @@ def train(
         source=bool(source),
         sia=sia is not None,
         textures=textures is not None,
+        defects=defects is not None,
         watch_test=more.watch_test,
         tracker=more.tracker != "none",
     )
@@ -71,8 +75,8 @@ def train(
     from synth.data.normals import load_normals
 
     size = options.row.recipe().configure(options).image_size
-    folders = {"sia": sia, "textures": textures}
-    sources = chosen_sources(options.row, source, folders, categories, warn)
+    folders = {"sia": sia, "textures": textures, "defects": defects}
+    sources = chosen_sources(options.row, source, folders, categories, warn, progress_bar)
     normals = [load_normals(category, size, progress_bar) for category in categories]
     tests = [open_test_set(each, progress_bar) for each in categories if more.watch_test]
     products = [Product(*pair) for pair in zip(normals, sources, strict=True)]

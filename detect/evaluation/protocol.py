@@ -17,6 +17,7 @@ SOURCE_NAMES = {
     "textures": "textures",
     "noise": "noise images",
     "cutpaste": "CutPaste",
+    "defects": "real defects",
     "mixture": "a mixture",
 }
 
@@ -92,6 +93,7 @@ SOURCE_FACTS = {
     "none": "none, the method needs no anomalies",
     "noise": "uniform noise",
     "cutpaste": "the normal image itself, jittered and shifted (CutPaste under Perlin masks)",
+    "defects": "{num_images} photographs of real defects, which are cut out and pasted",
 }
 
 

@@ -7,6 +7,8 @@ A description, JSON text, travels inside the file. Runtimes are imported when us
 import io
 import json
 import logging
+import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,11 +35,13 @@ ONE_FILE_BYTES = 1_500_000_000  # an ONNX file ends at 2 GB; larger weights lie 
 class Format(NamedTuple):
     """write(program, path, about) makes `path` and what it needs beside it; read(path) runs it.
 
+    convert(source, path, about) makes the same of an ONNX file; None: the format has no integers.
     companions: suffixes of the files that may lie beside `path`, after its own name or stem.
     """
 
     suffix: str
     write: Callable[[ExportedProgram, Path, About], None]
+    convert: Callable[[Path, Path, About], None] | None
     read: Callable[[Path], Run]
     describe: Callable[[Path], dict[str, Any]]
     companions: Callable[[Path], tuple[Path, ...]]
@@ -85,6 +89,16 @@ def axes(exported: torch.onnx.ONNXProgram) -> list[str]:
     return [str(axis) for axis in shape if not isinstance(axis, int)]
 
 
+def describe_anew(source: Path, path: Path, about: About) -> None:
+    """Copy an ONNX file with another description; its weights lie where the source has them."""
+    onnx = runtime("onnx")
+    model = onnx.load(source)
+    onnx.helper.set_model_props(model, {KEY: json.dumps(about)})
+    (data,) = data_file(path)
+    is_large = any(file.exists() for file in data_file(source))
+    onnx.save(model, path, save_as_external_data=is_large, location=data.name)
+
+
 def read_onnx(path: Path) -> Run:
     """Open an ONNX file with onnxruntime, on the CPU."""
     session = onnx_session(path)
@@ -115,17 +129,21 @@ def onnx_session(path: Path) -> Any:
 
 def write_openvino(program: ExportedProgram, path: Path, about: About) -> None:
     """Write an .xml file and its .bin, in float32, by way of ONNX."""
-    openvino = runtime("openvino")
     onnx_path = path.with_suffix(".onnx")
     write_onnx(program, onnx_path, about)
     try:
-        model = openvino.Core().read_model(onnx_path)
-        model.set_rt_info(json.dumps(about), [KEY])
-        openvino.save_model(model, path, compress_to_fp16=False)
-        del model  # it maps the ONNX file
+        convert_to_openvino(onnx_path, path, about)
     finally:
         for file in (onnx_path, *data_file(onnx_path)):
             file.unlink(missing_ok=True)
+
+
+def convert_to_openvino(source: Path, path: Path, about: About) -> None:
+    """Write an ONNX file as an .xml and its .bin, described anew."""
+    openvino = runtime("openvino")
+    model = openvino.Core().read_model(source)
+    model.set_rt_info(json.dumps(about), [KEY])
+    openvino.save_model(model, path, compress_to_fp16=False)
 
 
 def read_openvino(path: Path) -> Run:
@@ -181,10 +199,21 @@ def data_file(path: Path) -> tuple[Path, ...]:
     return (path.with_name(path.name + ".data"),)
 
 
+def median_milliseconds(work: Callable[[], object], repeats: int = 5) -> float:
+    """Median wall time of `work`, which has run before."""
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return 1000 * statistics.median(seconds)
+
+
 FORMATS = {
     "onnx": Format(
         ".onnx",
         write_onnx,
+        describe_anew,
         read_onnx,
         describe_onnx,
         data_file,
@@ -193,10 +222,11 @@ FORMATS = {
     "openvino": Format(
         ".xml",
         write_openvino,
+        convert_to_openvino,
         read_openvino,
         describe_openvino,
         lambda path: (path.with_suffix(".bin"),),
         ("onnx", "onnxscript", "openvino"),
     ),
-    "pt2": Format(".pt2", write_pt2, read_pt2, describe_pt2, lambda path: (), ()),
+    "pt2": Format(".pt2", write_pt2, None, read_pt2, describe_pt2, lambda path: (), ()),
 }

@@ -1,10 +1,8 @@
 """Export a trained detector, and check the file against torch before it takes its place."""
 
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +12,25 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from torch.export import ExportedProgram
 
 from detect.checkpoint import TrainedDetector
-from detect.exporting.formats import FORMATS, Format, Run, quiet
+from detect.exporting.formats import (
+    FORMATS,
+    Format,
+    Run,
+    median_milliseconds,
+    quiet,
+    write_onnx,
+)
 from detect.exporting.graph import ABOUT_INPUT, ABOUT_OUTPUTS, record
+from detect.exporting.quantised import Judged, calibrating, judge, quantise
 from detect.images import to_chw, to_unit
 from detect.packing import packed
 from synth.base.errors import UserError
 from synth.base.files import PARTIAL_SUFFIX, write_fault
 from synth.base.memory import is_out_of_memory
+from synth.data.normals import Normals
 from synth.images import read_image, resize
 from synth.pictures import Images
 
@@ -64,7 +72,8 @@ class Exported(NamedTuple):
 
     parity: against torch, images at the detector's own size. resizing: the same for images of
     other sizes, which torch gets resized by OpenCV. beyond, moved: images beyond the tolerance, and
-    with another verdict, which are exceptions. Milliseconds are per image, one at a time.
+    with another verdict, which are exceptions. Milliseconds are per image, one at a time. All these
+    are of float32; int8: what became of them where the file computes in 8-bit integers.
     """
 
     path: Path
@@ -76,16 +85,22 @@ class Exported(NamedTuple):
     moved: int
     milliseconds: float
     torch_milliseconds: float
+    int8: Judged | None = None
 
 
 def export_detector(
-    trained: TrainedDetector, out: Path, format_name: str, images: Sequence[Path] = ()
+    trained: TrainedDetector,
+    out: Path,
+    format_name: str,
+    images: Sequence[Path] = (),
+    products: Sequence[Normals] = (),
 ) -> Exported:
     """Write `out` (a file, or a folder for a file named detector) and check it against torch.
 
-    trained: on the CPU. images: files to check with; without any, made ones. An existing file is
-    replaced by a checked one only. Raises UserError where the format's packages are missing or
-    refuse the network, the parity is beyond the tolerance, or nothing can be written.
+    trained: on the CPU. images: files to check with; without any, made ones. products: what it was
+    trained on, to have its backbone in 8-bit integers. An existing file is replaced by a checked
+    one only. Raises UserError where the format's packages are missing or refuse the network, the
+    parity is beyond the tolerance, 8 bits move too many verdicts, or nothing can be written.
     """
     form = FORMATS[format_name]
     form.require()
@@ -103,12 +118,57 @@ def export_detector(
                     form.write(program, staged, about(trained))
                     run = form.read(staged)
                 exported = check(run, trained, samples)
-            require_parity(path, exported)
-            size = sum(file.stat().st_size for file in Path(staging).iterdir())
+                require_parity(path, exported)
+                if products:
+                    with refusals_of(format_name, trained):
+                        judged = put_in_integers(form, program, staged, run, trained, products)
+                    require_few_moved(path, judged)
+                    exported = exported._replace(int8=judged)
+            size = size_of(form, staged)
             take_place(form, staged, path)
     except OSError as error:
         raise UserError(write_fault(path, error)) from error
     return exported._replace(path=path, size_bytes=size)
+
+
+def put_in_integers(
+    form: Format,
+    program: ExportedProgram,
+    staged: Path,
+    run: Run,
+    trained: TrainedDetector,
+    products: Sequence[Normals],
+) -> Judged:
+    """Replace the float32 file `staged`, which `run` runs, by one whose backbone has 8 bits."""
+    assert form.convert is not None, "see the command"
+    with tempfile.TemporaryDirectory(dir=staged.parent) as folder:
+        whole, small = Path(folder) / "whole.onnx", Path(folder) / "small.onnx"
+        model = Path(folder) / staged.name
+        write_onnx(program, whole, about(trained))
+        num_quantised = quantise(whole, small, calibrating(products), trained.detector)
+        form.convert(small, model, about(trained))
+        anew, judged = judge(run, form.read(model), trained, products)
+        told = {"int8": f"{num_quantised} convolutions of the backbone"}
+        form.convert(small, model, {**about(anew), **told})
+        float_bytes = size_of(form, staged)
+        take_place(form, model, staged)
+    return judged._replace(num_quantised=num_quantised, float_bytes=float_bytes)
+
+
+def require_few_moved(path: Path, judged: Judged) -> None:
+    """Raise UserError where 8-bit integers move more verdicts than may be exceptions."""
+    if judged.moved > MOST_EXCEPTIONS * judged.num_images:
+        raise UserError(
+            f"{path}: not written, 8-bit integers move {judged.moved} of {judged.num_images} "
+            f"verdicts on held-out normal images and the same with CutPaste blended in, allowed is "
+            f"{MOST_EXCEPTIONS:.0%} (scores by {judged.largest:.1g} at most): leave --int8 out"
+        )
+
+
+def size_of(form: Format, path: Path) -> int:
+    """Bytes of a model, what lies beside it included."""
+    files = (path, *form.companions(path))
+    return sum(file.stat().st_size for file in files if file.exists())
 
 
 @contextmanager
@@ -247,16 +307,6 @@ def require_parity(path: Path, made: Exported) -> None:
             f"differ by more, {made.moved} get another verdict): try another --format, or other "
             "versions of its packages"
         )
-
-
-def median_milliseconds(work: Callable[[], object], repeats: int = 5) -> float:
-    """Median wall time of `work`, which has run before."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        seconds.append(time.perf_counter() - start)
-    return 1000 * statistics.median(seconds)
 
 
 def take_place(form: Format, staged: Path, path: Path) -> None:

@@ -12,6 +12,7 @@ from detect.checkpoint import CONFIG_FILE
 from detect.evaluation.testset import listing_digest, require_both_labels
 from detect.grid.result import Result, read_result, safe_name, training_folder
 from detect.options import TrainOptions
+from detect.training.defects import require_unseen
 from detect.training.source_words import parse_named
 from detect.training.sources import OpenSource, Part, open_source
 from synth.base.device import make_accelerator
@@ -183,6 +184,7 @@ def make_trials(
 ) -> list[Trial]:
     """The trainings of one entry on one category, with the results of those that are finished."""
     source = open_source(entry.parts, category)
+    require_unseen(source.photographs, category)
     for other in source.other_categories(category.name):
         warnings.warn(
             f"{entry.name}: anomaly images of category {other}, the normal images are of "

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from detect.heatmap import Image
 from detect.scoring import CPU_BATCH, Scored, Scorer
 from synth.base.device import fitting_batch_size
-from synth.base.memory import is_out_of_memory
+from synth.base.memory import half, is_out_of_memory
 from synth.images import resize
-from synth.sia.candidates import half
 
 NUM_PROBED = 2
 

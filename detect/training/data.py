@@ -18,7 +18,7 @@ from detect.images import to_chw, to_unit
 from detect.training.sources import DrawAnomaly
 from synth.base.errors import UserError
 from synth.base.seeding import derive_seed
-from synth.blend import blend_random
+from synth.blend import blend_random, paste_random
 from synth.data.foreground import ForegroundRule
 from synth.pictures import Images
 
@@ -76,10 +76,14 @@ class BlendedDataset(Dataset[Sample]):
             image = to_chw(normal)
             # torch.zeros is computed in parallel: its idle threads hold up numpy's and OpenCV's
             return Sample(image, image, torch.from_numpy(np.zeros((H, W), np.bool_)), n)
-        source, opacity = self.source(rng, normal)
-        blended = blend_random(
-            normal, self.foregrounds[n], source, rng, opacity=opacity, official=self.official
-        )
+        source, opacity, mask = self.source(rng, normal)
+        foreground, official = self.foregrounds[n], self.official
+        if mask is not None:
+            blended = paste_random(normal, foreground, source, mask, rng)
+        else:
+            blended = blend_random(
+                normal, foreground, source, rng, opacity=opacity, official=official
+            )
         return Sample(to_chw(blended.image), to_chw(normal), torch.from_numpy(blended.mask), n)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from detect.calibration import Calibration, calibrate
+from detect.calibration import Calibration, calibrate, joined
 from detect.checkpoint import (
     CALIBRATION_FILE,
     WEIGHTS_FILE,
@@ -238,11 +238,7 @@ def save_calibrated(
         )
         for product in material.products
     }
-    together = calibrate(
-        [score for each in own.values() for score in each.scores],
-        rate,
-        [peak for each in own.values() for peak in each.peaks],
-    )
+    together = joined([*own.values()])
     by_category = own if len(own) > 1 else None
     half = options.half_weights
     save_detector(out, detector, num_steps, together, by_category, half_weights=half)

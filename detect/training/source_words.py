@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from detect.method import Method
+from detect.training.defects import require_unseen
 from detect.training.sources import SOURCES, OpenSource, Part, open_source, open_sources
 from synth.base.errors import UserError
+from synth.base.progress import Bars
 from synth.data.catalog import Category
 
 
@@ -16,16 +18,19 @@ def chosen_sources(
     folders: Mapping[str, Path | None],
     categories: Sequence[Category],
     warn: Callable[[str], None],
+    bars: Bars,
 ) -> list[OpenSource]:
     """Open the source of each category, from words as `parse_parts` reads them (none is sia).
 
     Of a method that needs no anomalies all are empty. `warn` is told of anomaly images that show
-    another category. Raises UserError as `parse_parts` and `open_sources`.
+    another category. Raises UserError as `parse_parts` and `open_sources`, and for a real defect
+    that is also in the test split.
     """
     if not method.needs_anomalies:
         return [open_source(()) for _ in categories]
     sources = open_sources(parse_parts(words or ("sia",), folders), categories)
     for category, source in zip(categories, sources, strict=True):
+        require_unseen(source.photographs, category, bars)
         for other in source.other_categories(category.name):
             warn(
                 f"{folders['sia']} is of category {other}, the normal images of {category.name}: "

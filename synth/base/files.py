@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import glob
+import hashlib
 import json
 import os
 import re
@@ -68,6 +69,12 @@ def write_fault(path: Path, error: OSError | SafetensorError) -> str:
 def read_fault(path: Path, error: OSError) -> str:
     """Why `path`, which is there, could not be read, and the way out, in one line."""
     return f"{path}: cannot be read ({error.strerror or error}); check the file and its rights"
+
+
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def remove_partials(path: Path) -> None:

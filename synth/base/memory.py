@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import psutil
 
+from synth.base.errors import UserError
+
 
 class Controller(NamedTuple):
     """Where a version of Linux control groups has its memory figures.
@@ -144,3 +146,13 @@ def read_lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
+
+
+def half(batch_size: int) -> int:
+    """The next smaller batch. Raises UserError when there is none."""
+    if batch_size == 1:
+        raise UserError(
+            "out of memory: not even one image fits; close other programs, use another device, or "
+            "train a smaller model"
+        )
+    return batch_size // 2

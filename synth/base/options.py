@@ -24,6 +24,8 @@ Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
 OptionalFolder = Annotated[
     Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(optional)")
 ]
+Shard = Annotated[str | None, tyro.conf.arg(metavar="I/N", help_behavior_hint="(optional)")]
+"""A share of work that can be divided."""
 
 # Checks of options
 
@@ -85,3 +87,19 @@ def require_size(size: tuple[int, int] | None) -> None:
 def option_name(name: str) -> str:
     """`batch_size` as it is typed: `--batch-size`."""
     return "--" + name.replace("_", "-")
+
+
+def parse_shard(text: str | None) -> tuple[int, int]:
+    """Share (from 0) and number of shares. Raises UserError unless `text` is I/N, 1 <= I <= N."""
+    if text is None:
+        return 0, 1
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isdecimal() for part in parts):
+        raise UserError(f"--shard: got {text!r}, must be I/N, for instance 1/8")
+    share, num_shares = map(int, parts)
+    if not 1 <= share <= num_shares:
+        raise UserError(
+            f"--shard: got {text}, the shares are 1/{max(num_shares, 1)} to "
+            f"{max(num_shares, 1)}/{max(num_shares, 1)}; number a job array from 1 on"
+        )
+    return share - 1, num_shares

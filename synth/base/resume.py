@@ -4,7 +4,6 @@ A step function draws all it needs from (seed, step), so that a run continued fr
 one that never stopped.
 """
 
-import hashlib
 import json
 import math
 import time
@@ -23,6 +22,7 @@ from torch.optim import Optimizer
 from synth.base.errors import UserError
 from synth.base.files import (
     atomic_path,
+    file_digest,
     read_json_lines,
     reading,
     remove_partials,
@@ -190,7 +190,7 @@ def run_of(folder: Path) -> str:
     """A fingerprint of the configuration that `folder` or the one above it was claimed with."""
     for path in (folder / CONFIG_FILE, folder.parent / CONFIG_FILE):
         if path.is_file():
-            return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+            return file_digest(path)[:16]
     return ""
 
 

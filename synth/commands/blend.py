@@ -3,14 +3,15 @@
 from synth.base.command import progress_bar, say, warn
 from synth.base.options import (
     Folder,
+    Shard,
     Size,
+    parse_shard,
     require_not_negative,
     require_output,
     require_positive,
     require_size,
 )
 from synth.data.options import DataOptions, Foreground
-from synth.sia.shares import Shard, parse_shard
 
 
 def blend(

@@ -8,11 +8,18 @@ import tyro
 
 from synth.base.command import progress_bar, say, warn
 from synth.base.errors import UserError
-from synth.base.options import Folder, OptionalFolder, Precision, require_output, require_positive
+from synth.base.options import (
+    Folder,
+    OptionalFolder,
+    Precision,
+    Shard,
+    parse_shard,
+    require_output,
+    require_positive,
+)
 from synth.data.options import DATASET_NAMES, Foreground
 from synth.diffusion.config import SdasConfig
 from synth.diffusion.strength import PAPER, Strength
-from synth.sia.shares import Shard, parse_shard
 
 if TYPE_CHECKING:
     from synth.diffusion.model import DiffusionModel
@@ -124,8 +131,8 @@ def generate(
     from synth.diffusion.model import load_model
     from synth.diffusion.pair import chain_position
     from synth.diffusion.speed import auto_batch_size, choose_precision, compiled
+    from synth.sia.candidates import open_quality_range
     from synth.sia.generate import generate_sia
-    from synth.sia.quality_range import open_quality_range
 
     if pairs.pair is not None:
         chain_position(pairs.pair, num_steps)

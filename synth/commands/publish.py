@@ -60,10 +60,8 @@ def publish(
     """
     quiet_client()
     from synth.base.locks import sole_user
-    from synth.publishing.card_figures import figures_section
-    from synth.publishing.hub import Repository, connect, require_repo_name
+    from synth.publishing.hub import Backoff, Repository, connect, require_repo_name
     from synth.publishing.hub import publish as send
-    from synth.publishing.hub_retry import Backoff
     from synth.publishing.publication import (
         choose_for,
         find_folders,
@@ -72,6 +70,7 @@ def publish(
         require_sound,
         write_folder_cards,
     )
+    from synth.publishing.tables import figures_section
 
     require_repo_name(repo)
     api = None if dry_run else connect()
@@ -111,7 +110,7 @@ def quiet_client() -> None:
 
 def without_addresses(record: logging.LogRecord) -> bool:
     """Shorten addresses in a log line to the host; an upload's carries a pass."""
-    from synth.publishing.hub_retry import without_paths
+    from synth.publishing.hub import without_paths
 
     record.msg = without_paths(record.getMessage())
     record.args = None

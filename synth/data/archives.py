@@ -39,7 +39,8 @@ def two_sided_records(folder: Path, good: str, bad: str) -> list[Record]:
     refuse_others(folder / "train", {good}, f"training images must be normal, in {train}")
     if (folder / "test").is_dir():
         refuse_others(folder / "test", {good, bad}, f"test images lie in {good} or {bad}")
-    return normals_in(train, "train") + list_test(folder, _png_or_bmp_mask, good)
+    test = list_test(folder / "test", folder / "ground_truth", _png_or_bmp_mask, good)
+    return normals_in(train, "train") + test
 
 
 def _png_or_bmp_mask(image: Path, place: Path) -> Path:

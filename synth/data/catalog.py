@@ -93,10 +93,10 @@ def held_out(
 ) -> tuple[list[Record], list[Record]]:
     """Split the training normals into (fit, held-out), each in the category's order.
 
-    Where the layout has a split of its own ("textures"), that is it. Elsewhere membership follows a
-    hash of (seed, file name): moving the root changes nothing, and new files move few. Held out are
-    round(fraction * N), at least 2 where N >= 4 (1 where N is 2 or 3), and never all. Raises
-    UserError for a fraction outside (0, 1) and for fewer than 2 images.
+    Where the layout has a split of its own ("textures", "loco", "mvtec-ad-2"), that is it.
+    Elsewhere membership follows a hash of (seed, file name): moving the root changes nothing, and
+    new files move few. Held out are round(fraction * N), at least 2 where N >= 4 (1 where N is 2 or
+    3), and never all. Raises UserError for a fraction outside (0, 1) and for fewer than 2 images.
     """
     train = category.train
     if not 0 < fraction < 1:

@@ -4,28 +4,33 @@ A new layout is one function for its categories, one for its records, and a row 
 """
 
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from synth.base.errors import UserError
+from synth.base.errors import DataWarning, UserError
 from synth.base.progress import Bars
 from synth.data import textures
 from synth.data.archives import BTAD, DAGM, MTD
 from synth.data.hub_data import hub_categories, write_hub_dataset
+from synth.data.real_iad import REAL_IAD
 from synth.data.records import (
     GOOD,
     Reader,
     Record,
+    Split,
     list_test,
+    mask_beside,
     normals_in,
     refuse_others,
     require_mask,
+    require_masks,
     require_some,
     require_unlabelled,
     subfolders,
 )
 from synth.data.visa import VISA
-from synth.images import SUFFIXES, list_images
+from synth.images import list_images
 from synth.sia.format import HEADER_FILE
 
 # Layout "folder": any folder of normal images
@@ -42,7 +47,7 @@ def _folder_records(root: Path, name: str) -> list[Record]:
     several = not _has_split(root) and _is_product(root / name)
     folder = root / name if several else root
     train = _folder_train(folder)
-    return train + list_test(folder, _optional_mask)
+    return train + list_test(folder / "test", folder / "ground_truth", _optional_mask)
 
 
 def folders_read(dataset: str, root: Path, records: list[Record]) -> set[Path]:
@@ -95,14 +100,8 @@ def _loose_normals(folder: Path) -> list[Record]:
 
 
 def _optional_mask(image: Path, place: Path) -> Path | None:
-    """`<stem>` or `<stem>_mask` with any image suffix; None where its folder has no mask at all."""
-    if not place.parent.is_dir():
-        return None
-    stems = (image.stem, f"{image.stem}_mask")
-    for name in (stem + suffix for stem in stems for suffix in SUFFIXES):
-        if place.with_name(name).is_file():
-            return place.with_name(name)
-    return require_mask(image, place.with_name(f"{image.stem}.png"))
+    """The mask as `mask_beside` finds it; None where its folder has no mask at all."""
+    return mask_beside(image, place) if place.parent.is_dir() else None
 
 
 # Layout "mvtec": <category>/train/good, test/<type>, ground_truth/<type>/<stem>_mask.png
@@ -115,14 +114,63 @@ def _mvtec_categories(root: Path) -> list[str]:
 
 
 def _mvtec_records(root: Path, name: str) -> list[Record]:
-    folder = root if (root / "train" / GOOD).is_dir() else root / name
-    train = folder / "train"
-    refuse_others(train, {GOOD}, f"training images must be normal, in {train / GOOD}")
-    return normals_in(train / GOOD, "train") + list_test(folder, _mvtec_mask)
+    folder = _mvtec_folder(root, name)
+    train = _only_good(folder / "train", "train")
+    return train + list_test(folder / "test", folder / "ground_truth", _mvtec_mask)
+
+
+def _mvtec_folder(root: Path, name: str) -> Path:
+    return root if (root / "train" / GOOD).is_dir() else root / name
+
+
+def _only_good(folder: Path, split: Split) -> list[Record]:
+    refuse_others(folder, {GOOD}, f"training images must be normal, in {folder / GOOD}")
+    return normals_in(folder / GOOD, split)
 
 
 def _mvtec_mask(image: Path, place: Path) -> Path | None:
     return require_mask(image, place.with_name(f"{image.stem}_mask.png"))
+
+
+# Layout "loco": as MVTec, with validation/good and a folder of masks an image
+
+
+def _loco_records(root: Path, name: str) -> list[Record]:
+    folder = _mvtec_folder(root, name)
+    test = list_test(folder / "test", folder / "ground_truth", _loco_masks)
+    return _train_and_validation(folder) + test
+
+
+def _train_and_validation(folder: Path) -> list[Record]:
+    """The publishers' validation images are normal: they are the layout's own held-out ones."""
+    train = _only_good(folder / "train", "train")
+    return train + _only_good(folder / "validation", "held_out")
+
+
+def _loco_masks(image: Path, place: Path) -> Path:
+    return require_masks(image, place.with_suffix(""))
+
+
+# Layout "mvtec-ad-2": train, validation, test_public; the private tests have no labels
+
+
+def _ad2_records(root: Path, name: str) -> list[Record]:
+    folder = _mvtec_folder(root, name)
+    test = folder / "test_public"
+    _tell_of_unlabelled(folder)
+    return _train_and_validation(folder) + list_test(test, test / "ground_truth", _mvtec_mask)
+
+
+def _tell_of_unlabelled(folder: Path) -> None:
+    present = [p for p in (folder / "test_private", folder / "test_private_mixed") if p.is_dir()]
+    count = sum(len(list_images(private)) for private in present)
+    if count:
+        warnings.warn(
+            f"{folder}: {count} images in {' and '.join(private.name for private in present)} have "
+            "no labels, so no evaluation reads them; `detect predict` scores them",
+            DataWarning,
+            stacklevel=2,
+        )
 
 
 # Layout "textures": written on this machine when first opened
@@ -177,6 +225,9 @@ READERS: dict[str, Reader] = {
     "btad": BTAD,
     "mtd": MTD,
     "dagm": DAGM,
+    "loco": Reader(_mvtec_categories, _loco_records),
+    "mvtec-ad-2": Reader(_mvtec_categories, _ad2_records),
+    "real-iad": REAL_IAD,
     "textures": Reader(_textures_categories, _textures_records, _textures_root, _write_textures),
     "hub": Reader(hub_categories, _folder_records, _hub_root, write_hub_dataset),
 }

@@ -13,7 +13,10 @@ from synth.data.catalog import Category, open_category
 from synth.data.catalog import categories as category_names
 
 Foreground = Literal["auto", "everything"]
-DATASET_NAMES = Literal["folder", "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "textures", "hub"]
+DATASET_NAMES = Literal[
+    "folder", "mvtec", "visa", "mpdd", "btad", "mtd", "dagm", "loco", "mvtec-ad-2", "real-iad",
+    "textures", "hub",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +24,8 @@ class DataOptions:
     """Which images."""
 
     dataset: DATASET_NAMES = "folder"
-    """Layout: any folder of normal images; a published dataset as it is unpacked (mvtec to dagm);
-    textures: embedded photographs; hub: a dataset of the Hugging Face Hub."""
+    """Layout: any folder of normal images; a published dataset as it is unpacked (mvtec to
+    real-iad); textures: embedded photographs; hub: a dataset of the Hugging Face Hub."""
     root: OptionalFolder = None
     """Folder of the data; textures needs none; ORG/NAME with hub."""
     category: Annotated[

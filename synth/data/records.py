@@ -19,7 +19,10 @@ Split = Literal["train", "held_out", "test"]
 
 @dataclass(frozen=True)
 class Record:
-    """One image file; `defect` is "good" for a normal image, `mask_path` None where none exists."""
+    """One image file; `defect` is "good" for a normal image, `mask_path` None where none exists.
+
+    A mask_path that is a folder stands for the union of the masks in it.
+    """
 
     path: Path
     split: Split
@@ -82,13 +85,12 @@ class Reader(NamedTuple):
 
 
 def list_test(
-    folder: Path, find_mask: Callable[[Path, Path], Path | None], good: str = GOOD
+    test: Path, truth: Path, find_mask: Callable[[Path, Path], Path | None], good: str = GOOD
 ) -> list[Record]:
-    """List test/<type>/, with masks by `find_mask(image, ground_truth/<type>/<same place>)`.
+    """List test/<type>/, with masks by `find_mask(image, truth/<type>/<same place>)`.
 
     good: the type whose images are normal, and so are those of other words for it, such as OK.
     """
-    test = folder / "test"
     if not test.is_dir():
         return []
     loose = list_images(test)
@@ -96,9 +98,10 @@ def list_test(
         raise UserError(f"{loose[0]}: loose in {test}; move it to test/{good} or test/<defect>")
     records: list[Record] = []
     for kind in subfolders(test):
-        truth = folder / "ground_truth" / kind.name
+        if kind == truth:
+            continue
         for path in list_images(kind, recursive=True):
-            place = truth / path.relative_to(kind)
+            place = truth / path.relative_to(test)
             if kind.name == good or is_good(kind.name):
                 records.append(Record(path, "test", GOOD, None))
             else:
@@ -111,6 +114,24 @@ def require_mask(image: Path, mask: Path) -> Path:
     if not mask.is_file():
         raise UserError(f"{image}: its mask {mask} is missing; add it or remove the image")
     return mask
+
+
+def mask_beside(image: Path, place: Path) -> Path:
+    """Return the mask `<stem>` or `<stem>_mask`, of any image suffix, in the folder of `place`.
+
+    Raises UserError, naming both files, where there is none.
+    """
+    stems = (image.stem, f"{image.stem}_mask")
+    names = [stem + suffix for stem in stems for suffix in SUFFIXES]
+    found = (place.with_name(name) for name in names if place.with_name(name).is_file())
+    return next(found, None) or require_mask(image, place.with_name(f"{image.stem}.png"))
+
+
+def require_masks(image: Path, folder: Path) -> Path:
+    """Return `folder`, which holds masks. Raises UserError, naming image and folder, without."""
+    if not folder.is_dir() or not list_images(folder):
+        raise UserError(f"{image}: its masks {folder}/*.png are missing; unpack the archive again")
+    return folder
 
 
 GOOD_WORDS = frozenset(

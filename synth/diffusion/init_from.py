@@ -4,7 +4,6 @@ The network is then built in the source's shape. What still does not fit (colour
 embeddings) starts at random and is listed; nothing is skipped in silence.
 """
 
-import hashlib
 import inspect
 import re
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from synth.base.errors import UserError
-from synth.base.files import read_json
+from synth.base.files import file_digest, read_json
 from synth.diffusion.adm import read_adm
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import STYLES, build_unet, unet_arguments
@@ -95,7 +94,7 @@ def load_source(text: str) -> Source:
     path = Path(text)
     if path.is_file():
         unet, weights = read_adm(path)
-        return checked(Source(path.name, unet, weights, file_digest(path)))
+        return checked(Source(path.name, unet, weights, file_digest(path)[:16]))
     if path.is_dir():
         source = read_folder(unet_folder(path), path.resolve().name)
         return source._replace(unet=replace(source.unet, prediction=predicted(path, source.name)))
@@ -157,7 +156,7 @@ def read_folder(folder: Path, name: str) -> Source:
             f"first: {faults[0]}); download both again"
         )
     weights = {key: value.float() for key, value in loaded.state_dict().items()}
-    return Source(name, unet, weights, file_digest(weights_path))
+    return Source(name, unet, weights, file_digest(weights_path)[:16])
 
 
 def shape_of(config: Mapping[str, Any], name: str) -> UNetConfig:
@@ -235,12 +234,6 @@ def checked(source: Source) -> Source:
             f"{wrong[0]}; download it again"
         )
     return source
-
-
-def file_digest(path: Path) -> str:
-    """Sixteen hexadecimal digits of a file's SHA-256."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 # Fitting

@@ -1,6 +1,5 @@
 """A trained diffusion model on disk: a network in diffusers' format beside our config.json."""
 
-import hashlib
 import os
 import shutil
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from synth.base.errors import UserError
-from synth.base.files import atomic_path, read_json, require_component
+from synth.base.files import atomic_path, file_digest, read_json, require_component
 from synth.base.options import Precision
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import build_scheduler, build_unet, noise_schedule, unet_arguments
@@ -162,8 +161,7 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
         raise UserError(
             f"{folder}: training is unfinished; run its `synth train` command again to complete it"
         )
-    with weights.open("rb") as file:  # safetensors calls what it may not read missing
-        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    digest = file_digest(weights)[:16]  # safetensors calls what it may not read missing
     try:
         unet.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:

@@ -12,14 +12,14 @@ from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCardData
 
 from synth.data.baselines import IMPORTED
-from synth.publishing.card_tables import (
+from synth.publishing.licence import DATA_CARDS, OTHER, Licence, SourceCard, readable
+from synth.publishing.parquet import Subset, WrittenShard, totals
+from synth.publishing.tables import (
     columns_table,
     contents_table,
     settings_tables,
     strength_section,
 )
-from synth.publishing.licence import DATA_CARDS, OTHER, Licence, SourceCard, readable
-from synth.publishing.parquet import Subset, WrittenShard, totals
 
 MARK = "Written by synth publish, which replaces this file while this line is in it."
 SHEET_FILE = "sheet.png"

@@ -15,11 +15,20 @@ from datasets import Features, Image, Value
 from datasets.arrow_writer import ParquetWriter
 
 from synth.base.errors import UserError
-from synth.base.files import atomic_path, read_json, remove_partials, write_json
+from synth.base.files import (
+    atomic_path,
+    file_digest,
+    read_json,
+    reading,
+    remove_partials,
+    write_json,
+)
 from synth.base.progress import Update
-from synth.sia.format import METADATA_FILE, Row
+from synth.sia.format import METADATA_FILE
 from synth.sia.reader import SiaFolder
+from synth.sia.rows import FIELDS, Row
 
+AGAIN = "run the command that made the folder again"
 SHARD_BYTES = 256 * 2**20
 GROUP_BYTES, GROUP_ROWS = 32 * 2**20, 100
 """A row group ends at the first of the two: what is in memory at once, and what a viewer reads."""
@@ -27,8 +36,17 @@ FILE_FIELDS = {"file_name": "image", "mask_file_name": "mask"}
 """Fields of a row that name a file, and the column that holds the file itself."""
 DIGEST_FIELDS = {"file_name": "sha256", "mask_file_name": "mask_sha256"}
 """The checksum of such a file; folders written before 0.2 have none of their masks."""
-NUMBERS = frozenset({"strength", "opacity", "quality"})
+NUMBERS = frozenset(name for name, field in FIELDS.items() if field.type.startswith("a number"))
 """Fields that are float64 also where every value happens to be whole or missing."""
+COLUMNS: dict[frozenset[type], str] = {
+    frozenset(): "string",
+    frozenset({str}): "string",
+    frozenset({bool}): "bool",
+    frozenset({int}): "int64",
+    frozenset({float}): "float64",
+    frozenset({int, float}): "float64",
+}
+"""The column for values of these types, beside missing ones."""
 
 
 class Shard(NamedTuple):
@@ -75,50 +93,30 @@ def make_subset(folder: SiaFolder) -> Subset:
 
 def row_features(folder: SiaFolder) -> Features:
     """The columns: image, mask where there are masks, then the rows' fields as they come."""
-    kinds: dict[str, str] = {}
+    types: dict[str, set[type]] = {}
     for number, row in enumerate(folder.rows, start=1):
         for field, value in row.items():
-            kind = "image" if field in FILE_FIELDS else value_kind(value)
-            known = kinds.get(field, "null")
-            if kind is None or not merged(known, kind):
+            known = types.setdefault(field, set())
+            found = known | ({type(value)} - {type(None)})
+            if frozenset(found) not in COLUMNS or is_too_long(value):
                 raise UserError(
                     f"{folder.path / METADATA_FILE}: line {number}: {field} is {value!r}, where a "
-                    f"column of {known if known != 'null' else 'text or numbers'} is published; "
-                    "make the field alike in all rows, or remove it"
+                    f"column of {COLUMNS[frozenset(known)] if known else 'text or numbers'} is "
+                    "published; make the field alike in all rows, or remove it"
                 )
-            kinds[field] = merged(known, kind)
-    files = {FILE_FIELDS[field]: Image() for field in FILE_FIELDS if field in kinds}
+            types[field] = found
+    files = {column: Image() for field, column in FILE_FIELDS.items() if field in types}
     values = {
-        field: Value(column_type(field, kind))
-        for field, kind in kinds.items()
+        field: Value("float64" if field in NUMBERS else COLUMNS[frozenset(found)])
+        for field, found in types.items()
         if field not in FILE_FIELDS
     }
     return Features(files | values)
 
 
-def value_kind(value: object) -> str | None:
-    """The column type of one JSON value; None for lists, objects and integers beyond 64 bits."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "bool"
-    if isinstance(value, int):
-        return "int64" if -(2**63) <= value < 2**63 else None
-    return {float: "float64", str: "string"}.get(type(value))
-
-
-def merged(known: str, new: str) -> str:
-    """The column type for values of both types; empty when there is none."""
-    if new in (known, "null"):
-        return known
-    if known == "null":
-        return new
-    return "float64" if {known, new} == {"int64", "float64"} else ""
-
-
-def column_type(field: str, kind: str) -> str:
-    """The type of a field's column; a field that is missing everywhere becomes text."""
-    return "float64" if field in NUMBERS else "string" if kind == "null" else kind
+def is_too_long(value: object) -> bool:
+    """Whether it is an integer that no column holds."""
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
 def plan_shards(name: str, folder: SiaFolder) -> Iterator[Shard]:
@@ -136,10 +134,7 @@ def file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise UserError(
-            f"{path}: missing or unreadable ({error.strerror}); run the command that made the "
-            "folder again"
-        ) from None
+        raise UserError(f"{path}: missing or unreadable ({error.strerror}); {AGAIN}") from None
 
 
 def write_shard(subset: Subset, shard: Shard, staging: Path, update: Update) -> WrittenShard:
@@ -223,7 +218,9 @@ def with_files(folder: Path, row: Row) -> Row:
         if field not in row:
             continue
         path = folder / row[field]
-        content, wanted = read_bytes(path), row.get(DIGEST_FIELDS[field])
+        with reading(path, AGAIN):
+            content = path.read_bytes()
+        wanted = row.get(DIGEST_FIELDS[field])
         if wanted is not None and hashlib.sha256(content).hexdigest() != wanted:
             raise UserError(
                 f"{path}: not the {column} that its row describes (another checksum); delete it "
@@ -231,22 +228,6 @@ def with_files(folder: Path, row: Row) -> Row:
             )
         full[column] = {"bytes": content, "path": path.name}
     return full
-
-
-def read_bytes(path: Path) -> bytes:
-    """A file's content. Raises UserError when it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); make the folder anew"
-        ) from None
-
-
-def file_digest(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def totals(shards: Sequence[WrittenShard]) -> tuple[int, int, int]:

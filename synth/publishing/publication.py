@@ -4,21 +4,21 @@ All of it is a function of the SIA folders, so that making it again gives the sa
 there already is not made twice.
 """
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from huggingface_hub.utils.sha import git_hash
 
 from synth.base.errors import UserError
-from synth.base.files import write_json, write_text
+from synth.base.files import file_digest, write_json, write_text
 from synth.base.progress import Bars
 from synth.images import write_png
 from synth.pictures import SheetRow, contact_sheet
 from synth.publishing.card import MARK, SHEET_FILE, Entry, Publication, folder_card, repository_card
 from synth.publishing.licence import Licence, SourceCard, choose_licence, load_source_card
-from synth.publishing.parquet import Subset, WrittenShard, file_digest, make_subset, write_shard
+from synth.publishing.parquet import Subset, WrittenShard, make_subset, write_shard
 from synth.sia.reader import SiaFolder, open_sia
 from synth.sia.validate import sia_folders, validate_sia
 
@@ -157,7 +157,7 @@ def manifest(
         },
         "files": {name: file_digest(staging / name) for name in (CARD_FILE, SHEET_FILE)}
         | {shard.path: shard.sha256 for shard in shards},
-        "card_blob": git_blob((staging / CARD_FILE).read_bytes()),
+        "card_blob": git_hash((staging / CARD_FILE).read_bytes()),
     }
 
 
@@ -202,8 +202,3 @@ def write_folder_cards(
             publication = Publication([Entry(subset, ())], sources, licence, figures)
             write_text(path, folder_card(publication))
     return left
-
-
-def git_blob(content: bytes) -> str:
-    """The name that git gives to a file of this content."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,8 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from synth.base.errors import UserError
-from synth.base.memory import is_out_of_memory
+from synth.base.files import file_digest
+from synth.base.memory import half, is_out_of_memory
+from synth.diffusion.model import DiffusionModel
 from synth.pictures import Images
+from synth.quality.reference import load_reference, quality_scores, reference_path
 
 MAX_ATTEMPTS = 50
 """Where 20 % of the candidates are accepted, one image in 70,000 needs more."""
@@ -40,6 +44,20 @@ class QualityRange(NamedTuple):
         """As recorded in sia.json."""
         high = None if self.high == float("inf") else self.high
         return {"low": self.low, "high": high, "reference": self.reference}
+
+
+def open_quality_range(
+    model_folder: Path, model: DiffusionModel, category: str, low: float | None, high: float | None
+) -> QualityRange:
+    """The range [low, high] of quality, open where None. Raises UserError as `load_reference`."""
+    label = category if model.conditional else None
+    reference = load_reference(model_folder, label)
+    return QualityRange(
+        low=0.0 if low is None else low,
+        high=float("inf") if high is None else high,
+        score=lambda images: quality_scores(reference, images),
+        reference=file_digest(reference_path(model_folder, label))[:16],
+    )
 
 
 class Drawn(NamedTuple):
@@ -125,13 +143,3 @@ def draw_or_none(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return None
-
-
-def half(batch_size: int) -> int:
-    """The next smaller batch. Raises UserError when there is none."""
-    if batch_size == 1:
-        raise UserError(
-            "out of memory: not even one image fits; close other programs, use another device, or "
-            "train a smaller model"
-        )
-    return batch_size // 2

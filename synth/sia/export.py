@@ -7,7 +7,6 @@ six digits: readers that pair images with masks by sorted path pair them rightly
 """
 
 import csv
-import hashlib
 import io
 import os
 import shutil
@@ -20,14 +19,15 @@ from numpy.typing import NDArray
 
 from synth.base.claims import claim_folder
 from synth.base.errors import UserError
-from synth.base.files import atomic_path, write_text
+from synth.base.files import atomic_path, file_digest, write_text
 from synth.base.locks import sole_user
 from synth.base.progress import Bars, no_bars
 from synth.data.normals import Normals
 from synth.images import write_png
 from synth.pictures import digest
-from synth.sia.format import METADATA_FILE, Row
+from synth.sia.format import METADATA_FILE
 from synth.sia.reader import SiaFolder, open_sia
+from synth.sia.rows import Row
 from synth.sia.validate import validate_sia
 
 EXPORT_FILE = "export.json"
@@ -69,7 +69,7 @@ def export_sia(
     sia, chosen = open_for_export(folder, layout), LAYOUTS[layout]
     assert (normals is not None) == chosen.needs_normals
     made_from = {"layout": layout, "folder": str(sia.path.resolve()), "num_images": len(sia.rows)}
-    made_from["metadata"] = hashlib.sha256((sia.path / METADATA_FILE).read_bytes()).hexdigest()
+    made_from["metadata"] = file_digest(sia.path / METADATA_FILE)
     if normals is not None:
         made_from["normals"] = normals.to_json()
     target = out / sia.category

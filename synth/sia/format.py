@@ -9,17 +9,13 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from synth.base.errors import UserError
 from synth.base.files import read_json, require_component
+from synth.sia.rows import Row, check_row
 
 FORMAT = 1
 SHARD_SIZE = 100
-IMAGES_PER_FOLDER = 1000
 HEADER_FILE, METADATA_FILE = "sia.json", "metadata.jsonl"
-ROW_FIELDS: dict[str, type] = {"file_name": str, "index": int, "sha256": str}
-MASK_FIELDS: dict[str, type] = {"mask_file_name": str}
-"""What readers rely on; rows say more."""
 
 Kind = Literal["source", "blended"]
-Row = dict[str, Any]
 
 
 class SiaHeader(NamedTuple):
@@ -56,18 +52,7 @@ def other_format(found: object) -> str:
     )
 
 
-def image_path(index: int) -> str:
-    """Where image `index` lies, relative to its SIA folder."""
-    return f"images/{index // IMAGES_PER_FOLDER:03d}/{index:06d}.png"
-
-
-def mask_path(index: int) -> str:
-    """Where the mask of blended image `index` lies, relative to its SIA folder."""
-    return f"masks/{index // IMAGES_PER_FOLDER:03d}/{index:06d}.png"
-
-
-PATHS = {"file_name": image_path, "mask_file_name": mask_path}
-"""What the fields of a row that name its files must say, by its index."""
+# Shards
 
 
 def shard_path(shard: int) -> str:
@@ -75,9 +60,10 @@ def shard_path(shard: int) -> str:
     return f"shards/{shard:03d}.json"
 
 
-def shard_indices(shard: int, num_images: int) -> range:
-    """The images of a shard, below `num_images`."""
-    return range(shard * SHARD_SIZE, min((shard + 1) * SHARD_SIZE, num_images))
+def shard_indices(shard: int, num_images: int | None = None) -> range:
+    """The images of a shard, below `num_images` if that is given."""
+    stop = (shard + 1) * SHARD_SIZE
+    return range(shard * SHARD_SIZE, stop if num_images is None else min(stop, num_images))
 
 
 class ShardRecord(NamedTuple):
@@ -107,21 +93,8 @@ def read_shard(folder: Path, shard: int) -> ShardRecord:
     if not isinstance(rows, list):
         raise UserError(f"{path}: damaged (no rows); {cure}")
     for row in rows:
-        check_row(path, row, ROW_FIELDS, cure)
+        check_row(path, row, None, cure)
     return ShardRecord(record.get("status") == "done", rows)
-
-
-def check_row(path: Path, row: object, fields: Mapping[str, type], cure: str) -> None:
-    """Raise UserError, naming `path`, unless `row` has these fields and names its own files."""
-    for name, kind in fields.items():
-        if not isinstance(row, dict) or not isinstance(row.get(name), kind):
-            raise UserError(f"{path}: damaged (a row without {name}); {cure}")
-    assert isinstance(row, dict)
-    for name, path_of in PATHS.items():
-        if name in row and row[name] != path_of(row["index"]):
-            raise UserError(
-                f"{path}: damaged ({name} of index {row['index']} is {row[name]!r}); {cure}"
-            )
 
 
 def count_missing(folder: Path, shard: int, num_images: int) -> int:

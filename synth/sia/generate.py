@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from synth.base.errors import UserError
-from synth.base.files import config_differences
+from synth.base.files import config_differences, file_digest
 from synth.base.options import Precision
 from synth.base.seeding import derive_seed
 from synth.diffusion.config import SdasConfig
@@ -17,9 +17,8 @@ from synth.diffusion.sampling import sample_images
 from synth.images import read_image, write_png
 from synth.pictures import Images
 from synth.sia.candidates import Candidate, QualityRange, draw_accepted
-from synth.sia.format import Row
 from synth.sia.reader import Item, OnImage, SiaFolder, SiaHeader, Written, write_sia
-from synth.sia.writer import file_digest
+from synth.sia.rows import Row
 
 METHOD, PAIR_METHOD = "sdas", "sdas-pair"
 

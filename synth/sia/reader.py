@@ -16,16 +16,13 @@ from synth.images import read_image, read_mask
 from synth.sia.format import (
     FORMAT,
     HEADER_FILE,
-    MASK_FIELDS,
     METADATA_FILE,
-    ROW_FIELDS,
     Kind,
-    Row,
     SiaHeader,
-    check_row,
     header_faults,
     other_format,
 )
+from synth.sia.rows import Row, check_row
 from synth.sia.writer import Item, OnImage, Written, write_sia
 
 __all__ = ["Item", "Kind", "OnImage", "SiaFolder", "SiaHeader", "Written", "open_sia", "write_sia"]
@@ -96,17 +93,16 @@ def open_sia(folder: Path, kind: Kind | None = None) -> SiaFolder:
         raise UserError(
             f"{folder}: unfinished; run the command that made it once more to complete it"
         )
-    fields = ROW_FIELDS | (MASK_FIELDS if header["kind"] == "blended" else {})
     about = (header["kind"], header["dataset"], header["category"], header["config"])
-    return SiaFolder(folder, *about, read_metadata(metadata, fields))
+    return SiaFolder(folder, *about, read_metadata(metadata, header["kind"]))
 
 
-def read_metadata(path: Path, fields: Mapping[str, type]) -> tuple[Row, ...]:
-    """The rows of metadata.jsonl, each with these fields. Raises UserError, naming the line."""
+def read_metadata(path: Path, kind: Kind) -> tuple[Row, ...]:
+    """The rows of metadata.jsonl. Raises UserError for one that lacks what is needed."""
     cure = "run the command that made the folder again"
     rows: list[Row] = []
     for row in read_json_lines(path, cure):
-        check_row(path, row, fields, cure)
+        check_row(path, row, kind, cure)
         rows.append(row)
     if not rows:
         raise UserError(f"{path}: damaged (no rows); {cure}")

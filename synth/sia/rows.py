@@ -1,47 +1,87 @@
-"""What a row of an SIA folder must say: the table of data_cards/SIA_FORMAT.md, as checks."""
+"""A row of an SIA folder: its fields, the one table of them, and what may be wrong with them."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+from synth.base.errors import UserError
 from synth.diffusion.strength import Strength
-from synth.sia.format import PATHS, Row
+
+Row = dict[str, Any]
+Header = Mapping[str, Any]
+IMAGES_PER_FOLDER = 1000
 
 
-class Type(NamedTuple):
-    """What JSON values a field may have, and its name in a message."""
-
-    allowed: tuple[type, ...]
-    words: str
+def image_path(index: int) -> str:
+    """Where image `index` lies, relative to its SIA folder."""
+    return f"images/{index // IMAGES_PER_FOLDER:03d}/{index:06d}.png"
 
 
-TEXT = Type((str,), "a string")
-INTEGER = Type((int,), "an integer")
-NUMBER = Type((int, float), "a number")
-MAYBE_NUMBER = Type((int, float, type(None)), "a number or null")
+def mask_path(index: int) -> str:
+    """Where the mask of blended image `index` lies, relative to its SIA folder."""
+    return f"masks/{index // IMAGES_PER_FOLDER:03d}/{index:06d}.png"
 
-TYPES: dict[str, Type] = {
-    "file_name": TEXT,
-    "mask_file_name": TEXT,
-    "dataset": TEXT,
-    "category": TEXT,
-    "index": INTEGER,
-    "seed": INTEGER,
-    "strength": MAYBE_NUMBER,  # null where a blend's sources have none
-    "num_steps": INTEGER,
-    "opacity": NUMBER,
-    "normal_file": TEXT,
-    "texture_file": TEXT,
-    "source_index": INTEGER,
-    "quality": NUMBER,
-    "attempt": INTEGER,
-    "depth": INTEGER,
-    "sha256": TEXT,
-    "mask_sha256": TEXT,
+
+PATHS = {"file_name": image_path, "mask_file_name": mask_path}
+"""What the fields of a row that name its files must say, by its index."""
+
+
+# Fields
+
+TYPES: dict[str, tuple[type, ...]] = {
+    "a string": (str,),
+    "an integer": (int,),
+    "a number": (int, float),
+    "a number or null": (int, float, type(None)),
 }
-"""Known fields; a row may have others."""
 
-REQUIRED = ("file_name", "dataset", "category", "index", "sha256")
-REQUIRED_BY_METHOD: dict[str, tuple[str, ...]] = {
+
+class Field(NamedTuple):
+    """A field of a row: its type, by name in TYPES, and what it means.
+
+    needed: in every row ("both"), or in those of folders of kind "blended". header: "same" as in
+    sia.json, "same config": as its config says, "in range": of what its config gives.
+    """
+
+    type: str
+    meaning: str
+    needed: Literal["both", "blended", ""] = ""
+    header: Literal["same", "same config", "in range", ""] = ""
+
+
+FIELDS = {
+    "file_name": Field("a string", "the image, RGB, as the original PNG", "both"),
+    "mask_file_name": Field("a string", "where the anomaly is: 255, elsewhere 0", "blended"),
+    "index": Field("an integer", "number of the image in its category", "both"),
+    "dataset": Field("a string", "of the normal images", "both", "same"),
+    "category": Field("a string", "of the normal images", "both", "same"),
+    "seed": Field(
+        "an integer",
+        "with the index, the seed of all that is random in the image",
+        header="same config",
+    ),
+    "strength": Field(  # null where a blend's sources have none
+        "a number or null", "s of the image, or of the anomaly pasted in", header="in range"
+    ),
+    "num_steps": Field("an integer", "reverse steps", header="same config"),
+    "opacity": Field("a number", "δ of the blend", header="in range"),
+    "normal_file": Field("a string", "the normal image that this one was made from"),
+    "texture_file": Field("a string", "the file that the image was made of"),
+    "source_index": Field("an integer", "the anomaly image pasted in"),
+    "depth": Field("an integer", "timestep that the normal image was noised to"),
+    "quality": Field(
+        "a number",
+        "distance to the nearest normal training image in standardised backbone features, "
+        "1 is as far as a held-out normal image",
+    ),
+    "attempt": Field("an integer", "how many candidates of this index were rejected before"),
+    "sha256": Field("a string", "of the image file", "both"),
+    "mask_sha256": Field("a string", "of the mask file"),
+}
+"""What is known of rows; one may have other fields."""
+
+
+NEEDED_BY_METHOD: dict[str, tuple[str, ...]] = {
     "sdas": ("seed", "strength", "num_steps"),
     "sdas-pair": ("seed", "strength", "num_steps", "normal_file", "mask_file_name"),
     "blend": ("seed", "opacity", "normal_file", "source_index", "mask_file_name"),
@@ -52,41 +92,31 @@ REQUIRED_BY_METHOD: dict[str, tuple[str, ...]] = {
 }
 """Besides: what the images of a method depend on. Folders of other makers need not say it."""
 
-RANGED = ("strength", "opacity")
-"""Fields that lie in the range that the header's config gives under the same name."""
+
+def is_a(value: object, name: str) -> bool:
+    """Whether a JSON value is of a type of TYPES; true and false are no numbers."""
+    return isinstance(value, TYPES[name]) and not isinstance(value, bool)
 
 
-def required_fields(kind: str | None, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The fields that every row of a folder must have."""
-    masks = ("mask_file_name",) if kind == "blended" else ()
-    method = REQUIRED_BY_METHOD.get(str(config.get("method")), ())
-    return tuple(dict.fromkeys(REQUIRED + masks + method))
+def needed_fields(kind: object) -> list[str]:
+    """The fields of every row of a folder of this kind."""
+    return [name for name, field in FIELDS.items() if field.needed in ("both", kind)]
 
 
-def row_faults(row: Row, header: Mapping[str, Any]) -> Iterator[str]:
-    """Say what is wrong with a row, beside what its header says; a damaged header says less."""
-    config = header.get("config")
-    config = config if isinstance(config, Mapping) else {}
-    for name in required_fields(header.get("kind"), config):
-        if name not in row:
-            yield f"no {name}"
-    for name, type_ in TYPES.items():
-        if name in row and not is_of(row[name], type_):
-            yield f"{name} is {row[name]!r}, must be {type_.words}"
-    for name in ("dataset", "category"):
-        if name in header and row.get(name, header[name]) != header[name]:
-            yield f"{name} is {row[name]!r}, sia.json says {header[name]!r}"
-    for name in ("seed", "num_steps"):
-        if row.get(name, config.get(name)) != config.get(name, row.get(name)):
-            yield f"{name} is {row[name]!r}, sia.json says {config[name]!r}"
-    for name in RANGED:
-        yield from range_fault(name, row.get(name), config.get(name))
-    yield from name_faults(row)
+def check_row(path: Path, row: object, kind: object, cure: str) -> None:
+    """Raise UserError, naming `path`, unless `row` has what is needed and names its own files."""
+    for name in needed_fields(kind):
+        if not isinstance(row, dict) or not is_a(row.get(name), FIELDS[name].type):
+            raise UserError(f"{path}: damaged (a row without {name}); {cure}")
+    assert isinstance(row, dict)
+    for name, path_of in PATHS.items():
+        if name in row and row[name] != path_of(row["index"]):
+            raise UserError(
+                f"{path}: damaged ({name} of index {row['index']} is {row[name]!r}); {cure}"
+            )
 
 
-def is_of(value: object, type_: Type) -> bool:
-    """Whether a JSON value is of a type; true and false are no numbers."""
-    return isinstance(value, type_.allowed) and not isinstance(value, bool)
+# Checks
 
 
 def index_of(row: object) -> int | None:
@@ -95,30 +125,54 @@ def index_of(row: object) -> int | None:
     return index if isinstance(index, int) and not isinstance(index, bool) else None
 
 
-def range_fault(name: str, value: object, wanted: Any) -> Iterator[str]:
+def config_of(header: Header) -> Mapping[str, Any]:
+    """What made the images, empty where the header is damaged."""
+    config = header.get("config")
+    return config if isinstance(config, Mapping) else {}
+
+
+def row_faults(row: Row, header: Header) -> Iterator[str]:
+    """Say what is wrong with a row, beside what its header says; a damaged header says less."""
+    config = config_of(header)
+    method = NEEDED_BY_METHOD.get(str(config.get("method")), ())
+    for name in dict.fromkeys((*needed_fields(header.get("kind")), *method)):
+        if name not in row:
+            yield f"no {name}"
+    for name, value in row.items():
+        if name in FIELDS:
+            yield from value_faults(name, value, row["index"], header, config)
+
+
+def value_faults(
+    name: str, value: object, index: int, header: Header, config: Mapping[str, Any]
+) -> Iterator[str]:
+    """Compare a value with the type of its field, with the header, and with the row's index."""
+    field = FIELDS[name]
+    if not is_a(value, field.type):
+        yield f"{name} is {value!r}, must be {field.type}"
+    wanted = (header if field.header == "same" else config).get(name) if field.header else None
+    if wanted is not None and field.header == "in range":
+        yield from range_faults(name, value, wanted)
+    elif wanted is not None and value != wanted:
+        yield f"{name} is {value!r}, sia.json says {wanted!r}"
+    if name in PATHS and isinstance(value, str) and value != PATHS[name](index):
+        yield f"{name} is {value!r}, must be {PATHS[name](index)!r}"
+
+
+def range_faults(name: str, value: Any, wanted: Any) -> Iterator[str]:
     """Compare a number with the range, the list or the one number that the header gives."""
-    if wanted is None or not is_of(value, NUMBER):
+    if not is_a(value, "a number"):
         return
     try:
-        low, high = value_range(wanted)
+        values = Strength.from_json(wanted).values
     except (ValueError, TypeError, KeyError):
         yield f"{name} cannot be checked: sia.json gives its range as {wanted!r}"
         return
-    if not low <= value <= high:  # pyright: ignore[reportOperatorIssue]
-        yield f"{name} is {value}, sia.json says {low:g} to {high:g}"
+    if not min(values) <= value <= max(values):
+        yield f"{name} is {value}, sia.json says {min(values):g} to {max(values):g}"
 
 
-def value_range(wanted: Any) -> tuple[float, float]:
-    """(lowest, highest) of what the header gives: [low, high], a number, a list to take in turn."""
-    values = Strength.from_json(wanted).values
-    return min(values), max(values)
-
-
-def name_faults(row: Row) -> Iterator[str]:
-    """Compare the names of a row's files with its index."""
-    index = row.get("index")
-    if not is_of(index, INTEGER):
-        return
-    for name, path_of in PATHS.items():
-        if is_of(row.get(name), TEXT) and row[name] != path_of(row["index"]):
-            yield f"{name} is {row[name]!r}, must be {path_of(row['index'])!r}"
+def with_its_files(row: Row) -> Row:
+    """A row without the names of files that are not its own: a name could lead anywhere."""
+    own = {name: path_of(row["index"]) for name, path_of in PATHS.items()}
+    return {name: value for name, value in row.items() if own.get(name, value) == value}

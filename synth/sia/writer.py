@@ -4,7 +4,6 @@ A process holds the lock of a shard while it makes its images; a process that is
 images of the last seconds. PNGs are written in the background while the next images are made.
 """
 
-import hashlib
 import json
 import os
 import time
@@ -20,21 +19,20 @@ from numpy.typing import NDArray
 
 from synth.base.claims import claim_folder
 from synth.base.errors import UserError
-from synth.base.files import atomic_path
-from synth.base.locks import take_lock
+from synth.base.files import PARTIAL_SUFFIX, atomic_path, file_digest, write_json
+from synth.base.locks import Lock, take_lock
 from synth.images import write_png
 from synth.sia.format import (
     HEADER_FILE,
     METADATA_FILE,
     SHARD_SIZE,
-    Row,
     SiaHeader,
     count_missing,
-    image_path,
-    mask_path,
     read_shard,
+    shard_indices,
+    shard_path,
 )
-from synth.sia.open_shard import OpenShard, lock_path
+from synth.sia.rows import IMAGES_PER_FOLDER, Row, image_path, mask_path
 
 MAX_WAITING_BYTES = 64 * 2**20
 """Images in memory that wait to be written: 340 of 256 x 256 px."""
@@ -119,6 +117,45 @@ def write_sia(
 def all_shards(num_images: int) -> range:
     """The numbers of the shards of a folder."""
     return range(-(-num_images // SHARD_SIZE))
+
+
+class OpenShard:
+    """A shard that this process holds: the rows it has, the images that are to come."""
+
+    def __init__(self, folder: Path, shard: int, num_images: int, lock: Lock) -> None:
+        self.folder, self.shard, self.lock = folder, shard, lock
+        self.rows = read_shard(folder, shard).present(folder)
+        self.to_come = set(shard_indices(shard, num_images)) - {row["index"] for row in self.rows}
+        self.saved_at = time.monotonic()
+        if lock.held is not None:  # nobody else writes here
+            self.remove_partials()
+
+    def add(self, row: Row) -> None:
+        """Note an image that is written."""
+        self.rows.append(row)
+        self.to_come.discard(row["index"])
+
+    def save(self, status: str) -> None:
+        """Write the record: the rows by index."""
+        rows = sorted(self.rows, key=lambda row: row["index"])
+        record = {"shard": self.shard, "status": status, "rows": rows}
+        write_json(self.folder / shard_path(self.shard), record)
+        self.saved_at = time.monotonic()
+
+    def remove_partials(self) -> None:
+        """Remove what a killed process left."""
+        number = self.shard * SHARD_SIZE // IMAGES_PER_FOLDER
+        for path in self.folder.glob(f"*/{number:03d}/.*{PARTIAL_SUFFIX}"):
+            index = path.name.split(".")[1]
+            if index.isdecimal() and int(index) in self.to_come:
+                path.unlink(missing_ok=True)
+        for path in self.folder.glob(f"shards/.{self.shard:03d}.json.*{PARTIAL_SUFFIX}"):
+            path.unlink(missing_ok=True)
+
+
+def lock_path(folder: Path, shard: int) -> Path:
+    """The file whose lock a process holds while it works on a shard; gone when nobody does."""
+    return folder / f"shards/.{shard:03d}.lock"
 
 
 class ShareWriter:
@@ -238,11 +275,6 @@ def write_item(folder: Path, header: SiaHeader, item: Item) -> Row:
     digest = file_digest(folder / image_path(item.number))
     about = {"dataset": header.dataset, "category": header.category, "index": item.number}
     return row | about | dict(item.row) | {"sha256": digest}
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_metadata(folder: Path, num_images: int) -> bool:
