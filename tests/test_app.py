@@ -458,7 +458,7 @@ def test_the_white_of_a_mask_file_does_not_count(open_page, photos, tmp_path):
     page.locator("canvas").first.wait_for()  # the last that the accordion lays out
     page.locator("input[type=file]").last.set_input_files(tmp_path / "mask.png")
     page.locator("a[href*='mask.png']").first.wait_for()
-    page.get_by_role("button", name="Ignore it").click()
+    page.get_by_role("button", name="Apply the region").click()
     page.get_by_role("heading", name="0 of 4 images are anomalous").wait_for()
 
 

@@ -86,7 +86,7 @@ def look_tab(runs: Path, root: Path) -> None:
                     buttons=[],
                 )
                 mask = gr.File(label="Or a mask image, not black where nothing counts", height=140)
-                ignore = gr.Button("Ignore it (nothing: count all again)")
+                ignore = gr.Button("Apply the region (empty: everything counts)")
 
     begun = start.click(
         told(begin(runs, root)),
