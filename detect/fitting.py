@@ -4,32 +4,33 @@ Every stage is a command of its own, run as it is printed, so that one can go on
 """
 
 import json
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
+from detect.calibration import Calibration, calibrate
+from detect.checkpoint import CALIBRATION_FILE
 from detect.method import Method
+from detect.options import TrainOptions
 from synth.base.files import read_json, write_json, write_text
 from synth.base.html import bullets, document, embedded_image, section
 from synth.base.progress import Bars
-from synth.data.catalog import Category
+from synth.data.catalog import Category, held_out
 from synth.images import read_image
 from synth.pictures import all_grey
 
-if TYPE_CHECKING:
-    from detect.options import TrainOptions
-
 FEW_IMAGES = 50
-"""Below so many normal images a diffusion model copies, and a threshold promises little."""
+"""Below so many normal images a diffusion model copies."""
 DONE_FILE, PAGE_FILE = "fit.json", "index.html"
 MODEL, SIA, DETECTOR, INSPECT, RESULTS = "model", "sia", "detector", "inspect", "results"
 NUM_STEPS, NUM_DRAWN = 20, 300
@@ -67,12 +68,7 @@ def look(category: Category, bars: Bars) -> Looked:
         "ones to test with",
         f"sizes: {spread_of(sizes)}; {'grey' if grey else 'in colour'}",
     ]
-    cautions = []
-    if len(train) < FEW_IMAGES:
-        cautions.append(
-            f"{len(train)} normal images are few: {FEW_IMAGES} or more make a diffusion model that "
-            "does not copy and a threshold that can promise a rate"
-        )
+    cautions = [*few(category)]
     ratios = [width / height for height, width in sizes]
     if max(ratios) > 1.5 * min(ratios):
         cautions.append(
@@ -80,6 +76,25 @@ def look(category: Category, bars: Bars) -> Looked:
             "first if that distorts it"
         )
     return Looked(lines, cautions)
+
+
+def few(category: Category) -> Iterator[str]:
+    """What the number of normal images is too small for."""
+    train, held = category.train, held_out(category)[1]
+    rate = TrainOptions().false_reject_rate
+    needed = calibrate([0.0], rate).needed
+    if len(train) < FEW_IMAGES:
+        yield (
+            f"{len(train)} normal images are few: below {FEW_IMAGES} a diffusion model tends to "
+            "copy them"
+        )
+    if len(held) < needed:
+        yield (
+            f"the threshold will rest on {len(held)} held-out images and cannot promise a rate "
+            f"below {1 / (len(held) + 1):.2g}; for {rate:g} give about "
+            f"{math.ceil(needed * len(train) / len(held))} images here, or {needed} others to "
+            "`detect predict --normals`"
+        )
 
 
 def spread_of(sizes: Sequence[tuple[int, int]]) -> str:
@@ -149,6 +164,12 @@ class Chain(NamedTuple):
             stages.append(Stage("measure it on the test images", words))
         return stages
 
+    @property
+    def next_line(self) -> str:
+        """What to type next, for a folder of photographs."""
+        detector, verdicts = self.out / DETECTOR, self.out / "verdicts"
+        return f"detect predict NEW_PHOTOS --model {detector} --out {verdicts}"
+
     def sia_source(self) -> tuple[str, ...]:
         """Which anomalies the detector is trained on, while nothing speaks against SDAS's."""
         if not self.needs_anomalies:
@@ -213,7 +234,7 @@ def before(done: Sequence[str], stage: Stage) -> list[str]:
 
 
 def estimate(
-    category: Category, chain: Chain, method: Method, options: "TrainOptions", bars: Bars
+    category: Category, chain: Chain, method: Method, options: TrainOptions, bars: Bars
 ) -> str:
     """How long the chain takes, from a few steps of each network; a sentence.
 
@@ -224,13 +245,15 @@ def estimate(
     if chain.diffusion is not None:
         model = diffusion_seconds(category, chain.diffusion, bars)
     detector = detector_seconds(category, method, options)
-    parts = f"diffusion model and its images {minutes(model)}, detector {minutes(detector)}"
+    if not model:
+        return f"about {minutes(detector)} in all"
+    parts = f"{minutes(model)} for the diffusion model and its images, the rest for the detector"
     return f"about {minutes(model + detector)} in all: {parts}"
 
 
 def minutes(seconds: float) -> str:
     """A time in words."""
-    return f"{max(1, round(seconds / 60))} min" if seconds else "none"
+    return f"{max(1, round(seconds / 60))} min"
 
 
 def diffusion_seconds(category: Category, given: Sequence[str], bars: Bars) -> float:
@@ -252,7 +275,7 @@ def diffusion_seconds(category: Category, given: Sequence[str], bars: Bars) -> f
     return training + NUM_DRAWN * NUM_STEPS * step / (3 * config.batch_size)
 
 
-def detector_seconds(category: Category, method: Method, options: "TrainOptions") -> float:
+def detector_seconds(category: Category, method: Method, options: TrainOptions) -> float:
     """Training of a detector, by the time that its backbone takes for a batch."""
     import torch
 
@@ -297,8 +320,16 @@ def write_index(chain: Chain, title: str, looked: Looked) -> Path:
     picture = embedded_image(sheet.read_bytes(), "png", "samples") if sheet.exists() else ""
     code = "".join(f"<li><code>{escape(line)}</code></li>" for line in done)
     page = out / PAGE_FILE
+    calibration = Calibration.from_json(read_json(out / DETECTOR / CALIBRATION_FILE))
+    promise = bullets(filter(None, (calibration.promise, calibration.note)))
+    command = f"<p><code>{escape(chain.next_line)}</code></p>"
     parts = [
         f"<header><h1>{escape(title)}</h1>{bullets(found)}</header>",
+        section(
+            "Detector",
+            promise + command,
+            f"It lies in {chain.out / DETECTOR}. Score photographs with it:",
+        ),
         section("Pages", f"<ul>{links}</ul>" if links else ""),
         section("What the diffusion model draws", picture if chain.diffusion is not None else ""),
         section("Commands", f"<ol>{code}</ol>", "Each can be run by hand, with other options."),

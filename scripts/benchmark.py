@@ -3,17 +3,23 @@
 All figures are of one run on one machine, with as many threads as OMP_NUM_THREADS says unless a
 line says otherwise; times of short work are medians. `--only perlin metrics` measures some parts.
 The comparison with anomalib runs where that is installed (CONTRIBUTING.md), and says so otherwise.
+
+RealNet's presets have random weights: nothing is downloaded, and the time is the same. "plain" is
+the network as it stands: eager, contiguous, float32. Each is timed in a process of its own, so that
+its peak memory is its own.
 """
 
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import platform
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
@@ -26,9 +32,18 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from detect.detector import Batch
 from detect.evaluation.metrics import pixel_metrics
+from detect.exporting.formats import onnx_session, quiet, write_onnx
+from detect.exporting.graph import INPUT, record
+from detect.methods.realnet import PRESETS as REALNETS
+from detect.methods.realnet import RealNet
+from detect.packing import packed
 from detect.training.data import BlendedDataset
 from detect.training.sources import Part, open_source
+from synth.base.backbones import build_backbone
+from synth.base.device import fastest_precision
+from synth.base.memory import keeping_freed_memory, steady_malloc
 from synth.base.progress import no_bars
 from synth.base.seeding import generator
 from synth.data.foreground import ForegroundRule
@@ -40,6 +55,7 @@ from synth.perlin import perlin_mask
 from synth.sia.reader import Item, SiaHeader, write_sia
 
 SIZE = (256, 256)
+ARITHMETIC = ("plain", "fp32", "bf16", "onnxruntime")
 
 
 class Figure(NamedTuple):
@@ -80,7 +96,7 @@ def mask_seconds() -> float:
     return median_seconds(lambda: [perlin_mask(rng, SIZE) for _ in range(200)]) / 200
 
 
-def perlin(work: Path) -> list[Figure]:
+def perlin(work: Path, options: argparse.Namespace) -> list[Figure]:
     """256x256 masks per second on one core, against a loop over `noise.pnoise2` for one field."""
 
     def loop() -> list[float]:
@@ -95,7 +111,7 @@ def perlin(work: Path) -> list[Figure]:
     ]
 
 
-def anomalib_perlin(work: Path) -> list[Figure]:
+def anomalib_perlin(work: Path, options: argparse.Namespace) -> list[Figure]:
     """The same against anomalib's field, and its field rotated and thresholded as it does it."""
     if importlib.util.find_spec("anomalib") is None:
         raise Skipped("anomalib is not installed")
@@ -122,7 +138,7 @@ def anomalib_perlin(work: Path) -> list[Figure]:
     ]
 
 
-def blended_samples(work: Path) -> list[Figure]:
+def blended_samples(work: Path, options: argparse.Namespace) -> list[Figure]:
     """Training samples per second of one worker at 256 px, everything cached that can be."""
     normals = np.stack([texture(n) for n in range(64)])
     folder = write_noise_images(work / "noise", 200, (128, 128))
@@ -146,7 +162,7 @@ def write_noise_images(folder: Path, count: int, size: tuple[int, int]) -> Path:
     return folder
 
 
-def sampler_overhead(work: Path) -> list[Figure]:
+def sampler_overhead(work: Path, options: argparse.Namespace) -> list[Figure]:
     """Share of the sampler's time that is not spent in the U-Net (preset tiny, batch 16, fp32)."""
     config = replace(PRESETS["tiny"].unet, mu=0.0, sigma_data=0.5)
     unet = build_unet(config).eval().to(memory_format=torch.channels_last)
@@ -169,7 +185,7 @@ def sampler_overhead(work: Path) -> list[Figure]:
     return [Figure("sampling outside the U-Net", 100 * (total - inside) / total, "%", "under 5")]
 
 
-def metrics(work: Path) -> list[Figure]:
+def metrics(work: Path, options: argparse.Namespace) -> list[Figure]:
     """Pixel AUROC, AP and AUPRO over 200 maps of 256x256 with blob-like defects, together."""
     rng = np.random.default_rng(0)
     maps = rng.random((200, *SIZE), dtype=np.float32)
@@ -183,27 +199,171 @@ def metrics(work: Path) -> list[Figure]:
     return [Figure("pixel AUROC, AP and AUPRO, 200 maps 256x256", seconds, "s", "1 or less")]
 
 
-PARTS: dict[str, Callable[[Path], list[Figure]]] = {
+# RealNet's presets
+
+
+class Job(NamedTuple):
+    """One network in one arithmetic, or one training."""
+
+    part: str
+    preset: str
+    batch_size: int
+    size_px: int
+    repeats: int
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """What is measured, in words."""
+        return f"RealNet {self.preset}, {self.part}, batches of {self.batch_size}"
+
+
+def detectors(work: Path, options: argparse.Namespace) -> list[Figure]:
+    """Score with RealNet's presets and train them, each in a process of its own."""
+    figures: list[Figure] = []
+    for job in jobs(options):
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            try:
+                figures += pool.submit(measure, job).result()
+            except Exception as error:  # of memory, mostly: the others are still worth having
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                print(f"{job.name}: failed, {reason}", flush=True)
+    return figures
+
+
+def jobs(options: argparse.Namespace) -> Iterator[Job]:
+    """What to measure, in order."""
+    common = (options.size_px, options.repeats, torch.get_num_threads())
+    for preset in options.presets:
+        yield Job("training", preset, options.training_batch, *common)
+        for part in ARITHMETIC:
+            for batch_size in options.batch_sizes:
+                yield Job(part, preset, batch_size, *common)
+
+
+def measure(job: Job) -> list[Figure]:
+    """Do one job in this process, which does nothing else."""
+    torch.set_num_threads(job.threads)
+    if job.part != "plain":
+        steady_malloc()  # as commands do
+    work, unit = (training, "samples/s") if job.part == "training" else (scoring, "ms/image")
+    value = work(job)
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    return [Figure(job.name, value, unit), Figure("  peak memory", peak_mib, "MiB")]
+
+
+def build(preset: str, size_px: int) -> RealNet:
+    """A preset with random weights whose reconstruction is not zero."""
+    config = REALNETS[preset]
+    backbone_config = replace(config.backbone, weights="random")
+    config = replace(config, backbone=backbone_config, image_size=(size_px, size_px))
+    backbone = build_backbone(backbone_config)
+    config = config.fitted(backbone.channels)
+    indices = [torch.arange(kept) for kept in config.num_selected]  # as many as AFS would keep
+    model = RealNet(config, backbone, indices)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.reconstruction.parameters():
+            if parameter.dim() == 4 and not parameter.any():
+                parameter.normal_(std=0.01, generator=rng)
+    return model
+
+
+def smooth_images(count: int, size_px: int) -> torch.Tensor:
+    """Seeded smooth images, float32 [N, 3, H, W] in [0, 1]."""
+    coarse = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return torch.nn.functional.interpolate(coarse, size=(size_px, size_px), mode="bilinear")
+
+
+def scoring(job: Job) -> float:
+    """Milliseconds per image."""
+    model = build(job.preset, job.size_px).eval()
+    images = smooth_images(job.batch_size, job.size_px)
+    if job.part == "onnxruntime":
+        work = onnx_work(model, images)
+    else:
+        detector = model if job.part == "plain" else packed(model, job.part)  # pyright: ignore
+        work = lambda: detector.predict(images)  # noqa: E731
+    seconds = median_seconds(work, job.repeats)
+    return 1000 * seconds / job.batch_size
+
+
+def onnx_work(model: RealNet, images: torch.Tensor) -> Callable[[], object]:
+    """Scoring of the exported network, its preprocessing included."""
+    pixels = (images * 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        path = Path(folder) / "detector.onnx"
+        write_onnx(record(model, model.config.image_size), path, {})
+        session = onnx_session(path)
+    return lambda: session.run(None, {INPUT: pixels})
+
+
+def training(job: Job) -> float:
+    """Samples per second of whole steps: forward, backward, Adam, in the faster arithmetic.
+
+    Half of the images are blended; the features of the normal ones are known, as after one epoch.
+    """
+    model = build(job.preset, job.size_px).train()
+    device = torch.device("cpu")
+    bf16 = fastest_precision(device) == "bf16"
+    (stage,) = model.stages()
+    optimizer = stage.optimizer(stage.trained(), lr=stage.lr)
+    normal = smooth_images(job.batch_size, job.size_px)
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        model.remember([*(normal * 255).byte().permute(0, 2, 3, 1).contiguous().numpy()])
+    mask = torch.zeros(job.batch_size, job.size_px, job.size_px, dtype=torch.bool)
+    mask[::2, : job.size_px // 4, : job.size_px // 4] = True
+    image = torch.where(mask.unsqueeze(1), 1 - normal, normal)
+    batch = Batch(image, normal, mask, torch.arange(job.batch_size))
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            loss = torch.stack(list(stage.loss(batch, torch.Generator()).values())).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    with keeping_freed_memory():  # as in `run_steps`
+        seconds = median_seconds(step, job.repeats)
+    return job.batch_size / seconds
+
+
+# The run
+
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], list[Figure]]] = {
     "perlin": perlin,
     "anomalib": anomalib_perlin,
     "blending": blended_samples,
     "sampler": sampler_overhead,
     "metrics": metrics,
+    "detectors": detectors,
 }
 """Each part gets an empty folder to work in."""
 
 
-def main() -> None:
-    """Measure everything, print a table, write JSON."""
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    options = parser.parse_args()
+    parser.add_argument("--presets", nargs="+", choices=REALNETS, default=["paper", "compact"])
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4, 16])
+    parser.add_argument("--training-batch", type=int, default=16)
+    parser.add_argument("--size-px", type=int, default=SIZE[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure everything, print a table, write JSON."""
+    options = arguments()
     figures: list[Figure] = []
     for name in options.only:
         try:
             with tempfile.TemporaryDirectory() as work:
-                measured = PARTS[name](Path(work))
+                measured = PARTS[name](Path(work), options)
         except Skipped as reason:
             print(f"{name}: skipped, {reason}", flush=True)
             continue

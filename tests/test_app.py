@@ -96,7 +96,7 @@ def test_every_kind_is_found_at_its_depth(run, runs, photos, tmp_path):
 def test_a_dry_run_says_what_is_found(run, runs):
     ended = run("detect", "app", "--runs", runs, "--dry-run")
     assert ended.code == 0
-    counts = "1 detectors, 0 predictions, 1 diffusion models, 1 SIA folders"
+    counts = "detectors: 1, predictions: 0, diffusion models: 1, SIA folders: 1"
     assert ended.out == f"found below {runs}: {counts}\n"
 
 
@@ -458,7 +458,7 @@ def test_the_white_of_a_mask_file_does_not_count(open_page, photos, tmp_path):
     page.locator("canvas").first.wait_for()  # the last that the accordion lays out
     page.locator("input[type=file]").last.set_input_files(tmp_path / "mask.png")
     page.locator("a[href*='mask.png']").first.wait_for()
-    page.get_by_role("button", name="Apply the region").click()
+    page.get_by_role("button", name="Apply", exact=True).click()
     page.get_by_role("heading", name="0 of 4 images are anomalous").wait_for()
 
 

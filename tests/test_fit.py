@@ -58,7 +58,7 @@ def test_a_chain_without_a_diffusion_model_is_run_as_it_is_printed(run, product,
     assert "8 normal images to train on; 4 normal and 4 defective ones" in ended.out
     assert "8 normal images are few" in ended.err
     assert f"--root {product} --method patch-nn" in ended.out
-    assert f"next: detect predict --model {out}/detector PHOTO" in ended.out
+    assert f"next: detect predict NEW_PHOTOS --model {out}/detector" in ended.out
     page = (out / "index.html").read_text()
     assert 'href="results/report.html"' in page
     assert "detect train --dataset folder" in page
@@ -76,7 +76,7 @@ def test_a_dry_run_makes_nothing(run, product, tmp_path):
     words = ("detect", "fit", product, "--out", out, "--minutes", "3", "--dry-run")
     ended = run(*words)
     assert ended.code == 0, ended
-    assert "min in all: diffusion model and its images " in ended.out
+    assert " min for the diffusion model and its images" in ended.out
     titles = [line for line in ended.out.splitlines() if line.endswith(":")]
     assert titles == [
         "train a diffusion model:", "draw anomaly images:", "look at them:",

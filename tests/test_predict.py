@@ -99,6 +99,7 @@ def test_a_region_to_ignore(run, model, photos, tmp_path):
     assert run(*words(model, tmp_path / "x", photos), "--ignore", photos / "nothing.png").code == 2
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 def test_regions_as_coco_reads_them(run, model, photos, tmp_path):
     from pycocotools.coco import COCO
 

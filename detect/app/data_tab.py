@@ -38,7 +38,7 @@ def data_tab(runs: Path) -> None:
             )  # fmt: skip
         with gr.Column(scale=5, min_width=300):
             large = gr.Image(label="Image", height=SHOWN_PX, buttons=["fullscreen"])
-            row = gr.JSON(label="Its row")
+            row = gr.JSON(label="Row in metadata.jsonl")
 
     filters = [folder, categories, *bounds]
     shown = [gallery, numbers, status]

@@ -33,8 +33,8 @@ class Found(NamedTuple):
     def summary(self) -> str:
         """How many of each, in a line."""
         return (
-            f"{len(self.detectors)} detectors, {len(self.predictions)} predictions, "
-            f"{len(self.models)} diffusion models, {len(self.sia)} SIA folders"
+            f"detectors: {len(self.detectors)}, predictions: {len(self.predictions)}, "
+            f"diffusion models: {len(self.models)}, SIA folders: {len(self.sia)}"
         )
 
 

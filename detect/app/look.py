@@ -226,7 +226,8 @@ def row_of(session: Session, shot: Shot) -> Row:
 def caption(session: Session, shot: Shot) -> str:
     """Verdict, p-value and name of an image."""
     row = row_of(session, shot)
-    return f"{row['verdict']}, p {row['p_value']:.2g}\n{shot.name}"
+    mark = "▲ " if row["verdict"] == "anomalous" else ""
+    return f"{mark}{row['verdict']}, p {row['p_value']:.2g}\n{shot.name}"
 
 
 def counts(session: Session) -> str:
@@ -243,7 +244,14 @@ def promises(session: Session) -> list[str]:
                 "cannot be moved"]  # fmt: skip
     n = len(calibration.scores)
     best = f"{n} held-out images can promise a rate of {1 / (n + 1):.2%} at best"
-    return [calibration.promise, calibration.note or best]
+    return [calibration.promise, calibration.note or best, *ignored_share(session)]
+
+
+def ignored_share(session: Session) -> Iterator[str]:
+    """How much of every image is ignored, where any of it is."""
+    predictor = session.predictor
+    if predictor is not None and predictor.region is not None and predictor.region.any():
+        yield f"{predictor.region.mean():.1%} of every image is ignored"
 
 
 def enlarged(shot: Shot) -> Image:

@@ -78,15 +78,15 @@ def look_tab(runs: Path, root: Path) -> None:
             gr.HTML(legend())
             with gr.Accordion("Ignore a region of all images", open=False):
                 painted = gr.ImageEditor(
-                    label="Paint what does not count",
+                    label="Paint what is to be ignored",
                     sources=(),
                     transforms=(),
                     layers=False,
                     brush=gr.Brush(default_size=40, colors=["#22d3ee"], color_mode="fixed"),
                     buttons=[],
                 )
-                mask = gr.File(label="Or a mask image, not black where nothing counts", height=140)
-                ignore = gr.Button("Apply the region (empty: everything counts)")
+                mask = gr.File(label="Or a mask image: what is not black is ignored", height=140)
+                ignore = gr.Button("Apply")
 
     begun = start.click(
         told(begin(runs, root)),

@@ -38,9 +38,9 @@ def strength_tab(runs: Path, root: Path) -> None:
         with gr.Column(scale=7, min_width=400):
             s = gr.Slider(
                 0, 1, 0, step=0.05, label="Strength s",
-                info="0 is a plain sample; higher is more anomalous. The nearest one is shown.",
+                info="0 is a plain sample; higher is more anomalous. The nearest is shown.",
             )  # fmt: skip
-            large = gr.Image(label="Image of the seed", height=SHOWN_PX, buttons=["fullscreen"])
+            large = gr.Image(label="Anomaly image", height=SHOWN_PX, buttons=["fullscreen"])
             strip = gr.Gallery(
                 show_label=False, columns=len(STRENGTHS), height=130, object_fit="contain",
                 allow_preview=False, buttons=[], elem_classes="strip",

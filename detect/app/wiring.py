@@ -67,7 +67,7 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
 def refusal(error: UserError) -> gr.Error:
     """What the browser shows of a user's mistake; uploaded files are called by their names."""
     text = re.sub(r"/\S*/[0-9a-f]{64}/", "", str(error))
-    return gr.Error(escape(text), duration=None, title="", print_exception=False)
+    return gr.Error(escape(text), duration=10, title="", print_exception=False)
 
 
 def lines(sentences: Iterable[str], title: str = "") -> str:

@@ -44,6 +44,7 @@ def app(*, runs: Runs, port: int = 7860, dry_run: bool = False) -> None:
         raise UserError(
             'app: the package gradio is missing; run `pip install "siaforge[app]"`'
         ) from None
+    say("starting the page ...")
     from detect.app.page import serve
     from detect.prediction.watch import stop_on_interrupt
 

@@ -94,4 +94,4 @@ def fit(
     run_chain(chain, say, warn)
     page = write_index(chain, f"{opened.name} ({dataset})", looked)
     say(f"\neverything made: {page}")
-    say(f"next: detect predict --model {out / 'detector'} PHOTO --out {out / 'verdicts'}")
+    say(f"next: {chain.next_line}")

@@ -83,9 +83,9 @@ def predict(
         overlap: Least share of a tile that the next one covers too, up to 0.5.
         normals: Normal images that training has not seen: scored like the others, they set the
             threshold in place of the stored scores.
-        ignore: A mask image with the proportions of the images: where it is not black, nothing
-            counts (an edge, a fixture, the background). The stored threshold keeps its promise;
-            --normals sets a closer one.
+        ignore: A mask image with the proportions of the images: what is not black in it is ignored
+            (an edge, a fixture, the background). The stored threshold keeps its promise; --normals
+            sets a closer one.
         pictures: Whose overlays and masks are written.
         coco: A JSON file to write at the end: boxes and masks of the anomalous regions in COCO's
             format.
