@@ -7,12 +7,17 @@ Shapes: N images, C channels, h x w pixels.
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.padding import pad_same
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from detect.detector import Detector, Scores
 from detect.methods.realnet.model import ChannelSelection
@@ -62,9 +67,18 @@ class Unpacked(Detector):
 
 
 def _packed(module: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return the packed kind of a module that has one, else a twin with packed parts."""
+    """Return the packed kind of a module that has one, else a twin with packed parts.
+
+    What multiplies and has no packed kind stays in float32, whatever comes before it.
+    """
     make = PACKED.get(type(module))
-    return make(module, dtype) if make is not None and _fits(module) else _twin(module, dtype)
+    if make is not None and _fits(module):
+        return make(module, dtype)
+    twin = _twin(module, dtype)
+    if isinstance(module, _ConvNd | nn.Linear) and dtype != torch.float32:
+        twin._forward_pre_hooks = OrderedDict()
+        twin.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
+    return twin
 
 
 def _twin(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -141,6 +155,23 @@ class PackedConv2d(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, C_in, h, w] to [N, C_out, h', w']."""
         return self.weights(x)
+
+
+class PackedSame(PackedConv2d):
+    """A convolution padded as TensorFlow's: EfficientNet-Lite's of stride 2."""
+
+    def __init__(self, conv: nn.Conv2d, dtype: torch.dtype) -> None:
+        super().__init__(conv, dtype)
+        self.padded = partial(
+            pad_same,
+            kernel_size=list(conv.kernel_size),
+            stride=list(conv.stride),
+            dilation=list(conv.dilation),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C_in, h, w] to [N, C_out, h', w'], h' = h / stride, rounded up."""
+        return self.weights(self.padded(x))
 
 
 class PackedUpsampling(nn.Module):
@@ -227,6 +258,7 @@ class PackedRRS(nn.Module):
 
 PACKED: dict[type[nn.Module], Callable[[Any, torch.dtype], nn.Module]] = {
     nn.Conv2d: PackedConv2d,
+    Conv2dSame: PackedSame,
     nn.ConvTranspose2d: PackedUpsampling,
     SelfAttention: PackedAttention,
     ChannelSelection: PackedSelection,

@@ -75,6 +75,27 @@ def test_in_bf16_scores_stay_close_and_float32(model: RealNet) -> None:
     assert (got.image - want.image).abs().max() < 0.03
 
 
+NETWORKS = {
+    "tf_efficientnet_lite0": (2, 3),  # padded as TensorFlow's
+    "convnext_atto": (1, 2),  # linear layers between convolutions
+    "vit_tiny_patch16_224": (3, 5),
+    "regnetx_002": (1, 2),
+}
+
+
+@pytest.mark.parametrize(("name", "layers"), NETWORKS.items())
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_features_of_every_kind_of_backbone_in_either_precision(name, layers, precision) -> None:
+    torch.manual_seed(0)
+    network = build_backbone(BackboneConfig(name=name, layers=layers, weights="random")).eval()
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        want, got = network(x), packed(nn.Sequential(network), precision)(x)
+    for plain, fast in zip(want, got, strict=True):
+        error = (fast.float() - plain).abs().mean() / plain.abs().mean()
+        assert error < (1e-5 if precision == "fp32" else 0.05)
+
+
 def test_packing_leaves_the_detector_as_it_was(model: RealNet) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     parts = [type(part) for part in model.modules()]
