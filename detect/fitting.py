@@ -327,8 +327,8 @@ def write_index(chain: Chain, title: str, looked: Looked) -> Path:
         f"<header><h1>{escape(title)}</h1>{bullets(found)}</header>",
         section(
             "Detector",
-            promise + command,
-            f"It lies in {chain.out / DETECTOR}. Score photographs with it:",
+            command + promise,
+            f"It lies in {chain.out / DETECTOR}. For new photographs:",
         ),
         section("Pages", f"<ul>{links}</ul>" if links else ""),
         section("What the diffusion model draws", picture if chain.diffusion is not None else ""),
