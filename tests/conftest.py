@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+from accelerate.state import AcceleratorState
 
 from synth.base import cache
 
@@ -14,3 +15,9 @@ def _own_scores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cache, "cache_folder", lambda: folder)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _own_arithmetic() -> None:
+    """No test computes in the precision that another one left in accelerate's state."""
+    AcceleratorState._reset_state()
