@@ -96,6 +96,16 @@ def test_features_of_every_kind_of_backbone_in_either_precision(name, layers, pr
         assert error < (1e-5 if precision == "fp32" else 0.05)
 
 
+def test_what_has_no_packed_kind_takes_what_comes_before_it_in_bf16() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding="same"), nn.Conv2d(8, 4, 1),
+        nn.Linear(16, 2),
+    ).eval()  # fmt: skip
+    x = torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(packed(network, "bf16")(x), network(x), rtol=0.05, atol=0.05)
+
+
 def test_packing_leaves_the_detector_as_it_was(model: RealNet) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     parts = [type(part) for part in model.modules()]
