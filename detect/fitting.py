@@ -4,7 +4,6 @@ Every stage is a command of its own, run as it is printed, so that one can go on
 """
 
 import json
-import math
 import os
 import shlex
 import signal
@@ -88,11 +87,11 @@ def few(category: Category) -> Iterator[str]:
             f"{len(train)} normal images are few: below {FEW_IMAGES} a diffusion model tends to "
             "copy them"
         )
-    if len(held) < needed:
+    if len(held) < needed:  # a tenth is held out, and never fewer than two
         yield (
             f"the threshold will rest on {len(held)} held-out images and cannot promise a rate "
             f"below {1 / (len(held) + 1):.2g}; for {rate:g} give about "
-            f"{math.ceil(needed * len(train) / len(held))} images here, or {needed} others to "
+            f"{10 * needed} images here, or {needed} others to "
             "`detect predict --normals`"
         )
 

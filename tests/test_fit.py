@@ -57,6 +57,7 @@ def test_a_chain_without_a_diffusion_model_is_run_as_it_is_printed(run, product,
     assert ended.code == 0, ended
     assert "8 normal images to train on; 4 normal and 4 defective ones" in ended.out
     assert "8 normal images are few" in ended.err
+    assert "for 0.05 give about 190 images here" in ended.err
     assert f"--root {product} --method patch-nn" in ended.out
     assert f"next: detect predict NEW_PHOTOS --model {out}/detector" in ended.out
     page = (out / "index.html").read_text()
