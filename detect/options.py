@@ -22,6 +22,7 @@ from synth.base.options import (
 )
 from synth.data.options import Foreground
 
+DEFAULT_METHOD = "realnet-nn"
 Workers = Annotated[
     int | None,
     tyro.conf.arg(metavar="INT", help_behavior_hint="(default: 4 with a GPU, 0 without)"),
@@ -56,7 +57,7 @@ Sources = Annotated[
 class MethodOptions:
     """Which method."""
 
-    method: MethodName = "realnet"
+    method: MethodName = DEFAULT_METHOD
 
 
 @dataclass(frozen=True, kw_only=True)

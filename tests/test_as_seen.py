@@ -354,6 +354,7 @@ def test_a_defect_type_of_bytes_that_are_no_utf8_is_evaluated_and_named(
     for part in ("test", "ground_truth"):
         (root / part / "spot").rename(os.fsdecode(os.fsencode(root / part) + b"/kr\xe4tzer"))
     train = ("detect", "train", "--root", root, "--source", "noise", "--backbone", "resnet10t")
+    train += ("--method", "realnet")
     small = ("--backbone-weights", "random", "--size", 32, 32, "--batch-size", 2, "--num-steps", 1)
     assert run(*train, *small, "--out", tmp_path / "model").code == 0
     ended = run(

@@ -25,7 +25,8 @@ from synth.images import read_image, write_png
 from synth.sia.reader import Item, SiaHeader, write_sia
 
 LEADING_OUT = ("../victim/new", "..", "/victim", "a/b", "a\\b", "", "x" * 300, 7, None)
-TRAIN = (*("--backbone", "resnet10t", "--backbone-weights", "random", "--size", 32, 32),)
+TRAIN = ("--backbone", "resnet10t", "--backbone-weights", "random", "--size", 32, 32)
+TRAIN = ("--method", "realnet", *TRAIN)
 TRAIN = (*TRAIN, "--batch-size", 4, "--precision", "fp32", "--source", "noise")
 
 

@@ -32,6 +32,7 @@ SIZE = (32, 32)
 NORMALS = np.stack([normal_image(n) for n in range(4)])
 JUDGES = blended_once(BlendedDataset(NORMALS, EVERYTHING, draw_noise, seed=7, anomalous_share=1.0))
 QUICK = ("--backbone", "resnet10t", "--backbone-weights", "random", "--size", 32, 32)
+QUICK = ("--method", "realnet", *QUICK)
 QUICK = (*QUICK, "--batch-size", 2, "--precision", "fp32", "--source", "noise")
 
 

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from synth.images import write_png
 
 TINY = ("--backbone", "resnet10t", "--backbone-weights", "random", "--size", 32, 32)
-QUICK = (*TINY, "--batch-size", 4, "--precision", "fp32")
+QUICK = ("--method", "realnet", *TINY, "--batch-size", 4, "--precision", "fp32")
 
 
 @pytest.fixture

@@ -263,7 +263,7 @@ def test_defects_from_the_shell(tmp_path: Path, folder: Path, monkeypatch, capsy
     product, out = write_product(tmp_path / "widget"), tmp_path / "out"
     words = ("detect", "train", "--root", product, "--backbone", "resnet10t", "--backbone-weights")
     words += ("random", "--size", 32, 32, "--batch-size", 4, "--num-steps", 1, "--precision")
-    words += ("fp32", "--out", out, "--defects", folder)
+    words += ("fp32", "--out", out, "--defects", folder, "--method", "realnet")
     assert "--defects: not used with --source noise" in run.refused(*words, "--source", "noise")
     words += ("--source", "noise=0.7", "defects=0.3")
     ended = run(*words)

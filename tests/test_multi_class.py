@@ -17,7 +17,7 @@ from detect.training.stopping import blended_once
 from synth.data.foreground import EVERYTHING, ForegroundRule
 from synth.images import write_png
 
-QUICK = ("--num-steps", 2, "--batch-size", 2, "--precision", "fp32")
+QUICK = ("--method", "realnet", "--num-steps", 2, "--batch-size", 2, "--precision", "fp32")
 
 
 @pytest.fixture(autouse=True)

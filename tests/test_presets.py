@@ -71,7 +71,7 @@ def test_large_presets_have_the_published_sizes(preset: RealNetConfig, reconstru
 
 
 def realnet_config(options: TrainOptions) -> RealNetConfig:
-    return METHODS["realnet"].recipe().configure(options)
+    return METHODS["realnet"].recipe().configure(replace(options, method="realnet"))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -232,6 +232,7 @@ def test_a_vit_is_trained_where_its_patches_fit(monkeypatch, capsys, tmp_path) -
     product = write_product(tmp_path / "widget", num_train=4)
     words = (
         *("detect", "train", "--root", product, "--out", tmp_path / "out", "--source", "noise"),
+        *("--method", "realnet"),
         *("--backbone", "vit_tiny_patch16_224", "--backbone-weights", "random"),
         *("--backbone-layers", 2, "--batch-size", 2, "--num-steps", 1, "--precision", "fp32"),
     )
@@ -257,14 +258,14 @@ def test_a_vit_is_trained_where_its_patches_fit(monkeypatch, capsys, tmp_path) -
     ],
 )
 def test_blocks_of_a_vit_are_spread_over_its_depth(name: str, preset: Any, layers: tuple) -> None:
-    options = TrainOptions(backbone=name, preset=preset)
+    options = TrainOptions(method="realnet", backbone=name, preset=preset)
     config = realnet_config(options)
     assert config.backbone.layers == layers
     assert len(config.num_selected) == len(layers)
-    chosen = TrainOptions(backbone=name, preset=preset, backbone_layers=(1, 2))
+    chosen = replace(options, backbone_layers=(1, 2))
     assert realnet_config(chosen).backbone.layers == (1, 2)
     if name == "vit_tiny_patch16_224":
-        own = replace(options, preset="tiny")
+        own = replace(options, method="patch-nn", preset="tiny")
         assert METHODS["patch-nn"].recipe().configure(own).backbone.layers == (4, 8)
         assert config == realnet_config(replace(options, backbone_layers=layers))
 
@@ -279,6 +280,7 @@ def test_a_vit_is_trained_on_its_spread_blocks(monkeypatch, capsys, tmp_path) ->
     product = write_product(tmp_path / "widget", num_train=4)
     words = (
         *("detect", "train", "--root", product, "--out", tmp_path / "out", "--source", "noise"),
+        *("--method", "realnet"),
         *("--backbone", "test_vit", "--backbone-weights", "random", "--size", 32, 32),
         *("--batch-size", 2, "--num-steps", 1, "--precision", "fp32"),
     )
@@ -330,6 +332,7 @@ def test_the_official_way_leaves_the_last_step_as_it_is(monkeypatch, capsys, tmp
     product = write_product(tmp_path / "widget", num_train=4)
     words = (
         *("detect", "train", "--root", product, "--out", tmp_path / "out", "--source", "noise"),
+        *("--method", "realnet"),
         *("--backbone", "resnet10t", "--backbone-weights", "random", "--size", 32, 32),
         *("--batch-size", 2, "--num-steps", 3, "--precision", "fp32", "--official"),
     )

@@ -70,7 +70,7 @@ FP32 = ("--precision", "fp32")
 def words(command, product, out, *more):
     return (
         *("detect", command, "--root", product, "--out", out, "--size", 32, 32, "--batch-size", 2),
-        *("--backbone-weights", "bundled"),
+        *("--backbone-weights", "bundled", "--method", "realnet"),
         *(more or ("--source", "noise")),
     )
 
@@ -113,6 +113,7 @@ def change_anomaly(product: Path, sia: Path) -> None:
 
 
 OPTIONS = {
+    "method": "realnet",
     "size": (32, 32),
     "batch_size": 2,
     "backbone": "tf_efficientnet_lite0",
@@ -307,3 +308,10 @@ def test_the_size_of_features_is_measured_on_the_normal_images(product, kept, tm
     near, far = exponents(1 / 64), exponents(1 / 1024)
     assert [b - a for a, b in zip(near, far, strict=True)] == [4, 4, 4]
     assert exponents(1.0, official=True) == ()
+
+
+def test_methods_without_channels_to_choose_are_refused(run, product, tmp_path):
+    line = run.refused(
+        "detect", "select", "--root", product, "--out", tmp_path, "--method", "csflow"
+    )
+    assert line == "detect: --method: got csflow; realnet and realnet-nn choose channels"

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from detect.options import BasicOptions, MoreOptions, SeedList, TrainOptions
+from detect.options import DEFAULT_METHOD, BasicOptions, MoreOptions, SeedList, TrainOptions
 from synth.base.command import progress_bar, say, warn
 from synth.base.errors import UserError
 from synth.base.options import Folder, OptionalFolder, require_output
@@ -66,7 +66,7 @@ def benchmark(
 
     options = TrainOptions.of(training, more)
     check_seeds(options, seeds)
-    if methods and training.method != TrainOptions().method:
+    if methods and training.method != DEFAULT_METHOD:
         raise UserError(f"--method: got {training.method}, not used with --methods; leave it out")
     entries = make_entries(methods or (training.method,), sources, options)
     names = choose_categories(dataset, root, () if categories == ("all",) else categories)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from detect.methods import METHODS
-from detect.options import MethodName, TrainOptions
+from detect.options import DEFAULT_METHOD, MethodName, TrainOptions
 from synth.base.command import progress_bar, say, warn
 from synth.base.options import Folder, require_output, require_positive
 from synth.data.options import DATASET_NAMES, DataOptions
@@ -30,7 +30,7 @@ def fit(
     out: Folder,
     dataset: DATASET_NAMES = "folder",
     category: CategoryName = None,
-    method: MethodName = "realnet-nn",
+    method: MethodName = DEFAULT_METHOD,
     preset: str = "tiny",
     diffusion: Literal["tiny", "small", "base"] = "tiny",
     minutes: Minutes = None,
@@ -49,8 +49,8 @@ def fit(
         out: Everything that is made; begin with index.html.
         dataset: Layout of the photographs.
         category: Category below the folder.
-        method: As in `detect train`. The default ranks real products 12 points better than realnet
-            and bricks as well.
+        method: As in `detect train`. The default ranks magnetic tiles 12 points better than
+            realnet.
         preset: Of the detector.
         diffusion: Preset of the diffusion model.
         minutes: Of training of the diffusion model.

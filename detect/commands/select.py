@@ -1,14 +1,22 @@
 """`detect select`."""
 
-from detect.options import BackboneOptions, PresetOptions, Sources, TrainOptions
+from dataclasses import dataclass
+
+from detect.options import BackboneOptions, MethodOptions, PresetOptions, Sources, TrainOptions
 from synth.base.command import progress_bar, say, warn
+from synth.base.errors import UserError
 from synth.base.options import Folder, OptionalFolder, require_output
 from synth.data.options import DataOptions
 
 
+@dataclass(frozen=True, kw_only=True)
+class ChannelOptions(PresetOptions, MethodOptions):
+    """Which channels."""
+
+
 def select(
     data: DataOptions,
-    channels: PresetOptions,
+    channels: ChannelOptions,
     more: BackboneOptions,
     *,
     out: Folder,
@@ -38,6 +46,11 @@ def select(
     """
     options = TrainOptions.of(channels, more)
     options.check()
+    config = options.row.recipe().configure(options)
+    from detect.methods.realnet.config import RealNetConfig
+
+    if not isinstance(config, RealNetConfig):
+        raise UserError(f"--method: got {options.method}; realnet and realnet-nn choose channels")
     category = data.open(out)
     require_output(out)
     from detect.methods.realnet.channels import show_channels
@@ -45,10 +58,9 @@ def select(
     from detect.training.source_words import chosen_sources
     from synth.data.normals import load_normals
 
-    size = options.row.recipe().configure(options).image_size
     folders = {"sia": sia, "textures": textures, "defects": defects}
     (anomalies,) = chosen_sources(options.row, source, folders, [category], warn, progress_bar)
-    product = Product(load_normals(category, size, progress_bar), anomalies)
+    product = Product(load_normals(category, config.image_size, progress_bar), anomalies)
     for line in show_channels(product, options, out, progress_bar):
         say(line)
     say(f"table: {out / 'channels.csv'}\npicture: {out / 'channels.png'}")
