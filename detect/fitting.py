@@ -260,8 +260,8 @@ def diffusion_seconds(category: Category, given: Sequence[str], bars: Bars) -> f
     from synth.base.device import make_accelerator
     from synth.data.normals import load_normals
     from synth.diffusion.config import PRESETS
-    from synth.diffusion.run import fitted
     from synth.diffusion.training import Learner
+    from synth.making.train import fitted
 
     options = dict(zip(given[::2], given[1::2], strict=True))
     accelerator = make_accelerator("auto")

@@ -25,11 +25,11 @@ from synth.diffusion.pair import (
     pair_images,
     timestep,
 )
-from synth.diffusion.strength import Strength
 from synth.images import read_image, write_png
+from synth.making.generate import generate_sia, remake_image
 from synth.pictures import Images
-from synth.sia.generate import generate_sia, remake_image
 from synth.sia.reader import open_sia
+from synth.sia.strength import Strength
 from synth.sia.validate import validate_sia
 
 SIZE = (16, 24)

@@ -69,9 +69,9 @@ def train(
         require_both_labels(category)
     require_output(out)
     from detect.checkpoint import WEIGHTS_FILE
-    from detect.training.material import Product
+    from detect.data.material import Product
+    from detect.data.source_words import chosen_sources
     from detect.training.run import train_detector
-    from detect.training.source_words import chosen_sources
     from synth.data.normals import load_normals
 
     size = options.row.recipe().configure(options).image_size

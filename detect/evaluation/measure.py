@@ -42,9 +42,9 @@ from detect.evaluation.ranking import (
     roc_vertices,
     thin,
 )
-from detect.evaluation.scratch import Scratch
 from detect.evaluation.testset import ALL_DEFECTS, TestSet
 from detect.scoring import Scored
+from detect.scratch import Scratch
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from detect.evaluation.ranking import BoolArray, Float64Array, FloatArray, require_finite
-from detect.evaluation.scratch import Scratch
+from detect.scratch import Scratch
 from synth.base.errors import UserError
 
 Float32Array = npt.NDArray[np.float32]

@@ -14,11 +14,11 @@ from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from detect.evaluation.protocol import detector_name, protocol
 from detect.evaluation.report_data import Comparison, ReportData
 from detect.evaluation.results import make_report, write_results
-from detect.evaluation.scratch import Scratch
 from detect.evaluation.seeds import Seeds, Training, summarise
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import best_on_test
 from detect.scoring import ParkedMaps
+from detect.scratch import Scratch
 from synth.base.files import write_json
 from synth.base.progress import Bars
 

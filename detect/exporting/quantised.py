@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from detect.calibration import Calibration, calibrate, joined
 from detect.checkpoint import TrainedDetector
+from detect.data.samples import BlendedDataset
+from detect.data.sources import Part, open_source
 from detect.detector import Detector
 from detect.evaluation.metrics import image_metrics
 from detect.exporting.formats import Run, data_file, median_milliseconds
 from detect.exporting.graph import INPUT
 from detect.exporting.packages import runtime
 from detect.scoring import Scored
-from detect.training.data import BlendedDataset
-from detect.training.sources import Part, open_source
 from detect.training.stopping import SyntheticTest, blended_once
 from synth.base.backbones import Backbone
 from synth.base.errors import UserError

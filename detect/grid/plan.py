@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detect.checkpoint import CONFIG_FILE
+from detect.data.defects import require_unseen
+from detect.data.source_words import parse_named
+from detect.data.sources import OpenSource, Part, open_source
 from detect.evaluation.testset import listing_digest, require_both_labels
 from detect.grid.result import Result, read_result, safe_name, training_folder
 from detect.options import TrainOptions
-from detect.training.defects import require_unseen
-from detect.training.source_words import parse_named
-from detect.training.sources import OpenSource, Part, open_source
 from synth.base.device import make_accelerator
 from synth.base.errors import DataWarning, UserError
 from synth.base.files import DAMAGE, Json, config_differences, read_json, write_json

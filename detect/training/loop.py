@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from detect.batch_norm import BATCH_NORMS, require_global_norms
+from detect.data.samples import Sample, batches
 from detect.detector import Batch, Detector, Stage
 from detect.evaluation.watch import WatchedTests
 from detect.scoring import detector_scorer
-from detect.training.data import Sample, batches
 from detect.training.gradients import average_gradients
 from detect.training.stage_state import (
     OwnState,

@@ -17,12 +17,12 @@ from detect.checkpoint import (
     save_detector,
 )
 from detect.config import DetectorConfig, TrainedConfig
+from detect.data.material import Material, Prepared, Product, prepare_material
 from detect.detector import Detector
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import WATCH_FILE, WatchedTests
 from detect.scoring import detector_scorer, score_batches
 from detect.training.loop import Feed, require_equal_shares, train_stages
-from detect.training.material import Material, Prepared, Product, prepare_material
 from detect.training.stopping import (
     BEST_FILE,
     CHECKS_FILE,

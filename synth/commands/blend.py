@@ -47,7 +47,7 @@ def blend(
     category = data.open(out)
     require_output(out)
     from synth.data.normals import load_normals
-    from synth.sia.blended import blend_sia
+    from synth.making.blend import blend_sia
     from synth.sia.reader import open_sia
 
     sources = open_sia(sia, kind="source")

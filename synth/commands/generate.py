@@ -19,7 +19,7 @@ from synth.base.options import (
 )
 from synth.data.options import DATASET_NAMES, Foreground
 from synth.diffusion.config import SdasConfig
-from synth.diffusion.strength import PAPER, Strength
+from synth.sia.strength import PAPER, Strength
 
 if TYPE_CHECKING:
     from synth.diffusion.model import DiffusionModel
@@ -131,8 +131,8 @@ def generate(
     from synth.diffusion.model import load_model
     from synth.diffusion.pair import chain_position
     from synth.diffusion.speed import auto_batch_size, choose_precision, compiled
-    from synth.sia.candidates import open_quality_range
-    from synth.sia.generate import generate_sia
+    from synth.making.candidates import open_quality_range
+    from synth.making.generate import generate_sia
 
     if pairs.pair is not None:
         chain_position(pairs.pair, num_steps)
@@ -174,7 +174,7 @@ def again(model: Path, folder: Path, index: int, out: Path, pairs: PairOptions) 
     from synth.base.device import default_device
     from synth.data.foreground import ForegroundRule
     from synth.diffusion.model import load_model
-    from synth.sia.generate import remake_image
+    from synth.making.generate import remake_image
     from synth.sia.reader import open_sia
 
     diffusion, sia = load_model(model, default_device()), open_sia(folder)

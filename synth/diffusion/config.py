@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from synth.base.errors import UserError
 from synth.base.options import Precision, Tracker
 from synth.diffusion.prediction import Kind, Prediction
-from synth.diffusion.strength import PAPER, Strength
+from synth.sia.strength import PAPER, Strength
 
 Style = Literal["adm", "ddpm", "diffusers"]
 MIN_SIDE_PX = 8

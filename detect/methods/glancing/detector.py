@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from detect.batch_norm import GlobalBatchNorm2d, joined
 from detect.config import TrainedConfig, require_fields_positive
+from detect.data.material import Material
 from detect.detector import ADAM, Batch, Detector, Scores, Stage
 from detect.images import to_chw, to_unit
 from detect.method import Recipe
@@ -32,7 +33,6 @@ from detect.methods.glancing.local import (
 from detect.methods.glancing.patches import grid_patches, random_patches, stained
 from detect.methods.patch_nn import blurred
 from detect.pooling import image_scores
-from detect.training.material import Material
 from synth.base.backbones import DEFAULT_BACKBONE, Backbone, BackboneConfig, seeded_init
 from synth.base.errors import UserError
 from synth.base.seeding import generator as seeded

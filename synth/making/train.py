@@ -20,10 +20,10 @@ from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
 from synth.diffusion.config import RunConfig, TrainConfig
 from synth.diffusion.init_from import Fit, Source, fit_source
-from synth.diffusion.looks import Looks
 from synth.diffusion.model import DiffusionModel, load_model, save_model
 from synth.diffusion.training import Learner, train_ddpm
 from synth.images import write_png
+from synth.making.looks import Looks
 from synth.pictures import Images, SheetRow, all_grey, contact_sheet
 from synth.quality.check import SampleCheck, check_samples
 from synth.quality.reference import make_reference, save_reference

@@ -10,10 +10,10 @@ import numpy as np
 from accelerate import Accelerator
 from numpy.typing import NDArray
 
+from detect.data.samples import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset, find_foregrounds
+from detect.data.sources import AnomalySource, OpenSource
 from detect.images import CACHE_BYTES
 from detect.method import C
-from detect.training.data import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset, find_foregrounds
-from detect.training.sources import AnomalySource, OpenSource
 from synth.base.backbones import Backbone, build_backbone
 from synth.base.progress import Bars
 from synth.data.foreground import EVERYTHING, ForegroundRule

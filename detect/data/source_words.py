@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from detect.data.defects import require_unseen
+from detect.data.sources import SOURCES, OpenSource, Part, open_source, open_sources
 from detect.method import Method
-from detect.training.defects import require_unseen
-from detect.training.sources import SOURCES, OpenSource, Part, open_source, open_sources
 from synth.base.errors import UserError
 from synth.base.progress import Bars
 from synth.data.catalog import Category

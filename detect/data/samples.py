@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from detect.data.sources import DrawAnomaly
 from detect.detector import Batch
 from detect.images import to_chw, to_unit
-from detect.training.sources import DrawAnomaly
 from synth.base.errors import UserError
 from synth.base.seeding import derive_seed
 from synth.blend import blend_random, paste_random
