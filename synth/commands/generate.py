@@ -69,11 +69,15 @@ class PairOptions:
     foreground: Foreground = "auto"
     """Where anomalies may lie: auto finds the product, everything is the whole image."""
 
-    @property
-    def unused(self) -> bool:
-        """Whether something is said of normal images that nothing uses."""
-        said = (self.dataset, self.root, self.foreground) != (None, None, "auto")
-        return self.pair is None and said
+    def require_used(self, *, with_row: bool) -> None:
+        """Raise UserError for an option that has no effect."""
+        given = (self.dataset, self.root, self.foreground) != (None, None, "auto")
+        if given and self.pair is None and not with_row:
+            raise UserError(
+                "--dataset, --root, --foreground: not used without --pair; leave them out"
+            )
+        if with_row and self.pair is not None:
+            raise UserError("--pair: not with --row, whose folder says the depth; leave it out")
 
 
 def generate(
@@ -120,10 +124,7 @@ def generate(
     share, num_shares = parse_shard(speed.shard)
     require_range(min_quality, max_quality)
     require_output(out)
-    if row is None and pairs.unused:
-        raise UserError("--dataset, --root, --foreground: they say nothing without --pair")
-    if row is not None and pairs.pair is not None:
-        raise UserError("--pair: not with --row, whose folder says the depth; leave it out")
+    pairs.require_used(with_row=row is not None)
     if row is not None:
         again(model, *row, out, pairs)
         return
@@ -145,9 +146,7 @@ def generate(
     for name in categories:
         folder = out / diffusion.config["dataset"] / name
         precision = choose_precision(speed.precision, diffusion, folder)
-        quality = None
-        if min_quality is not None or max_quality is not None:
-            quality = open_quality_range(model, diffusion, name, min_quality, max_quality)
+        quality = open_quality_range(model, diffusion, name, min_quality, max_quality)
         pairing = None
         if pairs.pair is not None:
             pairing = open_pairing(pairs, pairs.pair, diffusion, name, config, out)

@@ -48,8 +48,13 @@ class QualityRange(NamedTuple):
 
 def open_quality_range(
     model_folder: Path, model: DiffusionModel, category: str, low: float | None, high: float | None
-) -> QualityRange:
-    """The range [low, high] of quality, open where None. Raises UserError as `load_reference`."""
+) -> QualityRange | None:
+    """The range [low, high] of quality, open where one is None; None where both are.
+
+    Raises UserError as `load_reference`.
+    """
+    if low is None and high is None:
+        return None
     label = category if model.conditional else None
     reference = load_reference(model_folder, label)
     return QualityRange(
