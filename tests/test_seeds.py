@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
-from detect.evaluation.seeds import Training, spread, summarise
+from detect.evaluation.seeds import Training, mean_and_deviation, summarise
 from synth.base.errors import UserError
 
 PIXEL = PixelMetrics(0.9, 0.5, 0.5, 0.8, 0.6)
@@ -17,8 +17,8 @@ def trainings(*values, pixel=PIXEL):
 
 def test_spread_is_numpys_sample_deviation():
     values = [0.91, 0.95, 0.87, 0.99]
-    assert spread(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert spread([0.9]) == (0.9, None)
+    assert mean_and_deviation(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert mean_and_deviation([0.9]) == (0.9, None)
     with pytest.raises(UserError, match="got 1; a spread needs two"):
         summarise(trainings(0.9), [{}])
 

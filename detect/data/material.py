@@ -6,10 +6,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
-import numpy as np
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
+from detect.data.defects import Mask
 from detect.data.samples import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset, find_foregrounds
 from detect.data.sources import AnomalySource, OpenSource
 from detect.images import CACHE_BYTES
@@ -22,9 +21,6 @@ from synth.pictures import Images, all_grey
 
 if TYPE_CHECKING:
     from detect.options import TrainOptions
-
-Mask = NDArray[np.bool_]
-"""bool [H, W]."""
 
 
 class Product(NamedTuple):

@@ -70,10 +70,13 @@ def summarise(trainings: Sequence[Training], configs: Sequence[Mapping[str, Any]
 
 def spreads(rows: Sequence[ImageMetrics] | Sequence[PixelMetrics]) -> dict[str, Spread]:
     """Mean and deviation of every field."""
-    return {field: spread([getattr(row, field) for row in rows]) for field in rows[0]._fields}
+    return {
+        field: mean_and_deviation([getattr(row, field) for row in rows])
+        for field in rows[0]._fields
+    }
 
 
-def spread(values: Sequence[float]) -> Spread:
+def mean_and_deviation(values: Sequence[float]) -> Spread:
     """Mean and sample standard deviation of one value or more."""
     return Spread(mean(values), stdev(values) if len(values) > 1 else None)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from detect.calibration import Calibration, calibrate, joined
+from detect.calibration import Calibration, calibrate, calibrate_together
 from detect.checkpoint import (
     CALIBRATION_FILE,
     WEIGHTS_FILE,
@@ -238,7 +238,7 @@ def save_calibrated(
         )
         for product in material.products
     }
-    together = joined([*own.values()])
+    together = calibrate_together([*own.values()])
     by_category = own if len(own) > 1 else None
     half = options.half_weights
     save_detector(out, detector, num_steps, together, by_category, half_weights=half)

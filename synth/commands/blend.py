@@ -3,7 +3,7 @@
 from synth.base.command import progress_bar, say, warn
 from synth.base.options import (
     Folder,
-    Shard,
+    ShardOption,
     Size,
     parse_shard,
     require_not_negative,
@@ -23,7 +23,7 @@ def blend(
     size: Size = (256, 256),
     foreground: Foreground = "auto",
     seed: int = 0,
-    shard: Shard = None,
+    shard: ShardOption = None,
 ) -> None:
     """Paste SDAS images into normal ones under Perlin masks; images and masks to disk.
 

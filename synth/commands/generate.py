@@ -12,7 +12,7 @@ from synth.base.options import (
     Folder,
     OptionalFolder,
     Precision,
-    Shard,
+    ShardOption,
     parse_shard,
     require_output,
     require_positive,
@@ -34,7 +34,7 @@ OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_beha
 class Speed:
     """How fast, and on how many machines. None of it changes an image but by rounding."""
 
-    shard: Shard = None
+    shard: ShardOption = None
     """Make share I of N, counted from 1: $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT."""
     batch_size: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by free memory)")

@@ -22,9 +22,9 @@ from synth.base.options import (
 from synth.data.catalog import Category, choose_categories, open_category
 from synth.data.options import DataOptions
 from synth.diffusion.config import PRESETS, RunConfig, TrainConfig, UNetConfig
-from synth.diffusion.prediction import Kind
+from synth.diffusion.prediction import PredictionKind
 
-PresetKind = Annotated[Kind | None, tyro.conf.arg(help_behavior_hint=OF_PRESET)]
+PresetKind = Annotated[PredictionKind | None, tyro.conf.arg(help_behavior_hint=OF_PRESET)]
 
 
 @dataclass(frozen=True, kw_only=True)

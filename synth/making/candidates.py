@@ -65,7 +65,7 @@ def open_quality_range(
     )
 
 
-class Drawn(NamedTuple):
+class Accepted(NamedTuple):
     """An accepted candidate, its image uint8 [H, W, 3], and its quality where it was measured."""
 
     candidate: Candidate
@@ -78,7 +78,7 @@ def draw_accepted(
     batch_size: int,
     draw: Callable[[Sequence[Candidate]], Images],
     quality: QualityRange | None,
-) -> Iterator[Drawn]:
+) -> Iterator[Accepted]:
     """Draw an image of every index, in batches; what `quality` refuses is drawn again at once.
 
     Where the memory does not suffice the batch is halved and drawn again. Raises UserError when not
@@ -98,11 +98,11 @@ def draw_accepted(
             waiting.extendleft(reversed(batch))
             continue
         if quality is None:
-            yield from (Drawn(c, image, None) for c, image in zip(batch, images, strict=True))
+            yield from (Accepted(c, image, None) for c, image in zip(batch, images, strict=True))
             continue
         for candidate, image, score in zip(batch, images, quality.score(images), strict=True):
             if seen.accepts(quality, float(score)):
-                yield Drawn(candidate, image, round(float(score), 4))
+                yield Accepted(candidate, image, round(float(score), 4))
             elif candidate.attempt + 1 < MAX_ATTEMPTS:
                 waiting.appendleft(candidate._replace(attempt=candidate.attempt + 1))
             else:

@@ -23,14 +23,13 @@ from synth.diffusion.init_from import Fit, Source, fit_source
 from synth.diffusion.model import DiffusionModel, load_model, save_model
 from synth.diffusion.training import Learner, train_ddpm
 from synth.images import write_png
-from synth.making.looks import Looks
+from synth.making.looks import NUM_SHEET_IMAGES, Looks
 from synth.pictures import Images, SheetRow, all_grey, contact_sheet
 from synth.quality.check import SampleCheck, check_samples
 from synth.quality.reference import make_reference, save_reference
 from synth.quality.sheets import STRENGTHS, draw_samples, strength_rows
 
 NUM_CHECK_SAMPLES = 32
-NUM_SHEET_IMAGES = 8
 CHECK_FILE, SHEET_FILE, SPEED_FILE = "check.json", "samples.png", "speed.json"
 
 

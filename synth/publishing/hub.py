@@ -27,7 +27,8 @@ from huggingface_hub.utils.sha import git_hash
 from synth.base.errors import UserError
 from synth.base.files import file_digest, read_json
 from synth.base.progress import Bars
-from synth.publishing.publication import CARD_FILE, MANIFEST_FILE, MANIFEST_FORMAT, Parcel
+from synth.publishing.publication import MANIFEST_FILE, MANIFEST_FORMAT, Parcel
+from synth.sia.validate import CARD_FILE
 
 T = TypeVar("T")
 OnWait = Callable[[str], None]

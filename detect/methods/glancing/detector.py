@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detect.batch_norm import GlobalBatchNorm2d, joined
+from detect.batch_norm import GlobalBatchNorm2d, whole_batch
 from detect.config import TrainedConfig, require_fields_positive
 from detect.data.material import Material
 from detect.detector import ADAM, Batch, Detector, Scores, Stage
@@ -256,7 +256,7 @@ class Glancing(Detector):
         decoded = self.local.decoder(features).float()
         return {
             "l_k": distillation(decoded, self.teacher(patches)),
-            "l_c": compactness(joined(features)),
+            "l_c": compactness(whole_batch(features)),
         }
 
     def comparison_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

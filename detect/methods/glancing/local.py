@@ -32,14 +32,14 @@ LAYERS: dict[int, Sequence[Conv | str]] = {
 """By patch size in pixels. Source: Uninformed Students, appendix, for lack of the paper's own."""
 
 
-class Field(NamedTuple):
+class ReceptiveField(NamedTuple):
     """What a cell of the dense map sees: `size` pixels along each axis, `stride` pixels apart."""
 
     size: int
     stride: int
 
 
-def receptive_field(patch: int) -> Field:
+def receptive_field(patch: int) -> ReceptiveField:
     """The pixels that a descriptor depends on; pooling drops the last ones of a patch."""
     size, stride = 1, 1
     for layer in LAYERS[patch]:
@@ -47,7 +47,7 @@ def receptive_field(patch: int) -> Field:
             size += (layer.kernel - 1) * stride
         else:
             size, stride = size + stride, 2 * stride
-    return Field(size, stride)
+    return ReceptiveField(size, stride)
 
 
 class LocalNet(nn.Module):
