@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from synth.base.errors import UserError
 from synth.base.files import file_digest
-from synth.base.memory import half, is_out_of_memory
+from synth.base.memory import half, unless_out_of_memory
 from synth.diffusion.model import DiffusionModel
 from synth.pictures import Images
 from synth.quality.reference import load_reference, quality_scores, reference_path
@@ -92,7 +91,7 @@ def draw_accepted(
         batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
         if not batch:
             return
-        images = draw_or_none(draw, batch)
+        images = unless_out_of_memory(draw, batch)
         if images is None:
             batch_size = half(len(batch))
             waiting.extendleft(reversed(batch))
@@ -133,18 +132,3 @@ class Seen:
             f"{quality.low:g} to {quality.high:g}, most of them lie within {low:.2f} to "
             f"{high:.2f}; widen --min-quality and --max-quality, or train the model longer"
         )
-
-
-def draw_or_none(
-    draw: Callable[[Sequence[Candidate]], Images], batch: Sequence[Candidate]
-) -> Images | None:
-    """The images of a batch; None where the memory does not suffice."""
-    try:
-        return draw(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    # Only here, when the error and the tensors in its frames are gone, can memory be given back.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
