@@ -128,7 +128,7 @@ def test_a_grey_product_keeps_the_colours_of_what_it_starts_from(
     out = tmp_path / "out"
     nut = opened(root, "nut")
     train_model(nut, config, out, no_bars, source=source, tell=told.append)
-    assert "keeps 3 channels" in told[0]
+    assert "keeps the 3 channels" in told[0]
     assert told[1] == f"starting from source: {len(source.weights)} tensors fit"
     model = load_model(out, CPU)
     assert model.num_channels == 3

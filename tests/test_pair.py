@@ -282,7 +282,7 @@ def test_pairs_from_the_command_line(
     assert "needs a folder; give --root" in run.refused(*words, "--pair", 0.5)
     assert "got depth 1.5, must lie between" in run.refused(*words, "--pair", 1.5, *pairs[2:])
     assert "without --pair" in run.refused(*words, "--root", root)
-    assert "not with --row" in run.refused(*words, *row, *pairs)
+    assert "not used with --row" in run.refused(*words, *row, *pairs)
     assert "made from other normal images" in run.refused(*words, *row[:3], "--root", root / "a")
     assert folder.rows == open_sia(tmp_path / "sia").rows
 

@@ -1,4 +1,4 @@
-"""What a detector is trained on, and what is decided about it before anything is computed."""
+"""What a detector is trained on: products, their fitted configuration, and samples of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -47,9 +47,9 @@ class Prepared(NamedTuple, Generic[C]):
 def prepare_material(products: Sequence[Product], options: "TrainOptions") -> Prepared[Any]:
     """Fit the foreground rules to the images, and the configuration to the backbone and the images.
 
-    Raises UserError for values out of range, an empty foreground, a backbone that is not to be had
-    (it may be downloaded here, so what can be refused without it comes first), and one that cannot
-    take such images.
+    Raises UserError for values out of range, an empty foreground, a backbone that is not available,
+    and one that cannot take such images. The backbone may be downloaded here, so the checks that do
+    not need it come first.
     """
     method = options.row
     config = method.recipe().configure(options)

@@ -103,7 +103,7 @@ def find_foregrounds(normals: Images, rule: ForegroundRule) -> list[NDArray[np.b
 class JoinedDataset(Dataset[Sample]):
     """Endless samples over the normal images of several datasets, in epochs shuffled over all.
 
-    Each image keeps its own dataset's foreground and source. Images are numbered through.
+    Each image keeps its own dataset's foreground and source. Numbers run on from part to part.
     """
 
     def __init__(self, parts: Sequence[BlendedDataset], *, seed: int) -> None:

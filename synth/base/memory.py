@@ -47,7 +47,7 @@ must not be imported for its error's type."""
 MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4  # of malloc.h
 STEADY = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 256 << 20, MMAP_MAX: 65536}
 """For commands: blocks of up to 32 MiB, which is malloc's limit, stay with the process, and at most
-256 MiB at the end of its heap. Left to itself malloc comes to such values late, if at all."""
+256 MiB at the end of its heap. By default malloc reaches such values late, if at all."""
 
 
 def steady_malloc() -> None:

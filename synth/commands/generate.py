@@ -77,7 +77,9 @@ class PairOptions:
                 "--dataset, --root, --foreground: not used without --pair; leave them out"
             )
         if with_row and self.pair is not None:
-            raise UserError("--pair: not with --row, whose folder says the depth; leave it out")
+            raise UserError(
+                "--pair: not used with --row, which takes the depth from its folder; leave it out"
+            )
 
 
 def generate(

@@ -47,8 +47,8 @@ def train_model(
     """Train on the categories' normal images into the folder `out`, or go on where that stopped.
 
     Several categories make one conditional network. minutes: of training, in place of the
-    configuration's number of steps (see `steps_within`). `source` is what its weights start from,
-    `tell` is told what of it fits. Returns the check of each category's samples, None on all
+    configuration's number of steps (see `steps_within`). source: initial weights; `tell` gets a
+    line on how many of them fit. Returns the check of each category's samples, None on all
     processes but the first. Raises UserError for unreadable images, for a folder that was made with
     another configuration, and for one that another command is training in.
     """
@@ -109,7 +109,7 @@ def fitted(
     grey = all(all_grey(one.fit) for one in normals)
     colour = not grey or (source is not None and source.unet.num_channels == 3)
     if grey and colour:
-        tell("all images are grey, but the network keeps 3 channels, as what it starts from has 3")
+        tell("all images are grey, but the network keeps the 3 channels of its initial weights")
     mu, sigma_data = None, None
     if config.unet.prediction == "edm":
         mu, sigma_data = pixel_statistics([one.fit for one in normals])
