@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,9 +22,9 @@ from synth.diffusion.pair import (
     chain_position,
     make_pairing,
     make_start,
-    pair_images,
     timestep,
 )
+from synth.diffusion.sampling import sample_images
 from synth.images import read_image, write_png
 from synth.making.generate import generate_sia, remake_image
 from synth.pictures import Images
@@ -105,6 +105,20 @@ def test_a_single_step_is_refused_with_the_least_depth() -> None:
 
 
 # Images
+
+
+def pair_images(
+    model: DiffusionModel,
+    normals: Images,
+    depth: float,
+    strengths: list[float],
+    seed: int,
+    indices: Sequence[int],
+    num_steps: int,
+    regions: np.ndarray | None = None,
+) -> Images:
+    start = make_start(model, normals, depth, num_steps, regions)
+    return sample_images(model, strengths, seed, indices, num_steps, start=start)
 
 
 def test_a_pair_at_strength_0_is_diffusers_noising_and_denoising(model: DiffusionModel) -> None:

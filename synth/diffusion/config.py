@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from synth.base.errors import UserError
@@ -180,10 +180,6 @@ class TrainConfig:
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
-
-    def with_size(self, image_size: tuple[int, int]) -> "TrainConfig":
-        """The same configuration for another image size."""
-        return replace(self, unet=replace(self.unet, image_size=image_size))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainConfig":

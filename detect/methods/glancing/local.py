@@ -86,13 +86,6 @@ class LocalNet(nn.Module):
         return self.net(images).float()
 
 
-def dense_cells(side: int, patch: int) -> int:
-    """How many cells a side of so many pixels has in the dense map; none or less is too small."""
-    for layer in LAYERS[patch]:
-        side = side - layer.kernel + 1 if isinstance(layer, Conv) else side // 2
-    return side
-
-
 def distillation(decoded: Tensor, target: Tensor) -> Tensor:
     """l_k = |D(L(p)) - R(p)|^2, mean over patches and the teacher's numbers: [B, T] each."""
     return F.mse_loss(decoded, target)
