@@ -89,7 +89,7 @@ def few(category: Category) -> Iterator[str]:
         )
     if len(held) < needed:  # a tenth is held out, and never fewer than two
         yield (
-            f"the threshold will rest on {len(held)} held-out images and cannot promise a rate "
+            f"the threshold comes from {len(held)} held-out images and cannot promise a rate "
             f"below {1 / (len(held) + 1):.2g}; for {rate:g} give about "
             f"{10 * needed} images here, or {needed} others to "
             "`detect predict --normals`"

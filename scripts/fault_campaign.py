@@ -217,8 +217,9 @@ def campaign(rng: random.Random, folder: Path, minutes: float) -> dict[Cell, lis
     trials = {}
     for name in WORKS:
         begin, trial = time.monotonic(), Trial(name, good, {}, 0)
-        if finish(trial.start())[0]:
-            raise SystemExit(f"{name} fails undisturbed")
+        code, err = finish(trial.start())
+        if code:
+            raise SystemExit(f"{name} fails undisturbed: {err}")
         seconds = time.monotonic() - begin
         trials[name] = Trial(name, folder / "round", trial.results(), seconds)
     can_mount = sys.platform == "linux" and os.geteuid() == 0

@@ -34,7 +34,7 @@ def test_trainings_are_averaged_and_their_differences_named():
 
 def test_more_than_seeds_or_nothing_is_told():
     same = [{"detector": {"seed": 0}, "num_steps": 5}] * 2
-    assert "the spread says nothing" in summarise(trainings(0.8, 0.9), same).caution
+    assert "their spread means nothing" in summarise(trainings(0.8, 0.9), same).caution
     other = [same[0], {"detector": {"seed": 1}, "num_steps": 9}]
     assert "more than their seeds (num_steps)" in summarise(trainings(0.8, 0.9), other).caution
 

@@ -48,7 +48,7 @@ def export(
 
     """
     if int8 and format == "pt2":
-        raise UserError("--int8: not to be had with --format pt2; give onnx or openvino")
+        raise UserError("--int8: not available with --format pt2; give onnx or openvino")
     if root is not None and not int8:
         raise UserError("--root: not used without --int8; add it or leave it out")
     import torch

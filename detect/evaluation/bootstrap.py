@@ -81,7 +81,7 @@ def pixel_samples(
 
 
 def binned_figures(bins: Bins) -> Float64Array:
-    """Pixel metrics of scores rounded into bins, float64 [5]: tells what the rounding moves."""
+    """Pixel metrics of scores rounded into bins, float64 [5]: to see what rounding changes."""
     return _figures(rank_bins(*(counts[None, ::-1] for counts in bins)))[0]
 
 

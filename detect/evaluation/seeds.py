@@ -49,7 +49,9 @@ class Seeds(NamedTuple):
                 f"the trainings differ in more than their seeds ({', '.join(others)}): the spread "
                 "is over these too"
             )
-        return "" if self.differing else "the trainings have the same seed: the spread says nothing"
+        return (
+            "" if self.differing else "the trainings have the same seed: their spread means nothing"
+        )
 
 
 def summarise(trainings: Sequence[Training], configs: Sequence[Mapping[str, Any]]) -> Seeds:

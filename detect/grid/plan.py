@@ -142,7 +142,7 @@ def chosen_method(word: str, options: TrainOptions) -> TrainOptions:
 def make_plan(
     categories: Sequence[Category], entries: Sequence[GridEntry], seeds: Sequence[int], out: Path
 ) -> Plan:
-    """Check a grid and find what of it is done; nothing is written.
+    """Check a grid and find which trainings are done; nothing is written.
 
     Raises UserError for a category without both labels, a source that cannot be opened, a finished
     training of other settings, and an entry that was begun as another detector.

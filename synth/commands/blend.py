@@ -54,7 +54,7 @@ def blend(
     if sources.product not in (None, category.name):
         warn(
             f"{sia} is of category {sources.category}, the normal images of {category.name}: its "
-            "images are blended into them all the same"
+            "images are blended into them anyway"
         )
     normals = load_normals(category, size, progress_bar)
     rule = normals.foreground_rule(foreground)

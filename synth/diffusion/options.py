@@ -59,8 +59,8 @@ class DiffusionOptions:
     minutes: Annotated[
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: --num-steps)")
     ] = None
-    """Train for about so long: the number of steps follows once, from the speed at the start, and
-    is told. The check of the samples comes on top."""
+    """Train for about so long: the number of steps follows from the speed at the start, and is
+    printed. The check of the samples takes further time."""
     batch_size: PresetInt = None
     """Images per step over all processes."""
     learning_rate: PresetFloat = None

@@ -318,7 +318,7 @@ def transient_reason(error: BaseException) -> str | None:
 
 
 def asked_wait_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the Hub asks to wait for, None where it says nothing."""
+    """Seconds that the Hub asks to wait for, None where it names none."""
     limit = parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)

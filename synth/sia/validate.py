@@ -47,7 +47,7 @@ CARD_FILE = "README.md"
 
 OnFault = Callable[[str], None]
 CheckFiles = Callable[[list[Row], int], Iterator[str]]
-"""What is wrong with the files of rows; it is told how many rows there are in all."""
+"""(rows, number of rows in all) -> what is wrong with their files."""
 
 
 class Validation(NamedTuple):
