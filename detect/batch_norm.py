@@ -99,7 +99,7 @@ def num_processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def joined(share: Tensor) -> Tensor:
+def whole_batch(share: Tensor) -> Tensor:
     """Return the whole batch of which each process has a share [N, ...], with its gradient."""
     count = num_processes()
     if count == 1:

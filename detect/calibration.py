@@ -180,7 +180,7 @@ def calibrate(
     )
 
 
-def joined(calibrations: Sequence[Calibration]) -> Calibration:
+def calibrate_together(calibrations: Sequence[Calibration]) -> Calibration:
     """One threshold from the scores of several categories together, at the first one's rate."""
     return calibrate(
         chain.from_iterable(each.scores for each in calibrations),

@@ -89,7 +89,7 @@ def few(category: Category) -> Iterator[str]:
         )
     if len(held) < needed:  # a tenth is held out, and never fewer than two
         yield (
-            f"the threshold will rest on {len(held)} held-out images and cannot promise a rate "
+            f"the threshold comes from {len(held)} held-out images and cannot promise a rate "
             f"below {1 / (len(held) + 1):.2g}; for {rate:g} give about "
             f"{10 * needed} images here, or {needed} others to "
             "`detect predict --normals`"
@@ -260,8 +260,8 @@ def diffusion_seconds(category: Category, given: Sequence[str], bars: Bars) -> f
     from synth.base.device import make_accelerator
     from synth.data.normals import load_normals
     from synth.diffusion.config import PRESETS
-    from synth.diffusion.run import fitted
     from synth.diffusion.training import Learner
+    from synth.making.train import fitted
 
     options = dict(zip(given[::2], given[1::2], strict=True))
     accelerator = make_accelerator("auto")

@@ -8,9 +8,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from detect.config import DetectorConfig
+    from detect.data.material import Material
     from detect.detector import Detector
     from detect.options import TrainOptions
-    from detect.training.material import Material
 
 C = TypeVar("C", bound="DetectorConfig")
 

@@ -9,10 +9,10 @@ import torch
 from numpy.typing import NDArray
 
 from detect.detector import Detector, Scores
-from detect.evaluation.scratch import Scratch
 from detect.images import to_chw, to_unit
 from detect.packing import packed
 from detect.pooling import image_scores
+from detect.scratch import Scratch
 from synth.base.options import Precision
 from synth.images import Progress, read_image, resize
 from synth.pictures import Images

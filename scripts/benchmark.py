@@ -32,6 +32,8 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
+from detect.data.samples import BlendedDataset
+from detect.data.sources import Part, open_source
 from detect.detector import Batch
 from detect.evaluation.metrics import pixel_metrics
 from detect.exporting.formats import onnx_session, quiet, write_onnx
@@ -39,8 +41,6 @@ from detect.exporting.graph import INPUT, record
 from detect.methods.realnet import PRESETS as REALNETS
 from detect.methods.realnet import RealNet
 from detect.packing import packed
-from detect.training.data import BlendedDataset
-from detect.training.sources import Part, open_source
 from synth.base.backbones import build_backbone
 from synth.base.device import fastest_precision
 from synth.base.memory import keeping_freed_memory, steady_malloc

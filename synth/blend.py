@@ -93,11 +93,10 @@ def paste_random(
     mask: NDArray[np.bool_],
     rng: np.random.Generator,
 ) -> Blended:
-    """Paste a cut-out at a random place: M is what of it lies on the foreground, δ is 1.
+    """Paste a cut-out at a random place: M is its part on the foreground, δ is 1.
 
-    A pixel of the cut-out, drawn at random, comes to lie on one of the foreground. The first of at
-    most MAX_DRAWS such places where all of the cut-out is on the foreground is taken, or else the
-    one where most of it is.
+    A random pixel of the cut-out is put on a random pixel of the foreground, up to MAX_DRAWS times:
+    the first place with all of the cut-out on the foreground is taken, or else the one with most.
 
     normal: uint8 [H, W, 3], RGB. foreground: bool [H, W]. image, mask: the cut-out, uint8 [h, w, 3]
     and bool [h, w], not empty. Raises UserError when the foreground is empty.

@@ -22,7 +22,7 @@ from synth.base.files import atomic_path, read_fault
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".gif", ".raw", ".dng", ".cr2", ".nef")
-"""Of images that are not read: what lies in a folder under these names is told of."""
+"""Of images that are not read; a warning names such files."""
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 JPEG_FORMATS = frozenset({"JPEG", "MPO"})  # MPO: a phone's JPEG with a second picture inside
 MAX_PIXELS = 100_000_000  # 300 MB as RGB; refused before decoding

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from detect.training.sources import AnomalySource, Part, open_source
+from detect.data.sources import AnomalySource, Part, open_source
 from synth.base.progress import no_bars
 from synth.images import write_png
 from synth.sia.reader import Item, SiaHeader, write_sia

@@ -14,7 +14,7 @@ from synth.base.progress import no_bars
 from synth.data.catalog import open_category
 from synth.data.normals import Normals, load_normals
 from synth.images import read_image
-from synth.sia.export import Exported, export_sia
+from synth.publishing.export import Exported, export_sia
 from synth.sia.reader import SiaFolder, open_sia
 from tests.products import write_product, write_sources
 from tests.test_export import NUM, SIZE, write_blended

@@ -8,7 +8,7 @@ from commands import Command
 from PIL import Image
 from products import write_product
 
-from detect.training.sources import TEXTURE_OPACITY, Part, open_source
+from detect.data.sources import TEXTURE_OPACITY, Part, open_source
 from synth.base.errors import UserError
 from synth.base.progress import no_bars
 from synth.data import baselines

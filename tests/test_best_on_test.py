@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
+from detect.data.samples import BlendedDataset
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.evaluation.best import Best, Moment, best_of
 from detect.evaluation.testset import open_test_set
 from detect.evaluation.watch import WatchedTests, best_on_test
-from detect.training.data import BlendedDataset
 from detect.training.loop import Feed, train_stages
 from detect.training.stopping import Checks, blended_once
 from synth.base.device import make_accelerator

@@ -14,7 +14,7 @@ from detect.evaluation.bootstrap import (
 )
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics, image_metrics, pixel_metrics
 from detect.evaluation.pixels import BinnedPixels, PixelRuns
-from detect.evaluation.scratch import Scratch
+from detect.scratch import Scratch
 
 
 def test_draws_are_as_many_as_there_are_and_named_by_their_key():

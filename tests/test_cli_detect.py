@@ -184,7 +184,7 @@ def test_several_trainings_are_averaged(run, product, detector, own, tmp_path):
     words = ("detect", "evaluate", "--root", product, "--model", detector, own)
     ended = run(*words, "--out", tmp_path / "out")
     assert ended.code == 0, ended
-    assert "the trainings have the same seed: the spread says nothing" in ended.err
+    assert "the trainings have the same seed: their spread means nothing" in ended.err
     assert ended.out.startswith("Over 2 trainings (mean ± sample standard deviation)")
     results = json.loads((tmp_path / "out/results.json").read_text())
     auroc = results["image"]["auroc"]

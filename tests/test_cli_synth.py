@@ -12,7 +12,7 @@ from commands import MAINS, Command
 from products import normal_image, write_product
 from tiny import UNET, write_model
 
-import synth.diffusion.run
+import synth.making.train
 import synth.quality.reference
 from synth.images import MAX_PIXELS, read_image, read_mask, write_png
 
@@ -30,8 +30,8 @@ def quick_check():
     untrained = replace(synth.quality.reference.DEFAULT_BACKBONE, weights="random")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(synth.quality.reference, "DEFAULT_BACKBONE", untrained)
-        patch.setattr(synth.diffusion.run, "NUM_CHECK_SAMPLES", 2)
-        patch.setattr(synth.diffusion.run, "NUM_SHEET_IMAGES", 1)
+        patch.setattr(synth.making.train, "NUM_CHECK_SAMPLES", 2)
+        patch.setattr(synth.making.train, "NUM_SHEET_IMAGES", 1)
         yield
 
 
@@ -173,7 +173,7 @@ def test_an_image_is_made_again_from_its_row(run, model, sia, tmp_path):
 def test_quality_is_recorded_and_a_range_that_is_out_of_reach_is_told(
     run, model, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("synth.sia.candidates.MAX_ATTEMPTS", 3)
+    monkeypatch.setattr("synth.making.candidates.MAX_ATTEMPTS", 3)
     words = ("--num", 2, "--num-steps", 2, "--min-quality", 0, "--out", tmp_path / "all")
     ended = run("synth", "generate", "--model", model, *words)
     assert ended.code == 0, ended

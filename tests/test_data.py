@@ -5,7 +5,7 @@ import pytest
 import torch
 from products import SIZE, draw_noise, normal_image
 
-from detect.training.data import BlendedDataset, batches, shuffled
+from detect.data.samples import BlendedDataset, batches, shuffled
 from synth.base.errors import UserError
 from synth.base.seeding import derive_seed
 from synth.data.foreground import EVERYTHING, ForegroundRule

@@ -12,9 +12,8 @@ import torch
 from commands import Command
 from products import SIZE, load_source, normal_image, write_product, write_sources
 
-from detect.training import defects
-from detect.training.data import BlendedDataset, batches
-from detect.training.defects import (
+from detect.data import defects
+from detect.data.defects import (
     Cutout,
     Photograph,
     find_photographs,
@@ -22,7 +21,8 @@ from detect.training.defects import (
     require_unseen,
     varied,
 )
-from detect.training.sources import Part, open_source, open_sources
+from detect.data.samples import BlendedDataset, batches
+from detect.data.sources import Part, open_source, open_sources
 from synth.base.errors import UserError
 from synth.data.catalog import open_category
 from synth.data.foreground import EVERYTHING

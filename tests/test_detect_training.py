@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from products import draw_noise, normal_image
 from torch import Tensor, nn
 
+from detect.data.samples import BlendedDataset, batches
 from detect.detector import Batch, Detector, Scores, Stage
-from detect.training.data import BlendedDataset, batches
 from detect.training.loop import NUM_NORM_BATCHES, Feed, settle_batch_norms, train_stages
 from synth.base.errors import UserError
 from synth.data.foreground import EVERYTHING

@@ -14,8 +14,8 @@ from products import write_product
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import write_model
 
-import synth.diffusion.looks
-import synth.diffusion.run
+import synth.making.looks
+import synth.making.train
 import synth.quality.reference
 from synth.base.errors import UserError
 from synth.base.files import write_json
@@ -25,10 +25,10 @@ from synth.data.catalog import Category, categories, open_category
 from synth.diffusion.config import RunConfig, TrainConfig, UNetConfig
 from synth.diffusion.init_from import load_source
 from synth.diffusion.model import load_model
-from synth.diffusion.run import train_model
 from synth.diffusion.sampling import sample_images
 from synth.diffusion.training import Learner
 from synth.images import read_image, write_png
+from synth.making.train import train_model
 from synth.quality.reference import load_reference
 
 CPU = torch.device("cpu")
@@ -47,8 +47,8 @@ def quick_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check's verdict does not matter here: few samples, and no trained weights."""
     untrained = replace(synth.quality.reference.DEFAULT_BACKBONE, weights="random")
     monkeypatch.setattr(synth.quality.reference, "DEFAULT_BACKBONE", untrained)
-    monkeypatch.setattr(synth.diffusion.run, "NUM_CHECK_SAMPLES", 2)
-    for module in (synth.diffusion.run, synth.diffusion.looks):
+    monkeypatch.setattr(synth.making.train, "NUM_CHECK_SAMPLES", 2)
+    for module in (synth.making.train, synth.making.looks):
         monkeypatch.setattr(module, "NUM_SHEET_IMAGES", 1)
 
 
@@ -128,7 +128,7 @@ def test_a_grey_product_keeps_the_colours_of_what_it_starts_from(
     out = tmp_path / "out"
     nut = opened(root, "nut")
     train_model(nut, config, out, no_bars, source=source, tell=told.append)
-    assert "keeps 3 channels" in told[0]
+    assert "keeps the 3 channels" in told[0]
     assert told[1] == f"starting from source: {len(source.weights)} tensors fit"
     model = load_model(out, CPU)
     assert model.num_channels == 3
@@ -239,7 +239,7 @@ def test_out_of_memory_names_options_that_there_are(
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA out of memory")
 
-    monkeypatch.setattr(synth.diffusion.run, "train_model", fails)
+    monkeypatch.setattr(synth.making.train, "train_model", fails)
     words = ("synth", "train", "--root", root, "--category", "nut", "--out", tmp_path)
     line = run.refused(*words)
     help_text = run("synth", "train", "--help").out

@@ -14,9 +14,9 @@ from detect.evaluation.comparison import comparison
 from detect.evaluation.measure import evaluate, native_map
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from detect.evaluation.results import make_report, write_results
-from detect.evaluation.scratch import Scratch
 from detect.evaluation.testset import open_test_set
 from detect.scoring import ParkedMaps, Scored
+from detect.scratch import Scratch
 from synth.base.errors import UserError
 from synth.base.progress import no_bars
 from synth.data.catalog import open_category

@@ -16,7 +16,7 @@ from synth.data.catalog import open_category
 from synth.data.normals import Normals, load_normals
 from synth.images import read_image, read_mask
 from synth.pictures import digest
-from synth.sia.export import LAYOUTS, export_sia, other_normals
+from synth.publishing.export import LAYOUTS, export_sia, other_normals
 from synth.sia.reader import Item, SiaHeader, open_sia, write_sia
 from tests.commands import Command
 from tests.products import write_product, write_sources
@@ -143,7 +143,7 @@ def test_where_links_cannot_be_made_files_are_copied(
     def refuse(source: Path, path: Path) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr("synth.sia.export.os.link", refuse)
+    monkeypatch.setattr("synth.publishing.export.os.link", refuse)
     done = export_sia(blended, "folder", tmp_path / "out", normals)
     assert done.num_linked == 0
     copy, source = done.folder / "mask/000002.png", blended / "masks/000/000002.png"
@@ -163,7 +163,7 @@ def test_an_interrupted_export_is_not_there_and_goes_on(
             raise KeyboardInterrupt
         link(source, path)
 
-    monkeypatch.setattr("synth.sia.export.os.link", interrupted)
+    monkeypatch.setattr("synth.publishing.export.os.link", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export_sia(blended, "mvtec", tmp_path / "out", normals)
     assert not (tmp_path / "out/widget").exists()

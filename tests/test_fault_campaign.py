@@ -20,30 +20,30 @@ def campaign():
 
 
 def test_tracebacks_and_other_codes_are_faults(campaign):
-    assert not campaign.Ended(0, "").fault
-    assert not campaign.Ended(2, "detect: no such file").fault
-    assert campaign.Ended(2, "Traceback (most recent call last):\nOSError: x").fault.endswith("x")
-    assert campaign.Ended(1, "").fault == "exit code 1"
-    assert campaign.Ended(-6, "").fault == "exit code -6"
+    assert not campaign.fault(0, "")
+    assert not campaign.fault(2, "detect: no such file")
+    assert campaign.fault(2, "Traceback (most recent call last):\nOSError: x").endswith("x")
+    assert campaign.fault(1, "") == "exit code 1"
+    assert campaign.fault(-6, "") == "exit code -6"
 
 
 def test_other_bytes_are_other_results(campaign, tmp_path):
-    work = campaign.Work(("python -c pass",), "out", ("*.png",))
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/a.png").write_bytes(b"1")
-    before = campaign.digest(work, tmp_path)
-    (tmp_path / "out/log.txt").write_text("other")
-    assert campaign.digest(work, tmp_path) == before
-    (tmp_path / "out/a.png").write_bytes(b"2")
-    assert campaign.digest(work, tmp_path) != before
+    trial = campaign.Trial("detect predict", tmp_path, {}, 0)
+    (tmp_path / "found/masks").mkdir(parents=True)
+    (tmp_path / "found/masks/a.png").write_bytes(b"1")
+    before = trial.results()
+    (tmp_path / "found/log.txt").write_text("other")
+    assert trial.results() == before
+    (tmp_path / "found/masks/a.png").write_bytes(b"2")
+    assert trial.results() != before
 
 
 @pytest.mark.slow
 def test_a_campaign_runs_and_tells_what_failed(campaign, tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "FAULTS", {"nothing": lambda *_: "it failed"})
     monkeypatch.setattr(campaign, "WORKS", {"detect train": campaign.WORKS["detect train"]})
-    rounds, failures = campaign.campaign(random.Random(0), tmp_path, 0.001)
-    assert set(rounds) == {("detect train", "nothing")}
-    text = "\n".join(campaign.table(rounds, failures, 0, 0.001))
+    rounds = campaign.campaign(random.Random(0), tmp_path, 0.001)
+    assert rounds == {("detect train", "nothing"): ["it failed"]}
+    text = "\n".join(campaign.table(rounds, "python x.py"))
     assert "it failed" in text
-    assert "| `detect train` | 0 of " in text
+    assert "| `detect train` | 0 of 1 |" in text

@@ -11,6 +11,8 @@ from products import normal_image
 
 from detect.calibration import calibrate
 from detect.checkpoint import TrainedDetector
+from detect.data import feature_cache
+from detect.data.feature_cache import feature_file, stored_cache
 from detect.detector import Batch
 from detect.exporting.run import export_detector
 from detect.images import to_chw, to_unit
@@ -18,8 +20,6 @@ from detect.methods import csflow, validflow
 from detect.methods.flow import negative_log_likelihood
 from detect.methods.flow_detector import FlowConfig, FlowDetector
 from detect.packing import packed
-from detect.training import feature_cache
-from detect.training.feature_cache import feature_file, stored_cache
 from synth.base import cache
 from synth.base.backbones import BackboneConfig, build_backbone
 from synth.base.errors import DataWarning, UserError

@@ -21,13 +21,13 @@ from synth.diffusion.config import SdasConfig
 from synth.diffusion.model import DiffusionModel, load_model
 from synth.diffusion.sampling import sample_images
 from synth.diffusion.speed import CPU_BATCH_SIZE, auto_batch_size, choose_precision
-from synth.diffusion.strength import Strength
 from synth.images import write_png
+from synth.making.blend import blend_sia
+from synth.making.candidates import MAX_ATTEMPTS, QualityRange
+from synth.making.generate import draw_strength, generate_sia, remake_image
 from synth.pictures import Images
-from synth.sia.blended import blend_sia
-from synth.sia.candidates import MAX_ATTEMPTS, QualityRange
-from synth.sia.generate import draw_strength, generate_sia, remake_image
 from synth.sia.reader import SiaFolder, open_sia
+from synth.sia.strength import Strength
 
 CONFIG = SdasConfig(num_steps=2)
 EVERYWHERE = ForegroundRule(method="everything")

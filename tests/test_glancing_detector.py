@@ -15,6 +15,7 @@ from products import normal_image
 
 from detect.calibration import calibrate
 from detect.checkpoint import TrainedDetector
+from detect.data.samples import BlendedDataset
 from detect.exporting.run import export_detector
 from detect.images import to_chw, to_unit
 from detect.methods.glancing import detector as module
@@ -24,7 +25,6 @@ from detect.methods.glancing.holes import Grid, Hole
 from detect.methods.glancing.local import LAYERS, receptive_field
 from detect.methods.glancing.patches import grid_patches, random_patches, stained
 from detect.packing import packed
-from detect.training.data import BlendedDataset
 from detect.training.loop import Feed, train_stages
 from synth.base.backbones import BackboneConfig, build_backbone
 from synth.base.errors import UserError

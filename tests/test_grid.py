@@ -18,6 +18,8 @@ from detectors import CONFIG
 from products import write_product, write_sources
 from scipy.stats import ttest_rel
 
+from detect.data.source_words import parse_named
+from detect.data.sources import Part
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from detect.evaluation.report_data import COLUMNS
 from detect.evaluation.text import duration
@@ -39,8 +41,6 @@ from detect.methods.patch_nn import PatchNNConfig
 from detect.methods.realnet.config import PRESETS
 from detect.report.grid import Section, differences, findings, notes
 from detect.report.plots import draw_grid
-from detect.training.source_words import parse_named
-from detect.training.sources import Part
 from synth.base.errors import UserError
 
 QUICK = ("--num-steps", 1, "--batch-size", 2, "--precision", "fp32")

@@ -6,7 +6,7 @@ import pytest
 from sklearn import metrics as sk
 
 from detect.evaluation import exact, metrics, pixels, ranking
-from detect.evaluation.scratch import Scratch
+from detect.scratch import Scratch
 from synth.base.errors import UserError
 
 

@@ -10,9 +10,9 @@ from detectors import CONFIG
 from products import SIZE, normal_image, write_product, write_sources
 
 from detect.checkpoint import load_detector
+from detect.data.samples import BlendedDataset, JoinedDataset
+from detect.data.sources import Anomaly
 from detect.methods.realnet.config import PRESETS
-from detect.training.data import BlendedDataset, JoinedDataset
-from detect.training.sources import Anomaly
 from detect.training.stopping import blended_once
 from synth.data.foreground import EVERYTHING, ForegroundRule
 from synth.images import write_png
@@ -152,7 +152,7 @@ def test_refusals_come_before_anything_is_fetched_or_made(run, tmp_path, monkeyp
     def fetched(config):
         raise AssertionError("a backbone is asked for")
 
-    monkeypatch.setattr("detect.training.material.build_backbone", fetched)
+    monkeypatch.setattr("detect.data.material.build_backbone", fetched)
     for name in ("a", "b"):
         for number in range(4):
             write_png(tmp_path / "loose" / name / f"{number}.png", normal_image(number))

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,14 +22,14 @@ from synth.diffusion.pair import (
     chain_position,
     make_pairing,
     make_start,
-    pair_images,
     timestep,
 )
-from synth.diffusion.strength import Strength
+from synth.diffusion.sampling import sample_images
 from synth.images import read_image, write_png
+from synth.making.generate import generate_sia, remake_image
 from synth.pictures import Images
-from synth.sia.generate import generate_sia, remake_image
 from synth.sia.reader import open_sia
+from synth.sia.strength import Strength
 from synth.sia.validate import validate_sia
 
 SIZE = (16, 24)
@@ -105,6 +105,20 @@ def test_a_single_step_is_refused_with_the_least_depth() -> None:
 
 
 # Images
+
+
+def pair_images(
+    model: DiffusionModel,
+    normals: Images,
+    depth: float,
+    strengths: list[float],
+    seed: int,
+    indices: Sequence[int],
+    num_steps: int,
+    regions: np.ndarray | None = None,
+) -> Images:
+    start = make_start(model, normals, depth, num_steps, regions)
+    return sample_images(model, strengths, seed, indices, num_steps, start=start)
 
 
 def test_a_pair_at_strength_0_is_diffusers_noising_and_denoising(model: DiffusionModel) -> None:
@@ -282,7 +296,7 @@ def test_pairs_from_the_command_line(
     assert "needs a folder; give --root" in run.refused(*words, "--pair", 0.5)
     assert "got depth 1.5, must lie between" in run.refused(*words, "--pair", 1.5, *pairs[2:])
     assert "without --pair" in run.refused(*words, "--root", root)
-    assert "not with --row" in run.refused(*words, *row, *pairs)
+    assert "not used with --row" in run.refused(*words, *row, *pairs)
     assert "made from other normal images" in run.refused(*words, *row[:3], "--root", root / "a")
     assert folder.rows == open_sia(tmp_path / "sia").rows
 

@@ -10,8 +10,8 @@ from synth.base.seeding import generator
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import add_noise, build_scheduler, hybrid_loss, noise_schedule
 from synth.diffusion.prediction import Denoised, Prediction, implied_eps
-from synth.diffusion.run import pixel_statistics
 from synth.diffusion.sdas import Denoiser, sample_sdas
+from synth.making.train import pixel_statistics
 
 EDM = Prediction("edm", mu=-0.2, sigma_data=0.3)
 KINDS = [Prediction("epsilon"), Prediction("v"), EDM]

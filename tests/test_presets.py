@@ -12,14 +12,14 @@ from commands import Command
 from products import normal_image, write_product
 
 from detect.checkpoint import load_detector
+from detect.data.samples import BlendedDataset
+from detect.data.sources import Anomaly
 from detect.detector import Batch
 from detect.methods import METHODS
 from detect.methods.realnet import PAPER, TINY, RealNet, RealNetConfig, select_channels
 from detect.methods.realnet.blocks import aligned, joined_blocks
 from detect.methods.realnet.config import HIAD, PAPER_C
 from detect.options import TrainOptions
-from detect.training.data import BlendedDataset
-from detect.training.sources import Anomaly
 from synth.base.backbones import BackboneConfig, build_backbone
 from synth.base.errors import UserError
 from synth.data.foreground import EVERYTHING

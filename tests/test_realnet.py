@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
+from detect.data.feature_cache import FEATURE_BYTES, FeatureCache, filled_cache
+from detect.data.samples import BlendedDataset
+from detect.data.sources import Part, open_source
 from detect.detector import Batch, Stage
 from detect.images import to_chw, to_unit
 from detect.methods.realnet import PAPER, PRESETS, TINY, RealNet, RealNetConfig, select_channels
 from detect.methods.realnet.separable import SeparableUNet
 from detect.packing import packed
-from detect.training.data import BlendedDataset
-from detect.training.feature_cache import FEATURE_BYTES, FeatureCache, filled_cache
 from detect.training.loop import Feed, train_stages
-from detect.training.sources import Part, open_source
 from synth.base.backbones import BackboneConfig, build_backbone
 from synth.base.device import make_accelerator
 from synth.base.errors import UserError

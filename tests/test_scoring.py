@@ -8,7 +8,6 @@ from products import SIZE, normal_image, write_product
 from torch import Tensor
 
 from detect.detector import Detector, Scores
-from detect.evaluation.scratch import Scratch
 from detect.pooling import image_scores
 from detect.scoring import (
     ParkedMaps,
@@ -18,6 +17,7 @@ from detect.scoring import (
     mean_image_scorer,
     score_batches,
 )
+from detect.scratch import Scratch
 from synth.base.errors import UserError
 from synth.images import write_png
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from detect.evaluation.metrics import ImageMetrics, PixelMetrics
-from detect.evaluation.seeds import Training, spread, summarise
+from detect.evaluation.seeds import Training, mean_and_deviation, summarise
 from synth.base.errors import UserError
 
 PIXEL = PixelMetrics(0.9, 0.5, 0.5, 0.8, 0.6)
@@ -17,8 +17,8 @@ def trainings(*values, pixel=PIXEL):
 
 def test_spread_is_numpys_sample_deviation():
     values = [0.91, 0.95, 0.87, 0.99]
-    assert spread(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    assert spread([0.9]) == (0.9, None)
+    assert mean_and_deviation(values) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+    assert mean_and_deviation([0.9]) == (0.9, None)
     with pytest.raises(UserError, match="got 1; a spread needs two"):
         summarise(trainings(0.9), [{}])
 
@@ -34,7 +34,7 @@ def test_trainings_are_averaged_and_their_differences_named():
 
 def test_more_than_seeds_or_nothing_is_told():
     same = [{"detector": {"seed": 0}, "num_steps": 5}] * 2
-    assert "the spread says nothing" in summarise(trainings(0.8, 0.9), same).caution
+    assert "their spread means nothing" in summarise(trainings(0.8, 0.9), same).caution
     other = [same[0], {"detector": {"seed": 1}, "num_steps": 9}]
     assert "more than their seeds (num_steps)" in summarise(trainings(0.8, 0.9), other).caution
 

@@ -13,14 +13,14 @@ from accelerate import Accelerator
 from commands import Command
 from products import normal_image, write_product, write_sources
 
+from detect.data.material import Material, Product, prepare_material
+from detect.data.samples import BlendedDataset, batches
+from detect.data.sources import Part, open_source
 from detect.methods.realnet import TINY, afs, afs_files, select_channels
 from detect.methods.realnet.afs import AFSResult
-from detect.methods.realnet.channels import LayerScores, by_layer, empty_score
 from detect.methods.realnet.recipe import Shares, chosen_channels, whole_layers
 from detect.options import TrainOptions
-from detect.training.data import BlendedDataset, batches
-from detect.training.material import Material, Product, prepare_material
-from detect.training.sources import Part, open_source
+from detect.report.channels import LayerScores, by_layer, empty_score
 from synth.base import cache
 from synth.base.device import make_accelerator
 from synth.base.errors import DataWarning, UserError

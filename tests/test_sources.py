@@ -10,12 +10,11 @@ from PIL import Image, ImageOps
 from products import SIZE, draw_noise, load_source, normal_image, write_product, write_sources
 from torch.utils.data import DataLoader, Dataset
 
-from detect.images import ImagePool
-from detect.training import augmentations
-from detect.training.augmentations import NUM_OPERATIONS, OPERATIONS, augmented
-from detect.training.data import BlendedDataset
-from detect.training.source_words import parse_parts
-from detect.training.sources import (
+from detect.data import augmentations
+from detect.data.augmentations import NUM_OPERATIONS, OPERATIONS, augmented
+from detect.data.samples import BlendedDataset
+from detect.data.source_words import parse_parts
+from detect.data.sources import (
     SOURCES,
     TEXTURE_OPACITY,
     Anomaly,
@@ -24,6 +23,7 @@ from detect.training.sources import (
     Part,
     open_source,
 )
+from detect.images import ImagePool
 from synth.base.errors import UserError
 from synth.base.progress import no_bars
 from synth.blend import OPACITY
@@ -170,7 +170,7 @@ def test_pool_keeps_to_its_bytes_and_draws_the_same(textures):
 
 
 def test_mixture_shares_the_bytes(tmp_path, textures, monkeypatch):
-    monkeypatch.setattr("detect.training.sources.CACHE_BYTES", 4 * SIZE_BYTES)
+    monkeypatch.setattr("detect.data.sources.CACHE_BYTES", 4 * SIZE_BYTES)
     sia = write_sources(tmp_path / "sia")
     source = load_source(Part("sia", sia), Part("textures", textures))
     kept = [source.parts[0].draw.__self__.kept, source.parts[1].draw.pool.kept]

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detect.batch_norm import require_global_norms
+from detect.data.samples import BlendedDataset
 from detect.detector import Batch, Detector, Scores, Stage
-from detect.training.data import BlendedDataset
 from detect.training.loop import Feed, train_stages
 from synth.base.errors import UserError
 from synth.data.foreground import EVERYTHING

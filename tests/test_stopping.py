@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor, nn
 
+from detect.data.samples import BlendedDataset
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.scoring import detector_scorer
-from detect.training.data import BlendedDataset
 from detect.training.loop import Feed, train_stages
 from detect.training.stopping import Check, Checks, blended_once, make_check, without_judges
 from synth.base.errors import UserError

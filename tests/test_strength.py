@@ -5,7 +5,7 @@ import pytest
 
 from synth.base.errors import UserError
 from synth.diffusion.config import SdasConfig
-from synth.diffusion.strength import PAPER, Strength
+from synth.sia.strength import PAPER, Strength
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from detect.detector import Detector, Scores
 from detect.pooling import image_scores, pooling_window
 from detect.prediction.batches import BatchScorer
 from detect.prediction.predictor import Predictor
-from detect.prediction.tiles import Tiling, axis_starts, axis_weights, tiled_map
+from detect.prediction.tiles import Tiling, axis_starts, tile_weights, tiled_map
 from detect.scoring import detector_scorer
 from synth.base.errors import UserError
 
@@ -49,7 +49,7 @@ def predictor(detector: Detector, size=(32, 32), tiling: Tiling | None = None) -
 def test_tiles_cover_every_pixel_with_weights_that_add_up_to_one(size):
     for length, overlap in [(max(32, size[0]), 0.25), (max(32, size[1]), 0.5), (200, 0.1)]:
         total = np.zeros(length)
-        for start, weight in axis_weights(length, 32, overlap):
+        for start, weight in tile_weights(length, 32, overlap):
             assert 0 <= start <= length - 32
             total[start : start + 32] += weight
         np.testing.assert_allclose(total, 1, atol=1e-6)

@@ -1,5 +1,7 @@
 """`detect drift`."""
 
+from typing import TYPE_CHECKING
+
 from detect.commands.shared import (
     BatchSize,
     CategoryName,
@@ -11,6 +13,9 @@ from synth.base.command import progress_bar, say, warn
 from synth.base.errors import UserError
 from synth.base.options import Folder, require_output, require_positive
 from synth.data.catalog import require_outside
+
+if TYPE_CHECKING:
+    from detect.prediction.drift import Drift
 
 DRIFT_EXIT_CODE = 3
 
@@ -71,12 +76,17 @@ def drift(
     rows = [{"file": str(path), "score": score} for path, score in zip(paths, scores, strict=True)]
     write_json(out / "drift.json", {**found.to_json(), "recent": rows})
     write_drift_plot(out / "drift.png", found)
-    say(found.finding)
-    (say if found.noticeable else warn)(found.power)
-    say(
-        f"{found.num_rejected} of {len(scores)} are above the threshold; so many or more have a "
-        f"chance of {found.chance:.2g} without drift"
-    )
+    tell(found, len(scores))
     say(f"figure: {out / 'drift.png'}")
     if found.is_drift:
         raise SystemExit(DRIFT_EXIT_CODE)
+
+
+def tell(found: "Drift", num_scored: int) -> None:
+    """Print what the test found, and what it could have found."""
+    say(found.finding)
+    (say if found.noticeable else warn)(found.power)
+    say(
+        f"{found.num_rejected} of {num_scored} are above the threshold; so many or more have a "
+        f"chance of {found.chance:.2g} without drift"
+    )

@@ -11,6 +11,7 @@ from synth.base.options import Folder, OptionalFolder
 
 if TYPE_CHECKING:
     from detect.exporting.quantised import Judged
+    from detect.exporting.run import Exported
 
 FORMAT_NAMES = Literal["onnx", "openvino", "pt2"]
 FileOrFolder = Annotated[Path, tyro.conf.arg(metavar="FILE_OR_FOLDER")]
@@ -47,7 +48,7 @@ def export(
 
     """
     if int8 and format == "pt2":
-        raise UserError("--int8: not to be had with --format pt2; give onnx or openvino")
+        raise UserError("--int8: not available with --format pt2; give onnx or openvino")
     if root is not None and not int8:
         raise UserError("--root: not used without --int8; add it or leave it out")
     import torch
@@ -65,7 +66,17 @@ def export(
         warn(trained.calibration.note)
     products = load_products(trained, root) if int8 else ()
     made = export_detector(trained, out, format, files, products)
-    height, width = trained.image_size
+    tell(made, format, trained.image_size)
+    if made.int8 is not None:
+        tell_int8(made.int8)
+    say(f"model: {made.path}")
+
+
+def tell(made: "Exported", format: str, size: tuple[int, int]) -> None:
+    """Print how the file compares with torch."""
+    import torch
+
+    height, width = size
     say(f"{format}, {made.size_bytes / 1e6:.1f} MB, images of any size, scored at {height}x{width}")
     say(f"largest difference from torch over {made.num_checked} images: {made.parity}")
     say(f"images of other sizes, resized inside rather than by OpenCV: {made.resizing}")
@@ -77,9 +88,6 @@ def export(
         f"per image, one at a time: {made.milliseconds:.1f} ms, torch "
         f"{made.torch_milliseconds:.1f} ms, {torch.get_num_threads()} threads"
     )
-    if made.int8 is not None:
-        tell_int8(made.int8)
-    say(f"model: {made.path}")
 
 
 def tell_int8(judged: "Judged") -> None:

@@ -63,7 +63,8 @@ def fit(
     options = TrainOptions(method=method, preset=preset)
     options.check()
     row = METHODS[method]
-    opened = DataOptions(dataset=dataset, root=photos, category=category).open(out)
+    data = DataOptions(dataset=dataset, root=photos, category=category)
+    opened = data.open(out)
     require_output(out)
     from detect.fitting import Chain, estimate, look, run_chain, write_index
 
@@ -72,18 +73,15 @@ def fit(
         say(line)
     for line in looked.cautions:
         warn(line)
-    labels = {record.is_anomalous for record in opened.test}
-    where = () if photos is None else ("--root", str(photos))
-    named = () if category is None else ("--category", category)
     steps = () if minutes is None else ("--minutes", f"{minutes:g}")
     needs_synth = row.needs_anomalies and not skip_synth
     chain = Chain(
         out=out,
-        data=("--dataset", dataset, *where, *named),
+        data=words(data),
         diffusion=("--preset", diffusion, *steps) if needs_synth else None,
         train=("--method", method, "--preset", preset),
         needs_anomalies=row.needs_anomalies,
-        measured=len(labels) == 2,
+        measured=len({record.is_anomalous for record in opened.test}) == 2,
     )
     say(estimate(opened, chain, row, options, progress_bar))
     if dry_run:
@@ -95,3 +93,10 @@ def fit(
     page = write_index(chain, f"{opened.name} ({dataset})", looked)
     say(f"\neverything made: {page}")
     say(f"next: {chain.next_line}")
+
+
+def words(data: DataOptions) -> tuple[str, ...]:
+    """The options as one types them."""
+    root = () if data.root is None else ("--root", str(data.root))
+    category = () if data.category is None else ("--category", data.category)
+    return ("--dataset", data.dataset, *root, *category)

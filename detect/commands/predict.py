@@ -22,6 +22,7 @@ from synth.data.catalog import require_outside
 
 if TYPE_CHECKING:
     from detect.prediction.log import ScoreLog
+    from detect.prediction.predictor import Predictor
     from detect.prediction.run import Run
 
 TileSize = Annotated[
@@ -133,14 +134,7 @@ def predict(
     with sole_user(out):
         is_own = claim(out, config, has_normals=bool(held))
         log = ScoreLog(out, with_frames=any(map(is_video, paths)))
-        if held:
-            with progress_bar("calibrating", "image") as update:
-                predictor = run.calibrated(out, predictor, held, update)
-        elif ignore:
-            say("threshold of whole images: it keeps its promise; --normals sets a closer one")
-        if predictor.calibration.note:
-            warn(predictor.calibration.note)
-        say(predictor.calibration.promise)
+        predictor = with_threshold(predictor, out, held, ignore)
         if is_own:
             remove_pictures_from(out, log.next_number)
         with log:
@@ -151,11 +145,12 @@ def predict(
     if coco:
         say(f"{write_coco(coco, out)} anomalous regions: {coco}")
     tell_end(log, out)
-    unreadable = num_unreadable(log)
-    if faults or (folder is not None and unreadable):
-        first = f", the first: {faults[0]}" if faults else "; their rows say so"
-        total = len(paths) if faults else log.num_scored + unreadable
-        raise UserError(f"{len(faults) or unreadable} of {total} images cannot be read{first}")
+    if faults:
+        first = f"the first: {faults[0]}"
+        raise UserError(f"{len(faults)} of {len(paths)} images cannot be read, {first}")
+    if folder is not None and (unreadable := num_unreadable(log)):
+        total = log.num_scored + unreadable
+        raise UserError(f"{unreadable} of {total} images cannot be read; their rows say so")
 
 
 def claim(out: Path, config: Mapping[str, Any], *, has_normals: bool) -> bool:
@@ -177,6 +172,23 @@ def claim(out: Path, config: Mapping[str, Any], *, has_normals: bool) -> bool:
     if not claim_folder(out, config, CONFIG_FILE, out / LOG_FILE) and has_normals:
         (out / NORMALS_FILE).unlink(missing_ok=True)  # of other normal images
     return is_own
+
+
+def with_threshold(
+    predictor: "Predictor", out: Path, normals: Sequence[Path], ignore: Path | None
+) -> "Predictor":
+    """Set the threshold on normal images where there are any, and say what it promises."""
+    from detect.prediction.run import calibrated
+
+    if normals:
+        with progress_bar("calibrating", "image") as update:
+            predictor = calibrated(out, predictor, normals, update)
+    elif ignore:
+        say("threshold of whole images: it keeps its promise; --normals sets a closer one")
+    if predictor.calibration.note:
+        warn(predictor.calibration.note)
+    say(predictor.calibration.promise)
+    return predictor
 
 
 def score_files(work: "Run", paths: Sequence[Path], every: int) -> list[str]:

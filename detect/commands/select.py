@@ -53,9 +53,9 @@ def select(
         raise UserError(f"--method: got {options.method}; realnet and realnet-nn choose channels")
     category = data.open(out)
     require_output(out)
-    from detect.methods.realnet.channels import show_channels
-    from detect.training.material import Product
-    from detect.training.source_words import chosen_sources
+    from detect.data.material import Product
+    from detect.data.source_words import chosen_sources
+    from detect.report.channels import show_channels
     from synth.data.normals import load_normals
 
     folders = {"sia": sia, "textures": textures, "defects": defects}

@@ -1,11 +1,15 @@
 """`detect train`."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from detect.options import BasicOptions, MoreOptions, Sources, TrainOptions
 from synth.base.command import progress_bar, say, warn
 from synth.base.options import Folder, OptionalFolder, Tracker, require_output
 from synth.data.options import DataOptions
+
+if TYPE_CHECKING:
+    from detect.calibration import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +73,9 @@ def train(
         require_both_labels(category)
     require_output(out)
     from detect.checkpoint import WEIGHTS_FILE
-    from detect.training.material import Product
+    from detect.data.material import Product
+    from detect.data.source_words import chosen_sources
     from detect.training.run import train_detector
-    from detect.training.source_words import chosen_sources
     from synth.data.normals import load_normals
 
     size = options.row.recipe().configure(options).image_size
@@ -81,11 +85,14 @@ def train(
     tests = [open_test_set(each, progress_bar) for each in categories if more.watch_test]
     products = [Product(*pair) for pair in zip(normals, sources, strict=True)]
     calibration = train_detector(products, options, out, progress_bar, say, tests, more.tracker)
-    if calibration is None:
-        return
+    if calibration is not None:
+        tell(calibration)
+        say(f"detector: {out} ({(out / WEIGHTS_FILE).stat().st_size / 2**20:.1f} MiB)")
+
+
+def tell(calibration: "Calibration") -> None:
+    """Print the threshold, and what it cannot promise."""
     if calibration.note:
         warn(calibration.note)
     num_held_out = len(calibration.scores)
     say(f"threshold {calibration.threshold:.4g} from {num_held_out} held-out normal images")
-    size = (out / WEIGHTS_FILE).stat().st_size
-    say(f"detector: {out} ({size / 2**20:.1f} MiB)")

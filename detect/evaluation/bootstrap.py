@@ -30,22 +30,22 @@ Counts = npt.NDArray[np.uint16]
 """How often each image is drawn: [R, N]."""
 
 
-class Drawn(NamedTuple):
+class Resamples(NamedTuple):
     """Images, by index, and how often each is drawn: [R, len(indices)]."""
 
     indices: Sequence[int]
     counts: Counts
 
 
-def draw(indices: Sequence[int], key: int, seed: int = 0) -> Drawn:
+def draw(indices: Sequence[int], key: int, seed: int = 0) -> Resamples:
     """Draw as many images as there are, with replacement; `key` names the stratum."""
     num = len(indices)
     rng = np.random.default_rng(derive_seed(seed, key))
     counts = rng.multinomial(num, np.full(num, 1 / num), NUM_RESAMPLES)
-    return Drawn(indices, counts.astype(np.uint16))
+    return Resamples(indices, counts.astype(np.uint16))
 
 
-def image_samples(normal: Drawn, anomalous: Drawn, scores: FloatArray) -> Float64Array:
+def image_samples(normal: Resamples, anomalous: Resamples, scores: FloatArray) -> Float64Array:
     """AUROC, AP and F1-max of every resample, exact: float64 [R, 3]. scores: float [N]."""
     indices = np.r_[list(normal.indices), list(anomalous.indices)]
     order = np.argsort(-scores[indices], kind="stable")
@@ -62,7 +62,7 @@ def image_samples(normal: Drawn, anomalous: Drawn, scores: FloatArray) -> Float6
 
 
 def pixel_samples(
-    binned: BinnedPixels, normal: Drawn, sets: Mapping[str, Drawn]
+    binned: BinnedPixels, normal: Resamples, sets: Mapping[str, Resamples]
 ) -> dict[str, Float64Array]:
     """Pixel metrics of every resample of some sets of anomalous images, each with the normal ones.
 
@@ -81,7 +81,7 @@ def pixel_samples(
 
 
 def binned_figures(bins: Bins) -> Float64Array:
-    """Pixel metrics of scores rounded into bins, float64 [5]: tells what the rounding moves."""
+    """Pixel metrics of scores rounded into bins, float64 [5]: to see what rounding changes."""
     return _figures(rank_bins(*(counts[None, ::-1] for counts in bins)))[0]
 
 
@@ -112,7 +112,7 @@ def _figures(ranking: Ranking) -> Float64Array:
     return np.stack([found.auroc, found.average_precision, found.f1_max, *found.aupro], axis=-1)
 
 
-def _weighted(binned: BinnedPixels, drawn: Drawn, resamples: slice) -> Bins:
+def _weighted(binned: BinnedPixels, drawn: Resamples, resamples: slice) -> Bins:
     """Sum the images' counts as often as they are drawn: [r, K] each."""
     num = len(drawn.counts[resamples])
     total = np.zeros((3, num, len(binned.edges)))

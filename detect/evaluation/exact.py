@@ -124,7 +124,7 @@ class Stretch:
     def rank(self, groups: Groups, totals: Totals, found: int, above: int) -> Ranking:
         """Rank some groups; `found` and `above` count the pixels of higher stretches."""
         normals = [self.normal[group] for group in groups]
-        scores, overlap = joined([self.anomalous[group] for group in groups])
+        scores, overlap = chained([self.anomalous[group] for group in groups])
         return rank(normals, scores, overlap, totals, found_before=found, above_before=above)
 
 
@@ -202,11 +202,11 @@ def read_stretch(pixels: PixelRuns, starts: IntArray, stops: IntArray, groups: G
         anomalous[run.group].append(pixels.anomalous(run, start[1], stop[1]))
     return Stretch(
         {group: np.sort(np.concatenate(parts)) for group, parts in normal.items()},
-        {group: joined(parts) for group, parts in anomalous.items()},
+        {group: chained(parts) for group, parts in anomalous.items()},
     )
 
 
-def joined(
+def chained(
     parts: Sequence[tuple[Float32Array, Float64Array]],
 ) -> tuple[Float32Array, Float64Array]:
     """Chain anomalous scores and their overlaps."""

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detect.evaluation.bootstrap import (
-    Drawn,
+    Resamples,
     binned_figures,
     draw,
     image_samples,
@@ -42,9 +42,9 @@ from detect.evaluation.ranking import (
     roc_vertices,
     thin,
 )
-from detect.evaluation.scratch import Scratch
 from detect.evaluation.testset import ALL_DEFECTS, TestSet
 from detect.scoring import Scored
+from detect.scratch import Scratch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +91,7 @@ def evaluate(
         on_images = measure_images(test, scores, normal, sets)
         on_pixels = measure_pixels(test, pixels, scratch, normal, sets)
 
-    figures = {name: joined(on_images[name], on_pixels, name) for name in names}
+    figures = {name: figures_of(on_images[name], on_pixels, name) for name in names}
     return Evaluation(
         scores=scores,
         figures=figures[ALL_DEFECTS],
@@ -143,7 +143,7 @@ class OnImages(NamedTuple):
 
 
 def measure_images(
-    test: TestSet, scores: NDArray[np.float32], normal: Drawn, sets: Mapping[str, Drawn]
+    test: TestSet, scores: NDArray[np.float32], normal: Resamples, sets: Mapping[str, Resamples]
 ) -> dict[str, OnImages]:
     """Image metrics of every set."""
     labels, found = test.labels, {}
@@ -164,7 +164,11 @@ class OnPixels(NamedTuple):
 
 
 def measure_pixels(
-    test: TestSet, pixels: PixelRuns, scratch: Scratch, normal: Drawn, sets: Mapping[str, Drawn]
+    test: TestSet,
+    pixels: PixelRuns,
+    scratch: Scratch,
+    normal: Resamples,
+    sets: Mapping[str, Resamples],
 ) -> OnPixels | None:
     """Pixel metrics of every set with an anomalous pixel; None where there is no such set."""
     if not any(run.num_anomalous for run in pixels.runs):
@@ -181,7 +185,7 @@ def measure_pixels(
     return OnPixels(metrics, samples, total, float(np.abs(moved).max()))
 
 
-def joined(on_images: OnImages, on_pixels: OnPixels | None, name: str) -> Figures:
+def figures_of(on_images: OnImages, on_pixels: OnPixels | None, name: str) -> Figures:
     """One set's figures with their intervals."""
     image_intervals = intervals(on_images.samples, ImageMetrics._fields)
     if on_pixels is None or name not in on_pixels.metrics:

@@ -24,7 +24,7 @@ from detect.evaluation.ranking import (
     roc_vertices,
     thin,
 )
-from detect.evaluation.scratch import Scratch
+from detect.scratch import Scratch
 from synth.base.errors import UserError
 
 FPR_LIMIT = 0.3  # of AUPRO where nothing else is said

@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from detect.evaluation.ranking import BoolArray, Float64Array, FloatArray, require_finite
-from detect.evaluation.scratch import Scratch
+from detect.evaluation.ranking import BoolArray, Float64Array, FloatArray, require_finite_scores
+from detect.scratch import Scratch
 from synth.base.errors import UserError
 
 Float32Array = npt.NDArray[np.float32]
@@ -26,7 +26,7 @@ NUM_SAMPLES = 256  # of each run's scores, twice, to place the bins
 STRETCH_PIXELS = 2**22  # in memory at once
 
 
-class Run(NamedTuple):
+class Span(NamedTuple):
     """Where an image's pixels lie in the scratch file; group: its defect type, or normal."""
 
     group: str
@@ -56,7 +56,7 @@ class PixelRuns:
     """The pixels of the test images, added image by image in any order."""
 
     def __init__(self, scratch: Scratch) -> None:
-        self.runs: list[Run] = []
+        self.runs: list[Span] = []
         self._scratch = scratch
         self._normal_samples: list[ParkedSample] = []
         self._anomalous_samples: list[ParkedSample] = []
@@ -67,7 +67,7 @@ class PixelRuns:
         Raises UserError for scores that are not finite, another size or type of the mask, and a
         full disk.
         """
-        require_finite(scores, "pixel")
+        require_finite_scores(scores, "pixel")
         scores = scores.astype(np.float32)
         if mask is None:
             normal, anomalous = np.sort(scores, axis=None), np.empty(0, np.float32)
@@ -81,15 +81,15 @@ class PixelRuns:
         place = self._scratch.append(normal)
         self._scratch.append(anomalous)
         self._scratch.append(sizes)
-        self.runs.append(Run(group, place, len(normal), len(anomalous), num_regions))
+        self.runs.append(Span(group, place, len(normal), len(anomalous), num_regions))
         self._normal_samples.append(self._park(normal))
         self._anomalous_samples.append(self._park(anomalous))
 
-    def normal(self, run: Run, start: int, stop: int) -> Float32Array:
+    def normal(self, run: Span, start: int, stop: int) -> Float32Array:
         """Read a run's normal scores, ascending, from rank `start` up to `stop`."""
         return self._scratch.read(run.place + 4 * start, stop - start, np.float32)
 
-    def anomalous(self, run: Run, start: int, stop: int) -> tuple[Float32Array, Float64Array]:
+    def anomalous(self, run: Span, start: int, stop: int) -> tuple[Float32Array, Float64Array]:
         """Read a run's anomalous scores, ascending, and 1 / (pixels of its region) for each."""
         place = run.place + 4 * (run.num_normal + start)
         scores = self._scratch.read(place, stop - start, np.float32)
@@ -139,12 +139,12 @@ class BinnedPixels:
 
     def __init__(self, pixels: PixelRuns, scratch: Scratch) -> None:
         """Count; one reading of all pixels."""
-        self.runs: Sequence[Run] = pixels.runs
+        self.runs: Sequence[Span] = pixels.runs
         self.edges = pixels.edges()
         self._scratch = scratch
         self._places = [self._append(pixels, run) for run in self.runs]
 
-    def _append(self, pixels: PixelRuns, run: Run) -> int:
+    def _append(self, pixels: PixelRuns, run: Span) -> int:
         """Write a run's counts, normal and anomalous: int32 [K, 2]; and overlaps: float64 [K]."""
         normal = self._counts(pixels.normal(run, 0, run.num_normal))
         anomalous, overlap = pixels.anomalous(run, 0, run.num_anomalous)

@@ -10,7 +10,7 @@ from detect.evaluation.report_data import COLUMNS, Comparison
 from detect.evaluation.text import number, percent
 from detect.methods import METHODS
 from synth.data.catalog import Category
-from synth.diffusion.strength import Strength
+from synth.sia.strength import Strength
 
 SOURCE_NAMES = {
     "sia": "SDAS images",

@@ -63,7 +63,7 @@ def rank_items(labels: BoolArray, scores: FloatArray) -> Ranking:
         raise UserError(
             f"scores: got shape {scores.shape} for labels of shape {labels.shape}; give one each"
         )
-    require_finite(scores, "image")
+    require_finite_scores(scores, "image")
     is_anomalous = labels.astype(bool)
     anomalous, normal = scores[is_anomalous], np.sort(scores[~is_anomalous])
     require_both(len(anomalous), len(normal), "image")
@@ -120,7 +120,7 @@ def rank_bins(normal: Float64Array, hits: Float64Array, overlap: Float64Array) -
     return Ranking(hits, found, overlap, reached - normal, reached, totals)
 
 
-def require_finite(scores: FloatArray, item: str) -> None:
+def require_finite_scores(scores: FloatArray, item: str) -> None:
     """Raise UserError for NaN and infinite scores: they have no place in an order."""
     if not np.isfinite(scores).all():
         kind = "NaN" if np.isnan(scores).any() else "infinity"

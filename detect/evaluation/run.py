@@ -14,16 +14,16 @@ from detect.evaluation.metrics import ImageMetrics, PixelMetrics
 from detect.evaluation.protocol import detector_name, protocol
 from detect.evaluation.report_data import Comparison, ReportData
 from detect.evaluation.results import make_report, write_results
-from detect.evaluation.scratch import Scratch
 from detect.evaluation.seeds import Seeds, Training, summarise
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import best_on_test
 from detect.scoring import ParkedMaps
+from detect.scratch import Scratch
 from synth.base.files import write_json
 from synth.base.progress import Bars
 
 
-class Measured(NamedTuple):
+class MeasuredDetector(NamedTuple):
     """A detector's figures and what it was trained with; the detector itself is let go."""
 
     folder: Path
@@ -58,11 +58,11 @@ def report_on(
     false_reject_rate: sets another threshold from the held-out scores; None keeps the stored one.
     """
 
-    def measured(folder: Path, maps: ParkedMaps | None = None) -> Measured:
+    def measured(folder: Path, maps: ParkedMaps | None = None) -> MeasuredDetector:
         other = load_detector(folder, device)
         evaluation = evaluate_detector(other, test, out, device, batch_size, bars, maps)
         config = {**other.config, "num_steps": other.num_steps}
-        return Measured(folder, detector_name(other), config, evaluation)
+        return MeasuredDetector(folder, detector_name(other), config, evaluation)
 
     with Scratch(out) as scratch:
         maps = ParkedMaps(scratch)
@@ -87,13 +87,13 @@ def report_on(
     return report
 
 
-def compared(other: Measured, first: Measured) -> Comparison:
+def compared(other: MeasuredDetector, first: MeasuredDetector) -> Comparison:
     """Another detector's row; where it lies tells it from others of its kind."""
     name = f"{other.name} ({other.folder.resolve().name})"
     return comparison(name, other.evaluation, first.evaluation)
 
 
-def averaged(measured: Sequence[Measured]) -> Seeds:
+def averaged(measured: Sequence[MeasuredDetector]) -> Seeds:
     """Mean and spread over trainings."""
     trainings = [
         Training(

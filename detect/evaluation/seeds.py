@@ -49,7 +49,9 @@ class Seeds(NamedTuple):
                 f"the trainings differ in more than their seeds ({', '.join(others)}): the spread "
                 "is over these too"
             )
-        return "" if self.differing else "the trainings have the same seed: the spread says nothing"
+        return (
+            "" if self.differing else "the trainings have the same seed: their spread means nothing"
+        )
 
 
 def summarise(trainings: Sequence[Training], configs: Sequence[Mapping[str, Any]]) -> Seeds:
@@ -70,10 +72,13 @@ def summarise(trainings: Sequence[Training], configs: Sequence[Mapping[str, Any]
 
 def spreads(rows: Sequence[ImageMetrics] | Sequence[PixelMetrics]) -> dict[str, Spread]:
     """Mean and deviation of every field."""
-    return {field: spread([getattr(row, field) for row in rows]) for field in rows[0]._fields}
+    return {
+        field: mean_and_deviation([getattr(row, field) for row in rows])
+        for field in rows[0]._fields
+    }
 
 
-def spread(values: Sequence[float]) -> Spread:
+def mean_and_deviation(values: Sequence[float]) -> Spread:
     """Mean and sample standard deviation of one value or more."""
     return Spread(mean(values), stdev(values) if len(values) > 1 else None)
 

@@ -25,7 +25,7 @@ from detect.exporting.packages import runtime
 from synth.pictures import Images
 
 About = Mapping[str, Any]
-Run = Callable[[Images], tuple[NDArray[np.float32], NDArray[np.float32]]]
+Runner = Callable[[Images], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """Images, uint8 [N, H, W, 3], to scores [N] and maps [N, h, w]."""
 
 KEY = "siaforge"  # of the description
@@ -42,7 +42,7 @@ class Format(NamedTuple):
     suffix: str
     write: Callable[[ExportedProgram, Path, About], None]
     convert: Callable[[Path, Path, About], None] | None
-    read: Callable[[Path], Run]
+    read: Callable[[Path], Runner]
     describe: Callable[[Path], dict[str, Any]]
     companions: Callable[[Path], tuple[Path, ...]]
     needs: tuple[str, ...]
@@ -99,7 +99,7 @@ def describe_anew(source: Path, path: Path, about: About) -> None:
     onnx.save(model, path, save_as_external_data=is_large, location=data.name)
 
 
-def read_onnx(path: Path) -> Run:
+def read_onnx(path: Path) -> Runner:
     """Open an ONNX file with onnxruntime, on the CPU."""
     session = onnx_session(path)
 
@@ -146,7 +146,7 @@ def convert_to_openvino(source: Path, path: Path, about: About) -> None:
     openvino.save_model(model, path, compress_to_fp16=False)
 
 
-def read_openvino(path: Path) -> Run:
+def read_openvino(path: Path) -> Runner:
     """Compile for the CPU in float32; left to itself OpenVINO computes in bf16 where it can."""
     openvino = runtime("openvino")
     hint = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
@@ -175,7 +175,7 @@ def write_pt2(program: ExportedProgram, path: Path, about: About) -> None:
     path.write_bytes(data.getbuffer())
 
 
-def read_pt2(path: Path) -> Run:
+def read_pt2(path: Path) -> Runner:
     """Open a file of `write_pt2`."""
     module = torch.export.load(path).module()
 

@@ -15,16 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from detect.calibration import Calibration, calibrate, joined
+from detect.calibration import Calibration, calibrate, calibrate_together
 from detect.checkpoint import TrainedDetector
+from detect.data.samples import BlendedDataset
+from detect.data.sources import Part, open_source
 from detect.detector import Detector
 from detect.evaluation.metrics import image_metrics
-from detect.exporting.formats import Run, data_file, median_milliseconds
+from detect.exporting.formats import Runner, data_file, median_milliseconds
 from detect.exporting.graph import INPUT
 from detect.exporting.packages import runtime
 from detect.scoring import Scored
-from detect.training.data import BlendedDataset
-from detect.training.sources import Part, open_source
 from detect.training.stopping import SyntheticTest, blended_once
 from synth.base.backbones import Backbone
 from synth.base.errors import UserError
@@ -124,7 +124,7 @@ def quantise(
     quantization.quantize_static(
         source,
         out,
-        Feed(images),
+        CalibrationReader(images),
         nodes_to_quantize=names,
         op_types_to_quantize=["Conv"],
         per_channel=True,
@@ -135,7 +135,7 @@ def quantise(
     return len(names)
 
 
-class Feed:
+class CalibrationReader:
     """Images one by one, as onnxruntime asks for them."""
 
     def __init__(self, images: Sequence[NDArray[np.uint8]]) -> None:
@@ -174,7 +174,7 @@ def rectified_convolutions(graph: Any, prefixes: tuple[str, ...]) -> list[str]:
 
 
 def judge(
-    whole: Run, small: Run, trained: TrainedDetector, products: Sequence[Normals]
+    whole: Runner, small: Runner, trained: TrainedDetector, products: Sequence[Normals]
 ) -> tuple[TrainedDetector, Judged]:
     """Compare a float32 file and its 8-bit one; return the detector with thresholds of the latter.
 
@@ -185,7 +185,7 @@ def judge(
     limits = [[held_calibration(trained, each) for each in side] for side in (before, after)]
     own = {n.category.name: each for n, each in zip(products, limits[1], strict=True)}
     anew = trained._replace(
-        calibration=joined(limits[1]), by_category=own if trained.by_category else {}
+        calibration=calibrate_together(limits[1]), by_category=own if trained.by_category else {}
     )
     verdicts = [
         [
@@ -218,7 +218,7 @@ class Answers(NamedTuple):
     peaks: NDArray[np.float32]
 
 
-def answers(run: Run, images: Images) -> Answers:
+def answers(run: Runner, images: Images) -> Answers:
     """Run a file on images, uint8 [2N, H, W, 3]."""
     parts = [Scored(*run(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
     return Answers(

@@ -18,7 +18,7 @@ from detect.checkpoint import TrainedDetector
 from detect.exporting.formats import (
     FORMATS,
     Format,
-    Run,
+    Runner,
     median_milliseconds,
     quiet,
     write_onnx,
@@ -135,7 +135,7 @@ def put_in_integers(
     form: Format,
     program: ExportedProgram,
     staged: Path,
-    run: Run,
+    run: Runner,
     trained: TrainedDetector,
     products: Sequence[Normals],
 ) -> Judged:
@@ -244,7 +244,7 @@ def made_images(size: tuple[int, int]) -> list[NDArray[np.uint8]]:
 # --- the check -----------------------------------------------------------------------------------
 
 
-def check(run: Run, trained: TrainedDetector, samples: Sequence[NDArray[np.uint8]]) -> Exported:
+def check(run: Runner, trained: TrainedDetector, samples: Sequence[NDArray[np.uint8]]) -> Exported:
     """Compare a written model with torch on the samples; time both on the first."""
     native = np.stack([resize(image, trained.image_size) for image in samples])
     detector = packed(trained.detector)

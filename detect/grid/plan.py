@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detect.checkpoint import CONFIG_FILE
+from detect.data.defects import require_unseen
+from detect.data.source_words import parse_named
+from detect.data.sources import OpenSource, Part, open_source
 from detect.evaluation.testset import listing_digest, require_both_labels
 from detect.grid.result import Result, read_result, safe_name, training_folder
 from detect.options import TrainOptions
-from detect.training.defects import require_unseen
-from detect.training.source_words import parse_named
-from detect.training.sources import OpenSource, Part, open_source
 from synth.base.device import make_accelerator
 from synth.base.errors import DataWarning, UserError
 from synth.base.files import DAMAGE, Json, config_differences, read_json, write_json
@@ -142,7 +142,7 @@ def chosen_method(word: str, options: TrainOptions) -> TrainOptions:
 def make_plan(
     categories: Sequence[Category], entries: Sequence[GridEntry], seeds: Sequence[int], out: Path
 ) -> Plan:
-    """Check a grid and find what of it is done; nothing is written.
+    """Check a grid and find which trainings are done; nothing is written.
 
     Raises UserError for a category without both labels, a source that cannot be opened, a finished
     training of other settings, and an entry that was begun as another detector.

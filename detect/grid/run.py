@@ -15,13 +15,13 @@ import psutil
 import torch
 
 from detect.checkpoint import load_detector
+from detect.data.material import Product
 from detect.evaluation.measure import evaluate
 from detect.evaluation.testset import TestSet, open_test_set
 from detect.grid.plan import Plan, Trial
 from detect.grid.result import Cost, Result, write_result
 from detect.images import ImagePool
 from detect.scoring import Scored, Scorer, detector_scorer, image_batches
-from detect.training.material import Product
 from detect.training.run import train_detector
 from synth.base.device import default_device
 from synth.base.locks import sole_user

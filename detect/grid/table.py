@@ -9,7 +9,7 @@ from typing import Literal
 from scipy.special import stdtr
 
 from detect.evaluation.report_data import COLUMNS, Comparison
-from detect.evaluation.seeds import Spread, spread
+from detect.evaluation.seeds import Spread, mean_and_deviation
 from detect.grid.result import Cost, Result
 
 HEADLINES = ("image AUROC", "AUPRO")
@@ -29,7 +29,7 @@ def p_value(differences: Sequence[float]) -> float:
     Student's t-test. Identical differences leave it no spread to judge by; they get the exact
     sign-flip test, in which 2 of the 2^n patterns of signs are as extreme as the one observed.
     """
-    num, (centre, deviation) = len(differences), spread(differences)
+    num, (centre, deviation) = len(differences), mean_and_deviation(differences)
     if deviation is None or deviation < ROUNDING:
         return 1.0 if abs(centre) < ROUNDING else 2.0 ** (1 - num)
     return 2 * float(stdtr(num - 1, -abs(centre) * num**0.5 / deviation))
@@ -96,7 +96,7 @@ class Table:
 
     def over_seeds(self, entry: str, column: str, category: str | None = None) -> Spread:
         """Mean and spread over the seeds."""
-        return spread(self.by_seed(entry, column, category))
+        return mean_and_deviation(self.by_seed(entry, column, category))
 
     def differences(self, entry: str, column: str) -> list[float]:
         """How much more an entry has than the first one, seed by seed."""
@@ -106,7 +106,7 @@ class Table:
 
     def difference(self, entry: str, column: str) -> Spread:
         """Mean and spread of `differences`."""
-        return spread(self.differences(entry, column))
+        return mean_and_deviation(self.differences(entry, column))
 
     def is_exact(self, entry: str, column: str) -> bool:
         """Whether neither the entry nor the first one changes with the seed, of two or more."""

@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detect.config import TrainedConfig, require_fields_positive
+from detect.data.feature_cache import FeatureCache, stored_cache
+from detect.data.material import Material
 from detect.detector import ADAM, Batch, Detector, Scores, Stage
 from detect.images import to_chw, to_unit
 from detect.methods.flow import ActNorm, Flow, negative_log_likelihood
-from detect.training.feature_cache import FeatureCache, stored_cache
-from detect.training.material import Material
 from synth.base.backbones import Backbone, build_backbone, seeded_init
 from synth.base.errors import UserError
 from synth.base.run_folder import agreed

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detect.config import DetectorConfig
+from detect.data.material import Material
 from detect.detector import Detector, Scores
 from detect.images import to_chw, to_unit
 from detect.method import Recipe
 from detect.pooling import image_scores
-from detect.training.material import Material
 from synth.base.backbones import DEFAULT_BACKBONE, Backbone, BackboneConfig, build_backbone
 from synth.base.seeding import derive_seed, generator
 

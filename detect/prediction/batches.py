@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from detect.heatmap import Image
 from detect.scoring import CPU_BATCH, Scored, Scorer
 from synth.base.device import fitting_batch_size
-from synth.base.memory import half, is_out_of_memory
+from synth.base.memory import half, unless_out_of_memory
 from synth.images import resize
 
 NUM_PROBED = 2
@@ -43,25 +43,16 @@ class BatchScorer:
             batch = waiting[: self.batch_size]
             if not batch:
                 return
-            scored = scored_or_none(self.scorer, batch)
+            scored = unless_out_of_memory(self.score, batch)
             if scored is None:
                 self.batch_size = half(len(batch))
                 continue
             waiting = waiting[len(batch) :]
             yield from zip(scored.scores.tolist(), scored.maps, strict=True)
 
-
-def scored_or_none(scorer: Scorer, batch: Sequence[Image]) -> Scored | None:
-    """The scores of a batch; None where the memory does not suffice."""
-    try:
-        return scorer(np.stack(batch))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    # Only here, when the error and the tensors in its frames are gone, can memory be given back.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
+    def score(self, batch: Sequence[Image]) -> Scored:
+        """Score a batch at the detector's size."""
+        return self.scorer(np.stack(batch))
 
 
 def measured_batch_size(scorer: Scorer, size: tuple[int, int], device: torch.device) -> int:
@@ -72,7 +63,7 @@ def measured_batch_size(scorer: Scorer, size: tuple[int, int], device: torch.dev
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    if scored_or_none(scorer, probe) is None:
+    if unless_out_of_memory(scorer, np.stack(probe)) is None:
         return 1
     needed = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()

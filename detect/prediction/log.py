@@ -78,7 +78,7 @@ class ScoreLog:
             try:
                 file.close()
             except OSError as error:
-                if kind is None:  # else `append` has told of it
+                if kind is None:  # else `append` has raised for it
                     raise UserError(write_fault(self.path, error)) from error
 
     def append(self, row: Row) -> None:
@@ -134,7 +134,7 @@ class ScoreLog:
 
 
 def csv_cells(row: Row, columns: Sequence[str]) -> list[str]:
-    """A row's cells; empty where it says nothing."""
+    """A row's cells; empty where it has no value."""
     cells = ((row.get(name), FORMATS.get(name, "")) for name in columns)
     return ["" if value is None else format(value, form) for value, form in cells]
 

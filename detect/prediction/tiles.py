@@ -56,8 +56,8 @@ def tiled_map(image: Image, tiling: Tiling, score: TileScorer) -> NDArray[np.flo
     padded = cv2.copyMakeBorder(
         image, 0, max(0, h - H), 0, max(0, w - W), cv2.BORDER_REFLECT_101
     )  # fmt: skip
-    rows = axis_weights(padded.shape[0], h, tiling.overlap)
-    columns = axis_weights(padded.shape[1], w, tiling.overlap)
+    rows = tile_weights(padded.shape[0], h, tiling.overlap)
+    columns = tile_weights(padded.shape[1], w, tiling.overlap)
     places = list(itertools.product(rows, columns))
     tiles = (np.asarray(padded[y : y + h, x : x + w], np.uint8) for (y, _), (x, _) in places)
     joined = np.zeros(padded.shape[:2], np.float32)
@@ -66,7 +66,7 @@ def tiled_map(image: Image, tiling: Tiling, score: TileScorer) -> NDArray[np.flo
     return joined[:H, :W]
 
 
-def axis_weights(length: int, tile: int, overlap: float) -> list[tuple[int, NDArray[np.float32]]]:
+def tile_weights(length: int, tile: int, overlap: float) -> list[tuple[int, NDArray[np.float32]]]:
     """Along one axis: where each tile starts, and its weights float32 [tile].
 
     The tiles lie evenly, the last ends with the image; at every pixel the weights add up to 1.

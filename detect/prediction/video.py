@@ -27,11 +27,6 @@ def count_frames(path: Path) -> int:
         return max(0, int(video.get(cv2.CAP_PROP_FRAME_COUNT)))
 
 
-def check_video(path: Path) -> None:
-    """Raise UserError where not even the first frame can be read."""
-    next(read_frames(path))
-
-
 def read_frames(path: Path, every: int = 1, first: int = 0) -> Iterator[tuple[int, float, Image]]:
     """Frames 0, every, 2 every, ... from frame `first` on: number, seconds, uint8 [H, W, 3] RGB.
 

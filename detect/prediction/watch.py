@@ -32,8 +32,8 @@ class Watch:
     """Finds the images of a folder and below that are new or replaced, and completely written.
 
     A file is complete when it has not changed since the last look and can be decoded; what cannot
-    is tried again when it changes, and told of once, PATIENCE_SECONDS after its last change. While
-    the folder is gone it waits. Memory: a name per image.
+    is tried again when it changes, and reported once, PATIENCE_SECONDS after its last change. It
+    waits while the folder is missing. Memory: a name per image.
     known: files that were scored before, and what they were. clock: seconds.
     """
 

@@ -1,1 +1,1 @@
-"""The report of an evaluation, one HTML file."""
+"""Reports: HTML pages of an evaluation and of a grid, and what AFS chose."""

@@ -8,6 +8,7 @@ from datetime import date
 from html import escape
 from importlib.metadata import version
 
+from detect.data.sources import open_source
 from detect.evaluation.protocol import source_facts, weights_facts
 from detect.evaluation.report_data import COLUMNS
 from detect.evaluation.text import duration, number, plus_minus, signed
@@ -15,7 +16,6 @@ from detect.grid.plan import Plan
 from detect.grid.result import Cost, Result
 from detect.grid.table import ALPHA, Table, metric
 from detect.report.plots import grid_png, grid_svg
-from detect.training.sources import open_source
 from synth.base.files import atomic_path, write_text
 from synth.base.html import Cell, document, figure, finding_list, section, soft, table
 

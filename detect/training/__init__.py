@@ -1,1 +1,1 @@
-"""What detectors are trained on, and how."""
+"""How detectors are trained: the run, its loop over stages, early stopping."""

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from detect.batch_norm import BATCH_NORMS, require_global_norms
+from detect.data.samples import Sample, batches
 from detect.detector import Batch, Detector, Stage
 from detect.evaluation.watch import WatchedTests
 from detect.scoring import detector_scorer
-from detect.training.data import Sample, batches
 from detect.training.gradients import average_gradients
 from detect.training.stage_state import (
     OwnState,
@@ -74,8 +74,8 @@ def train_stages(
     """Train all stages in place, each continued from its state in `folder`/<stage>.
 
     A stage begins with what the earlier ones made. When one of them has changed, such as its number
-    of steps, the later ones are trained again, and `tell` is told. With checks the last stage ends
-    when they say so, and the best of the checked weights are kept. A watch measures after some
+    of steps, the later ones are trained again, and `tell` gets a line. With checks the last stage
+    ends at their sign, and the best of the checked weights are kept. A watch measures after some
     steps of the last stage and changes nothing. Raises UserError when the batch cannot be shared
     evenly, and when a loss is not finite.
     """

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from detect.calibration import Calibration, calibrate, joined
+from detect.calibration import Calibration, calibrate, calibrate_together
 from detect.checkpoint import (
     CALIBRATION_FILE,
     WEIGHTS_FILE,
@@ -17,12 +17,12 @@ from detect.checkpoint import (
     save_detector,
 )
 from detect.config import DetectorConfig, TrainedConfig
+from detect.data.material import Material, Prepared, Product, prepare_material
 from detect.detector import Detector
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import WATCH_FILE, WatchedTests
 from detect.scoring import detector_scorer, score_batches
 from detect.training.loop import Feed, require_equal_shares, train_stages
-from detect.training.material import Material, Prepared, Product, prepare_material
 from detect.training.stopping import (
     BEST_FILE,
     CHECKS_FILE,
@@ -238,7 +238,7 @@ def save_calibrated(
         )
         for product in material.products
     }
-    together = joined([*own.values()])
+    together = calibrate_together([*own.values()])
     by_category = own if len(own) > 1 else None
     half = options.half_weights
     save_detector(out, detector, num_steps, together, by_category, half_weights=half)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from detect.data.samples import BlendedDataset, JoinedDataset
 from detect.evaluation.metrics import image_metrics, pixel_metrics
 from detect.scoring import Scorer
-from detect.training.data import BlendedDataset, JoinedDataset
 from synth.base.errors import UserError
 from synth.base.files import read_json, write_json
 from synth.data.catalog import Record, held_out

@@ -1,1 +1,1 @@
-"""What both packages stand on: nothing here knows of anomalies."""
+"""What both packages use: nothing here knows of anomalies."""

@@ -2,14 +2,17 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import psutil
 
 from synth.base.errors import UserError
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 class Controller(NamedTuple):
@@ -44,7 +47,7 @@ must not be imported for its error's type."""
 MMAP_THRESHOLD, TRIM_THRESHOLD, MMAP_MAX = -3, -1, -4  # of malloc.h
 STEADY = {MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 256 << 20, MMAP_MAX: 65536}
 """For commands: blocks of up to 32 MiB, which is malloc's limit, stay with the process, and at most
-256 MiB at the end of its heap. Left to itself malloc comes to such values late, if at all."""
+256 MiB at the end of its heap. By default malloc reaches such values late, if at all."""
 
 
 def steady_malloc() -> None:
@@ -88,6 +91,21 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether too little memory is the reason; torch, on a processor, says so only in words."""
     in_words = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
     return in_words or isinstance(error, MemoryError)
+
+
+def unless_out_of_memory(work: Callable[[A], T], batch: A) -> T | None:
+    """What `work` makes of a batch; None where memory does not suffice."""
+    import torch  # here: options use this module, and torch would hold up `--help`
+
+    try:
+        return work(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Only here, when the error and the tensors in its frames are gone, can memory be given back.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
 
 
 def free_memory(root: Path = Path("/")) -> int:

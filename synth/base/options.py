@@ -24,7 +24,7 @@ Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
 OptionalFolder = Annotated[
     Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="(optional)")
 ]
-Shard = Annotated[str | None, tyro.conf.arg(metavar="I/N", help_behavior_hint="(optional)")]
+ShardOption = Annotated[str | None, tyro.conf.arg(metavar="I/N", help_behavior_hint="(optional)")]
 """A share of work that can be divided."""
 
 # Checks of options

@@ -20,7 +20,7 @@ class Bars(Protocol):
     ) -> AbstractContextManager[Update]:
         """Open a bar that counts a `unit`, named in the singular.
 
-        continues: the first unit told of may not be number 1, since earlier work goes on.
+        continues: the count may start above 1, since earlier work goes on.
         """
         ...
 

@@ -92,7 +92,7 @@ def run_steps(
     for step in range(start, num_steps):
         terms = step_function(step)
         row = {name: float(mean) for name, mean in reduce_terms(accelerator, terms).items()}
-        require_finite(row, step + 1, folder, saved_step)
+        require_finite_loss(row, step + 1, folder, saved_step)
         trace.append(json.dumps({"step": step + 1, **row}))
         done = step + 1
         if on_step is not None:  # before the state knows of it: a kill repeats rather than skips
@@ -111,7 +111,7 @@ def run_steps(
     accelerator.wait_for_everyone()
 
 
-def require_finite(row: Mapping[str, float], step: int, folder: Path, saved_step: int) -> None:
+def require_finite_loss(row: Mapping[str, float], step: int, folder: Path, saved_step: int) -> None:
     """Raise UserError for a loss term or gradient norm that is NaN or infinite."""
     if all(map(math.isfinite, row.values())):
         return

@@ -3,7 +3,7 @@
 from synth.base.command import progress_bar, say, warn
 from synth.base.options import (
     Folder,
-    Shard,
+    ShardOption,
     Size,
     parse_shard,
     require_not_negative,
@@ -23,7 +23,7 @@ def blend(
     size: Size = (256, 256),
     foreground: Foreground = "auto",
     seed: int = 0,
-    shard: Shard = None,
+    shard: ShardOption = None,
 ) -> None:
     """Paste SDAS images into normal ones under Perlin masks; images and masks to disk.
 
@@ -47,14 +47,14 @@ def blend(
     category = data.open(out)
     require_output(out)
     from synth.data.normals import load_normals
-    from synth.sia.blended import blend_sia
+    from synth.making.blend import blend_sia
     from synth.sia.reader import open_sia
 
     sources = open_sia(sia, kind="source")
     if sources.product not in (None, category.name):
         warn(
             f"{sia} is of category {sources.category}, the normal images of {category.name}: its "
-            "images are blended into them all the same"
+            "images are blended into them anyway"
         )
     normals = load_normals(category, size, progress_bar)
     rule = normals.foreground_rule(foreground)

@@ -30,7 +30,7 @@ def export(folder: Folder, /, data: DataOptions, *, layout: LAYOUT_NAMES, out: F
             "--dataset, --root, --category: the layout dtd has no normal images; leave them out"
         )
     category = None if layout == "dtd" else data.open(out)
-    from synth.sia.export import export_sia, image_size, open_for_export, other_normals
+    from synth.publishing.export import export_sia, image_size, open_for_export, other_normals
 
     sia = open_for_export(folder, layout)
     require_output(out)

@@ -12,14 +12,14 @@ from synth.base.options import (
     Folder,
     OptionalFolder,
     Precision,
-    Shard,
+    ShardOption,
     parse_shard,
     require_output,
     require_positive,
 )
 from synth.data.options import DATASET_NAMES, Foreground
 from synth.diffusion.config import SdasConfig
-from synth.diffusion.strength import PAPER, Strength
+from synth.sia.strength import PAPER, Strength
 
 if TYPE_CHECKING:
     from synth.diffusion.model import DiffusionModel
@@ -34,7 +34,7 @@ OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_beha
 class Speed:
     """How fast, and on how many machines. None of it changes an image but by rounding."""
 
-    shard: Shard = None
+    shard: ShardOption = None
     """Make share I of N, counted from 1: $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT."""
     batch_size: Annotated[
         int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: by free memory)")
@@ -69,11 +69,17 @@ class PairOptions:
     foreground: Foreground = "auto"
     """Where anomalies may lie: auto finds the product, everything is the whole image."""
 
-    @property
-    def unused(self) -> bool:
-        """Whether something is said of normal images that nothing uses."""
-        said = (self.dataset, self.root, self.foreground) != (None, None, "auto")
-        return self.pair is None and said
+    def require_used(self, *, with_row: bool) -> None:
+        """Raise UserError for an option that has no effect."""
+        given = (self.dataset, self.root, self.foreground) != (None, None, "auto")
+        if given and self.pair is None and not with_row:
+            raise UserError(
+                "--dataset, --root, --foreground: not used without --pair; leave them out"
+            )
+        if with_row and self.pair is not None:
+            raise UserError(
+                "--pair: not used with --row, which takes the depth from its folder; leave it out"
+            )
 
 
 def generate(
@@ -120,10 +126,7 @@ def generate(
     share, num_shares = parse_shard(speed.shard)
     require_range(min_quality, max_quality)
     require_output(out)
-    if row is None and pairs.unused:
-        raise UserError("--dataset, --root, --foreground: they say nothing without --pair")
-    if row is not None and pairs.pair is not None:
-        raise UserError("--pair: not with --row, whose folder says the depth; leave it out")
+    pairs.require_used(with_row=row is not None)
     if row is not None:
         again(model, *row, out, pairs)
         return
@@ -131,8 +134,8 @@ def generate(
     from synth.diffusion.model import load_model
     from synth.diffusion.pair import chain_position
     from synth.diffusion.speed import auto_batch_size, choose_precision, compiled
-    from synth.sia.candidates import open_quality_range
-    from synth.sia.generate import generate_sia
+    from synth.making.candidates import open_quality_range
+    from synth.making.generate import generate_sia
 
     if pairs.pair is not None:
         chain_position(pairs.pair, num_steps)
@@ -145,9 +148,7 @@ def generate(
     for name in categories:
         folder = out / diffusion.config["dataset"] / name
         precision = choose_precision(speed.precision, diffusion, folder)
-        quality = None
-        if min_quality is not None or max_quality is not None:
-            quality = open_quality_range(model, diffusion, name, min_quality, max_quality)
+        quality = open_quality_range(model, diffusion, name, min_quality, max_quality)
         pairing = None
         if pairs.pair is not None:
             pairing = open_pairing(pairs, pairs.pair, diffusion, name, config, out)
@@ -174,7 +175,7 @@ def again(model: Path, folder: Path, index: int, out: Path, pairs: PairOptions) 
     from synth.base.device import default_device
     from synth.data.foreground import ForegroundRule
     from synth.diffusion.model import load_model
-    from synth.sia.generate import remake_image
+    from synth.making.generate import remake_image
     from synth.sia.reader import open_sia
 
     diffusion, sia = load_model(model, default_device()), open_sia(folder)

@@ -23,7 +23,7 @@ def train(data: DataOptions, training: DiffusionOptions, *, out: Folder) -> None
     chosen = training.open(data, out)
     require_output(out)
     from synth.diffusion.init_from import load_source
-    from synth.diffusion.run import sheet_path, train_model
+    from synth.making.train import sheet_path, train_model
 
     source = load_source(training.init_from) if training.init_from else None
     config = config or training.config(source and source.unet)

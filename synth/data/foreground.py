@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from synth.base.errors import UserError
 from synth.data.background import background_distance, pooled_threshold, shows_objects
 
-Method = Literal["everything", "otsu", "triangle", "background"]
+RuleMethod = Literal["everything", "otsu", "triangle", "background"]
 Channel = Literal["grey", "red", "green", "blue"]
 Polarity = Literal["bright", "dark"]
 
@@ -46,7 +46,7 @@ class ForegroundRule:
     fill_holes: whether holes in the product count as product. Raises UserError for bad values.
     """
 
-    method: Method
+    method: RuleMethod
     channel: Channel = "grey"
     polarity: Polarity = "bright"
     distance: float = 0.0
@@ -132,7 +132,7 @@ EVERYTHING = ForegroundRule(method="everything")
 
 
 def _threshold(
-    method: Method, polarity: Polarity, close_px: int, open_px: int, channel: Channel = "grey"
+    method: RuleMethod, polarity: Polarity, close_px: int, open_px: int, channel: Channel = "grey"
 ) -> ForegroundRule:
     return ForegroundRule(
         method=method, polarity=polarity, close_px=close_px, open_px=open_px, channel=channel

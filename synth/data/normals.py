@@ -114,7 +114,7 @@ def load_readable(paths: Sequence[Path], size: tuple[int, int], bars: Bars) -> I
 def require_memory(num_images: int, size: tuple[int, int]) -> None:
     """Raise UserError where `num_images` at `size` (height, width) exceed the memory that is free.
 
-    They would be allocated all the same, and the system would end the process half-way.
+    Allocating them would succeed, and the system would end the process half-way.
     """
     height, width = size
     needed, free = num_images * height * width * 3, free_memory()

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from synth.base.errors import UserError
 from synth.base.options import Precision, Tracker
-from synth.diffusion.prediction import Kind, Prediction
-from synth.diffusion.strength import PAPER, Strength
+from synth.diffusion.prediction import Prediction, PredictionKind
+from synth.sia.strength import PAPER, Strength
 
 Style = Literal["adm", "ddpm", "diffusers"]
 MIN_SIDE_PX = 8
@@ -37,7 +37,7 @@ class UNetConfig:
     """How blocks resample and take in the timestep: a key of `synth.diffusion.ddpm.STYLES`."""
     num_categories: int | None = None
     """Categories that one conditional network knows; None is one category, without embedding."""
-    prediction: Kind = "epsilon"
+    prediction: PredictionKind = "epsilon"
     """What the network predicts (see `synth.diffusion.prediction`)."""
     mu: float | None = None
     """Mean of the training images' pixels in [-1, 1], for edm; None until they are known."""
@@ -45,10 +45,9 @@ class UNetConfig:
     """Standard deviation of the same pixels, for edm."""
 
     def __post_init__(self) -> None:
-        if self.prediction not in get_args(Kind):
-            raise UserError(
-                f"prediction: got {self.prediction!r}, allowed are {', '.join(get_args(Kind))}"
-            )
+        if self.prediction not in get_args(PredictionKind):
+            allowed = ", ".join(get_args(PredictionKind))
+            raise UserError(f"prediction: got {self.prediction!r}, allowed are {allowed}")
         if self.sigma_data is not None and not self.sigma_data > 0:
             raise UserError(f"sigma_data: got {self.sigma_data}, must be greater than 0")
         levels = len(self.block_channels)
@@ -181,10 +180,6 @@ class TrainConfig:
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup_steps))
-
-    def with_size(self, image_size: tuple[int, int]) -> "TrainConfig":
-        """The same configuration for another image size."""
-        return replace(self, unet=replace(self.unet, image_size=image_size))
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "TrainConfig":

@@ -14,7 +14,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 from synth.diffusion.config import NUM_TRAIN_TIMESTEPS, Style, UNetConfig
-from synth.diffusion.prediction import Kind, Prediction
+from synth.diffusion.prediction import Prediction, PredictionKind
 
 EPSILON = Prediction()
 
@@ -83,7 +83,7 @@ def build_unet(config: UNetConfig) -> UNet2DModel:
     return unet
 
 
-def build_scheduler(kind: Kind = "epsilon") -> DDPMScheduler:
+def build_scheduler(kind: PredictionKind = "epsilon") -> DDPMScheduler:
     """Diffusers' description of the same process, stored beside the U-Net for its pipelines.
 
     For edm, which diffusers' schedulers do not know, it is that of `model.EpsilonUNet`.

@@ -22,7 +22,7 @@ from synth.diffusion.adm import read_adm
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import STYLES, build_unet, unet_arguments
 from synth.diffusion.hub_download import download_unet
-from synth.diffusion.prediction import Kind
+from synth.diffusion.prediction import PredictionKind
 
 CONFIG_NAME = "config.json"
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
@@ -31,7 +31,7 @@ ANY_VALUE = {"sample_size", "in_channels", "out_channels", "num_class_embeds", "
 """Arguments of UNet2DModel that may differ: they are ours to choose, or leave weights alone."""
 
 
-PREDICTION_TYPES: dict[str, Kind] = {"epsilon": "epsilon", "v_prediction": "v"}
+PREDICTION_TYPES: dict[str, PredictionKind] = {"epsilon": "epsilon", "v_prediction": "v"}
 """Those of diffusers' schedulers that a network of ours can have."""
 
 
@@ -119,7 +119,7 @@ def unet_folder(folder: Path) -> Path:
     )
 
 
-def predicted(folder: Path, name: str) -> Kind:
+def predicted(folder: Path, name: str) -> PredictionKind:
     """What the network of a pipeline's folder predicts, or of one of our models.
 
     Raises UserError for what ours cannot predict.

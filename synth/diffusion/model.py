@@ -17,7 +17,7 @@ from synth.base.files import atomic_path, file_digest, read_json, require_compon
 from synth.base.options import Precision
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import build_scheduler, build_unet, noise_schedule, unet_arguments
-from synth.diffusion.prediction import Kind, Prediction, implied_eps
+from synth.diffusion.prediction import Prediction, PredictionKind, implied_eps
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -117,7 +117,7 @@ class EpsilonUNet(UNet2DModel):
         return UNet2DOutput(sample=both) if return_dict else (both,)
 
 
-def save_model(folder: Path, unet: UNet2DModel, kind: Kind = "epsilon") -> None:
+def save_model(folder: Path, unet: UNet2DModel, kind: PredictionKind = "epsilon") -> None:
     """Write the network (averaged weights) and its scheduler as `DDPMPipeline` loads them.
 
     An edm model gets no model_index.json: a pipeline would load and draw noise (`EpsilonUNet`). The

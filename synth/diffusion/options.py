@@ -22,9 +22,9 @@ from synth.base.options import (
 from synth.data.catalog import Category, choose_categories, open_category
 from synth.data.options import DataOptions
 from synth.diffusion.config import PRESETS, RunConfig, TrainConfig, UNetConfig
-from synth.diffusion.prediction import Kind
+from synth.diffusion.prediction import PredictionKind
 
-PresetKind = Annotated[Kind | None, tyro.conf.arg(help_behavior_hint=OF_PRESET)]
+PresetKind = Annotated[PredictionKind | None, tyro.conf.arg(help_behavior_hint=OF_PRESET)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,8 @@ class DiffusionOptions:
     minutes: Annotated[
         float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="(default: --num-steps)")
     ] = None
-    """Train for about so long: the number of steps follows once, from the speed at the start, and
-    is told. The check of the samples comes on top."""
+    """Train for about so long: the number of steps follows from the speed at the start, and is
+    printed. The check of the samples takes further time."""
     batch_size: PresetInt = None
     """Images per step over all processes."""
     learning_rate: PresetFloat = None

@@ -14,14 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from synth.base.errors import UserError
-from synth.base.options import Precision
 from synth.base.seeding import derive_seed
 from synth.blend import MAX_DRAWS, draw_mask
 from synth.data.foreground import ForegroundRule
 from synth.data.normals import Normals
 from synth.diffusion.config import NUM_TRAIN_TIMESTEPS
 from synth.diffusion.model import DiffusionModel
-from synth.diffusion.sampling import sample_images
 from synth.diffusion.sdas import Start
 from synth.pictures import Image, Images, all_grey, digest
 
@@ -83,29 +81,6 @@ def make_start(
     levels = torch.from_numpy(normals).to(device).permute(0, 3, 1, 2)[:, : model.num_channels]
     where = None if regions is None else torch.from_numpy(regions).to(device)[:, None]
     return Start(levels.float() / 127.5 - 1, chain_position(depth, num_steps), where)
-
-
-def pair_images(
-    model: DiffusionModel,
-    normals: Images,
-    depth: float,
-    strengths: Sequence[float],
-    seed: int,
-    indices: Sequence[int],
-    num_steps: int,
-    category: str | None = None,
-    *,
-    regions: NDArray[np.bool_] | None = None,
-    precision: Precision | None = None,
-) -> Images:
-    """SDAS images that start at `normals` and equal them outside `regions`: uint8 [N, H, W, 3] RGB.
-
-    Image i depends on (model, category, num_steps, depth, its normal image and region, strength,
-    seed, i) alone. Raises as `make_start` and `sample_images`.
-    """
-    start = make_start(model, normals, depth, num_steps, regions)
-    about = (seed, indices, num_steps, category)
-    return sample_images(model, strengths, *about, start=start, precision=precision)
 
 
 # What a folder of pairs is made from

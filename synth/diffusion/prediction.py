@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:  # options name the kinds, and torch would hold up `--help`
     from torch import Tensor
 
-Kind = Literal["epsilon", "v", "edm"]
+PredictionKind = Literal["epsilon", "v", "edm"]
 
 
 class Denoised(NamedTuple):
@@ -44,7 +44,7 @@ class Prediction(NamedTuple):
     mu and sigma_data are in [-1, 1] units.
     """
 
-    kind: Kind = "epsilon"
+    kind: PredictionKind = "epsilon"
     mu: float = 0.0
     sigma_data: float = 1.0
 

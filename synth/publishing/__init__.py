@@ -1,1 +1,1 @@
-"""SIA folders as datasets of the Hugging Face Hub."""
+"""SIA folders for others: laid out for anomalib, and as datasets of the Hugging Face Hub."""

@@ -27,7 +27,8 @@ from huggingface_hub.utils.sha import git_hash
 from synth.base.errors import UserError
 from synth.base.files import file_digest, read_json
 from synth.base.progress import Bars
-from synth.publishing.publication import CARD_FILE, MANIFEST_FILE, MANIFEST_FORMAT, Parcel
+from synth.publishing.publication import MANIFEST_FILE, MANIFEST_FORMAT, Parcel
+from synth.sia.validate import CARD_FILE
 
 T = TypeVar("T")
 OnWait = Callable[[str], None]
@@ -317,7 +318,7 @@ def transient_reason(error: BaseException) -> str | None:
 
 
 def asked_wait_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the Hub asks to wait for, None where it says nothing."""
+    """Seconds that the Hub asks to wait for, None where it names none."""
     limit = parse_ratelimit_headers(headers)
     if limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)

@@ -140,7 +140,7 @@ def file_size(path: Path) -> int:
 def write_shard(subset: Subset, shard: Shard, staging: Path, update: Update) -> WrittenShard:
     """Write one shard and its record, or find them done; the shard as it is on disk.
 
-    update: told of the rows that are done, of those of this subset. Raises UserError for an image
+    update: called with the rows done and all rows of this subset. Raises UserError for an image
     that changed since it was made, and for a full disk.
     """
     path = staging / shard.path

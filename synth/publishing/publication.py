@@ -20,9 +20,9 @@ from synth.publishing.card import MARK, SHEET_FILE, Entry, Publication, folder_c
 from synth.publishing.licence import Licence, SourceCard, choose_licence, load_source_card
 from synth.publishing.parquet import Subset, WrittenShard, make_subset, write_shard
 from synth.sia.reader import SiaFolder, open_sia
-from synth.sia.validate import sia_folders, validate_sia
+from synth.sia.validate import CARD_FILE, sia_folders, validate_sia
 
-CARD_FILE, MANIFEST_FILE = "README.md", "siaforge.json"
+MANIFEST_FILE = "siaforge.json"
 MANIFEST_FORMAT = 1
 SHEET_IMAGES = 8
 

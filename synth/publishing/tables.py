@@ -50,12 +50,12 @@ def contents_table(folders: Mapping[str, SiaFolder]) -> str:
     head = ["configuration", "images", "strength: least, median, most"]
     rows = []
     for name, folder in folders.items():
-        cells = [f"`{name}`", f"{len(folder.rows):,}", spread(folder.rows, "strength")]
-        rows.append(cells + [spread(folder.rows, "quality")] * measured)
+        cells = [f"`{name}`", f"{len(folder.rows):,}", low_middle_high(folder.rows, "strength")]
+        rows.append(cells + [low_middle_high(folder.rows, "quality")] * measured)
     return table(head + ["quality: least, median, most"] * measured, rows)
 
 
-def spread(rows: Sequence[Row], field: str) -> str:
+def low_middle_high(rows: Sequence[Row], field: str) -> str:
     """Least, median and greatest value of a field, a dash where no row has it."""
     values = numbers(rows, field)
     if not values:

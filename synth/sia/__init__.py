@@ -1,1 +1,1 @@
-"""The SIA folder: its format, what writes it, reads it, checks it and lays it out for others."""
+"""The SIA folder: its format, what writes it, reads it and checks it."""

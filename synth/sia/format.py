@@ -98,7 +98,7 @@ def read_shard(folder: Path, shard: int) -> ShardRecord:
 
 
 def count_missing(folder: Path, shard: int, num_images: int) -> int:
-    """How many images of a shard no record vouches for, or are gone; 0 only when it is done."""
+    """How many images of a shard have no record or no file; 0 only when it is done."""
     record = read_shard(folder, shard)
     present = {row["index"] for row in record.present(folder)}
     missing = sum(index not in present for index in shard_indices(shard, num_images))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from synth.base.errors import UserError
-from synth.diffusion.strength import Strength
+from synth.sia.strength import Strength
 
 Row = dict[str, Any]
 Header = Mapping[str, Any]

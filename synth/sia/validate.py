@@ -47,10 +47,10 @@ CARD_FILE = "README.md"
 
 OnFault = Callable[[str], None]
 CheckFiles = Callable[[list[Row], int], Iterator[str]]
-"""What is wrong with the files of rows; it is told how many rows there are in all."""
+"""(rows, number of rows in all) -> what is wrong with their files."""
 
 
-class Verdict(NamedTuple):
+class Validation(NamedTuple):
     """How many images a folder's rows name, and how many faults were told."""
 
     num_images: int
@@ -78,7 +78,7 @@ def validate_sia(
     *,
     open_images: bool = True,
     num_threads: int | None = None,
-) -> Verdict:
+) -> Validation:
     """Tell `on_fault` of every fault of an SIA folder, each as one line that names the file.
 
     open_images: False looks at header, records, metadata and the names of files only. num_threads:
@@ -104,7 +104,7 @@ def validate_sia(
         for fault in itertools.chain(header_lines, lines):
             on_fault(fault)
             num_faults += 1
-    return Verdict(num_images, num_faults)
+    return Validation(num_images, num_faults)
 
 
 def folder_faults(folder: Path, header: Header, check_files: CheckFiles) -> Iterator[str]:

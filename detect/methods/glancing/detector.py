@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detect.batch_norm import GlobalBatchNorm2d, joined
+from detect.batch_norm import GlobalBatchNorm2d, whole_batch
 from detect.config import TrainedConfig, require_fields_positive
+from detect.data.material import Material
 from detect.detector import ADAM, Batch, Detector, Scores, Stage
 from detect.images import to_chw, to_unit
 from detect.method import Recipe
@@ -32,7 +33,6 @@ from detect.methods.glancing.local import (
 from detect.methods.glancing.patches import grid_patches, random_patches, stained
 from detect.methods.patch_nn import blurred
 from detect.pooling import image_scores
-from detect.training.material import Material
 from synth.base.backbones import DEFAULT_BACKBONE, Backbone, BackboneConfig, seeded_init
 from synth.base.errors import UserError
 from synth.base.seeding import generator as seeded
@@ -256,7 +256,7 @@ class Glancing(Detector):
         decoded = self.local.decoder(features).float()
         return {
             "l_k": distillation(decoded, self.teacher(patches)),
-            "l_c": compactness(joined(features)),
+            "l_c": compactness(whole_batch(features)),
         }
 
     def comparison_losses(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:

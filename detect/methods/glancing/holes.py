@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detect.methods.glancing.global_net import REACH_PX, GlobalNet
-from detect.methods.glancing.local import Field
+from detect.methods.glancing.local import ReceptiveField
 
 Mode = Literal["lattice", "exact"]
 
@@ -51,7 +51,7 @@ class Grid:
     """The patches of images of one size; `field` is what Local-Net sees of each."""
 
     image_size: tuple[int, int]
-    field: Field
+    field: ReceptiveField
     stride: int
     patches_per_hole: int
     """k, along each axis."""

@@ -32,14 +32,14 @@ LAYERS: dict[int, Sequence[Conv | str]] = {
 """By patch size in pixels. Source: Uninformed Students, appendix, for lack of the paper's own."""
 
 
-class Field(NamedTuple):
+class ReceptiveField(NamedTuple):
     """What a cell of the dense map sees: `size` pixels along each axis, `stride` pixels apart."""
 
     size: int
     stride: int
 
 
-def receptive_field(patch: int) -> Field:
+def receptive_field(patch: int) -> ReceptiveField:
     """The pixels that a descriptor depends on; pooling drops the last ones of a patch."""
     size, stride = 1, 1
     for layer in LAYERS[patch]:
@@ -47,7 +47,7 @@ def receptive_field(patch: int) -> Field:
             size += (layer.kernel - 1) * stride
         else:
             size, stride = size + stride, 2 * stride
-    return Field(size, stride)
+    return ReceptiveField(size, stride)
 
 
 class LocalNet(nn.Module):
@@ -84,13 +84,6 @@ class LocalNet(nn.Module):
         is (i stride, j stride).
         """
         return self.net(images).float()
-
-
-def dense_cells(side: int, patch: int) -> int:
-    """How many cells a side of so many pixels has in the dense map; none or less is too small."""
-    for layer in LAYERS[patch]:
-        side = side - layer.kernel + 1 if isinstance(layer, Conv) else side // 2
-    return side
 
 
 def distillation(decoded: Tensor, target: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def channel_losses(phi_A: Tensor, phi_I: Tensor, mask: Tensor) -> Tensor:
     """Return each channel's misfit between its normalised squared residual and the mask.
 
     The residual is stretched to [0, 1] per channel over the whole batch and all pixels. The paper
-    brings the features to the mask's size; as in the authors' code the mask comes to the features'.
+    resizes the features to the mask; here, as in the authors' code, the mask is resized.
     phi_A, phi_I: [N, C, h, w]; mask: float32 [N, 1, H, W], 0 or 1. Returns float64 [C].
     """
     d = (phi_A.float() - phi_I.float()).square()

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from detect.data.feature_cache import FeatureCache, filled_cache
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.methods.realnet.blocks import joined_blocks
 from detect.methods.realnet.config import RealNetConfig
@@ -25,7 +26,6 @@ from detect.methods.realnet.reconstruction import ReconstructionUNet
 from detect.methods.realnet.rrs import RRS, SegmentationHead
 from detect.methods.realnet.separable import SeparableUNet
 from detect.pooling import image_scores
-from detect.training.feature_cache import FeatureCache, filled_cache
 from synth.base.backbones import Backbone, build_backbone, seeded_init
 from synth.images import Progress
 

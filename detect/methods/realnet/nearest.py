@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detect.config import require_fields_positive
+from detect.data.material import Material
 from detect.detector import Batch, Detector, Scores, Stage
 from detect.images import to_chw, to_unit
 from detect.method import Recipe
@@ -36,7 +37,6 @@ from detect.methods.realnet.config import COMPACT, TINY, RealNetConfig
 from detect.methods.realnet.recipe import chosen_channels
 from detect.methods.realnet.rrs import RRS, SegmentationHead
 from detect.pooling import image_scores
-from detect.training.material import Material
 from synth.base.backbones import Backbone, build_backbone, seeded_init
 from synth.data.normals import spread
 from synth.images import Progress

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detect.data.material import Material
+from detect.data.samples import BlendedDataset, JoinedDataset, batches
 from detect.detector import Batch
 from detect.method import Recipe
 from detect.methods.realnet.afs import AFSResult, best_channels, select_channels
@@ -21,8 +23,6 @@ from detect.methods.realnet.afs_files import (
 from detect.methods.realnet.blocks import aligned
 from detect.methods.realnet.config import PRESETS, RealNetConfig
 from detect.methods.realnet.model import RealNet
-from detect.training.data import BlendedDataset, JoinedDataset, batches
-from detect.training.material import Material
 from synth.base.run_folder import agreed
 from synth.base.seeding import derive_seed
 

@@ -130,10 +130,7 @@ class ReconstructionUNet(nn.Module):
         Sizes that the levels do not divide are padded at the right and bottom and cut back.
         """
         h, w = features.shape[-2:]
-        pad_h, pad_w = -h % self.factor, -w % self.factor
-        if pad_h or pad_w:
-            features = F.pad(features, (0, pad_w, 0, pad_h), mode="replicate")
-        x = self.stem(features)
+        x = self.stem(padded(features, self.factor))
         skips = [x]
         for block in self.down:
             x = block(x)
@@ -142,6 +139,13 @@ class ReconstructionUNet(nn.Module):
         for block in self.up:
             x = block(torch.cat([x, skips.pop()], dim=1))
         return self.out(F.silu(self.out_norm(x)))[..., :h, :w]
+
+
+def padded(features: Tensor, factor: int) -> Tensor:
+    """Pad features [N, m, h, w] at the right and bottom to sides that `factor` divides."""
+    h, w = features.shape[-2:]
+    pad_h, pad_w = -h % factor, -w % factor
+    return F.pad(features, (0, pad_w, 0, pad_h), mode="replicate") if pad_h or pad_w else features
 
 
 def _encoder(

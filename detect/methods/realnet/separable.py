@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detect.methods.realnet.reconstruction import group_norm
+from detect.methods.realnet.reconstruction import group_norm, padded
 
 
 class SeparableBlock(nn.Module):
@@ -61,10 +61,7 @@ class SeparableUNet(nn.Module):
         Sizes that the levels do not divide are padded at the right and bottom and cut back.
         """
         h, w = features.shape[-2:]
-        pad_h, pad_w = -h % self.factor, -w % self.factor
-        if pad_h or pad_w:
-            features = F.pad(features, (0, pad_w, 0, pad_h), mode="replicate")
-        x = self.stem(features)
+        x = self.stem(padded(features, self.factor))
         skips: list[Tensor] = []
         for level, block in enumerate(self.down):
             x = block(F.avg_pool2d(x, 2) if level else x)

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from detect.images import CACHE_BYTES, ImagePool
-from detect.training.augmentations import augmented
-from detect.training.defects import (
+from detect.data.augmentations import augmented
+from detect.data.defects import (
     Cutout,
     DefectDraw,
     Mask,
@@ -25,6 +24,7 @@ from detect.training.defects import (
     find_photographs,
     read_cutout,
 )
+from detect.images import CACHE_BYTES, ImagePool
 from synth.base.errors import UserError
 from synth.base.progress import Bars
 from synth.blend import OPACITY

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from synth.base.errors import UserError
 from synth.base.files import file_digest
-from synth.base.memory import half, is_out_of_memory
+from synth.base.memory import half, unless_out_of_memory
 from synth.diffusion.model import DiffusionModel
 from synth.pictures import Images
 from synth.quality.reference import load_reference, quality_scores, reference_path
@@ -48,8 +47,13 @@ class QualityRange(NamedTuple):
 
 def open_quality_range(
     model_folder: Path, model: DiffusionModel, category: str, low: float | None, high: float | None
-) -> QualityRange:
-    """The range [low, high] of quality, open where None. Raises UserError as `load_reference`."""
+) -> QualityRange | None:
+    """The range [low, high] of quality, open where one is None; None where both are.
+
+    Raises UserError as `load_reference`.
+    """
+    if low is None and high is None:
+        return None
     label = category if model.conditional else None
     reference = load_reference(model_folder, label)
     return QualityRange(
@@ -60,7 +64,7 @@ def open_quality_range(
     )
 
 
-class Drawn(NamedTuple):
+class Accepted(NamedTuple):
     """An accepted candidate, its image uint8 [H, W, 3], and its quality where it was measured."""
 
     candidate: Candidate
@@ -73,7 +77,7 @@ def draw_accepted(
     batch_size: int,
     draw: Callable[[Sequence[Candidate]], Images],
     quality: QualityRange | None,
-) -> Iterator[Drawn]:
+) -> Iterator[Accepted]:
     """Draw an image of every index, in batches; what `quality` refuses is drawn again at once.
 
     Where the memory does not suffice the batch is halved and drawn again. Raises UserError when not
@@ -87,17 +91,17 @@ def draw_accepted(
         batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
         if not batch:
             return
-        images = draw_or_none(draw, batch)
+        images = unless_out_of_memory(draw, batch)
         if images is None:
             batch_size = half(len(batch))
             waiting.extendleft(reversed(batch))
             continue
         if quality is None:
-            yield from (Drawn(c, image, None) for c, image in zip(batch, images, strict=True))
+            yield from (Accepted(c, image, None) for c, image in zip(batch, images, strict=True))
             continue
         for candidate, image, score in zip(batch, images, quality.score(images), strict=True):
             if seen.accepts(quality, float(score)):
-                yield Drawn(candidate, image, round(float(score), 4))
+                yield Accepted(candidate, image, round(float(score), 4))
             elif candidate.attempt + 1 < MAX_ATTEMPTS:
                 waiting.appendleft(candidate._replace(attempt=candidate.attempt + 1))
             else:
@@ -128,18 +132,3 @@ class Seen:
             f"{quality.low:g} to {quality.high:g}, most of them lie within {low:.2f} to "
             f"{high:.2f}; widen --min-quality and --max-quality, or train the model longer"
         )
-
-
-def draw_or_none(
-    draw: Callable[[Sequence[Candidate]], Images], batch: Sequence[Candidate]
-) -> Images | None:
-    """The images of a batch; None where the memory does not suffice."""
-    try:
-        return draw(batch)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    # Only here, when the error and the tensors in its frames are gone, can memory be given back.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None

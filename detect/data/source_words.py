@@ -4,9 +4,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from detect.data.defects import require_unseen
+from detect.data.sources import SOURCES, OpenSource, Part, open_source, open_sources
 from detect.method import Method
-from detect.training.defects import require_unseen
-from detect.training.sources import SOURCES, OpenSource, Part, open_source, open_sources
 from synth.base.errors import UserError
 from synth.base.progress import Bars
 from synth.data.catalog import Category
@@ -22,9 +22,9 @@ def chosen_sources(
 ) -> list[OpenSource]:
     """Open the source of each category, from words as `parse_parts` reads them (none is sia).
 
-    Of a method that needs no anomalies all are empty. `warn` is told of anomaly images that show
-    another category. Raises UserError as `parse_parts` and `open_sources`, and for a real defect
-    that is also in the test split.
+    All are empty for a method that needs no anomalies. `warn` gets a line on anomaly images that
+    show another category. Raises UserError as `parse_parts` and `open_sources`, and for a real
+    defect that is also in the test split.
     """
     if not method.needs_anomalies:
         return [open_source(()) for _ in categories]
@@ -34,8 +34,7 @@ def chosen_sources(
         for other in source.other_categories(category.name):
             warn(
                 f"{folders['sia']} is of category {other}, the normal images of {category.name}: "
-                "its images are blended into them all the same; unless that is meant, give others "
-                "with --sia"
+                "its images are blended into them anyway; if that is not meant, give another --sia"
             )
     return sources
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from detect.data.sources import DrawAnomaly
 from detect.detector import Batch
 from detect.images import to_chw, to_unit
-from detect.training.sources import DrawAnomaly
 from synth.base.errors import UserError
 from synth.base.seeding import derive_seed
 from synth.blend import blend_random, paste_random
@@ -103,7 +103,7 @@ def find_foregrounds(normals: Images, rule: ForegroundRule) -> list[NDArray[np.b
 class JoinedDataset(Dataset[Sample]):
     """Endless samples over the normal images of several datasets, in epochs shuffled over all.
 
-    Each image keeps its own dataset's foreground and source. Images are numbered through.
+    Each image keeps its own dataset's foreground and source. Numbers run on from part to part.
     """
 
     def __init__(self, parts: Sequence[BlendedDataset], *, seed: int) -> None:

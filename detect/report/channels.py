@@ -17,12 +17,12 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from detect.data.material import Material, Product, prepare_material
+from detect.data.samples import Sample
 from detect.images import to_unit
 from detect.methods.realnet.afs import AFSResult, FeatureExtractor
 from detect.methods.realnet.recipe import afs_samples, chosen_channels
 from detect.options import TrainOptions
-from detect.training.data import Sample
-from detect.training.material import Material, Product, prepare_material
 from synth.base.device import make_accelerator
 from synth.base.files import atomic_path
 from synth.base.progress import Bars

@@ -20,17 +20,16 @@ from synth.data.catalog import Category
 from synth.data.normals import Normals, load_normals
 from synth.diffusion.config import RunConfig, TrainConfig
 from synth.diffusion.init_from import Fit, Source, fit_source
-from synth.diffusion.looks import Looks
 from synth.diffusion.model import DiffusionModel, load_model, save_model
 from synth.diffusion.training import Learner, train_ddpm
 from synth.images import write_png
+from synth.making.looks import NUM_SHEET_IMAGES, Looks
 from synth.pictures import Images, SheetRow, all_grey, contact_sheet
 from synth.quality.check import SampleCheck, check_samples
 from synth.quality.reference import make_reference, save_reference
 from synth.quality.sheets import STRENGTHS, draw_samples, strength_rows
 
 NUM_CHECK_SAMPLES = 32
-NUM_SHEET_IMAGES = 8
 CHECK_FILE, SHEET_FILE, SPEED_FILE = "check.json", "samples.png", "speed.json"
 
 
@@ -48,8 +47,8 @@ def train_model(
     """Train on the categories' normal images into the folder `out`, or go on where that stopped.
 
     Several categories make one conditional network. minutes: of training, in place of the
-    configuration's number of steps (see `steps_within`). `source` is what its weights start from,
-    `tell` is told what of it fits. Returns the check of each category's samples, None on all
+    configuration's number of steps (see `steps_within`). source: initial weights; `tell` gets a
+    line on how many of them fit. Returns the check of each category's samples, None on all
     processes but the first. Raises UserError for unreadable images, for a folder that was made with
     another configuration, and for one that another command is training in.
     """
@@ -110,7 +109,7 @@ def fitted(
     grey = all(all_grey(one.fit) for one in normals)
     colour = not grey or (source is not None and source.unet.num_channels == 3)
     if grey and colour:
-        tell("all images are grey, but the network keeps 3 channels, as what it starts from has 3")
+        tell("all images are grey, but the network keeps the 3 channels of its initial weights")
     mu, sigma_data = None, None
     if config.unet.prediction == "edm":
         mu, sigma_data = pixel_statistics([one.fit for one in normals])

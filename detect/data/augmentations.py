@@ -1,4 +1,4 @@
-"""Random changes of a texture photograph, so that a few thousand stand for many more.
+"""Random changes of a texture photograph, so that a few thousand give as much variety as many more.
 
 Source: DRAEM (Zavrtanik et al., ICCV 2021) and RealNet's code: three of ten operations, drawn anew
 for every use. The operations are Pillow's and OpenCV's; the ranges are those of the published code.
@@ -32,7 +32,7 @@ LIGHTNESS = (
 def augmented(texture: Image, rng: np.random.Generator, *, official: bool = False) -> Image:
     """Apply three different operations, in a random order, to uint8 [H, W, 3]; same shape.
 
-    official: with the two that we change, as they are published.
+    official: use the published form of the two operations that we changed.
     """
     operations = OPERATIONS | OFFICIAL if official else OPERATIONS
     for number in rng.choice(len(operations), NUM_OPERATIONS, replace=False):

@@ -139,17 +139,17 @@ def mvtec(sia: SiaFolder, normals: Normals | None, out: Path) -> Iterator[File]:
     """MVTec AD's: train/good, test/good (held-out normals), test/synthetic, ground_truth."""
     yield from normal_files(normals, "train/good", "test/good")
     for row in sia.rows:
-        yield f"test/synthetic/{number(row)}.png", sia.path / row["file_name"]
-        yield f"ground_truth/synthetic/{number(row)}_mask.png", sia.path / row["mask_file_name"]
+        yield f"test/synthetic/{stem_of(row)}.png", sia.path / row["file_name"]
+        yield f"ground_truth/synthetic/{stem_of(row)}_mask.png", sia.path / row["mask_file_name"]
 
 
 def folders(sia: SiaFolder, normals: Normals | None, out: Path) -> Iterator[File]:
     """One folder each for normal, normal_test (held-out normals), abnormal and mask."""
     yield from normal_files(normals, "normal", "normal_test")
     for row in sia.rows:
-        yield f"abnormal/{number(row)}.png", sia.path / row["file_name"]
+        yield f"abnormal/{stem_of(row)}.png", sia.path / row["file_name"]
         if has_masks(sia):
-            yield f"mask/{number(row)}.png", sia.path / row["mask_file_name"]
+            yield f"mask/{stem_of(row)}.png", sia.path / row["mask_file_name"]
 
 
 def tabular(sia: SiaFolder, normals: Normals | None, out: Path) -> Iterator[File]:
@@ -206,7 +206,7 @@ def normal_files(
             yield f"{folder}/{n:06d}.png", image
 
 
-def number(row: Row) -> str:
+def stem_of(row: Row) -> str:
     """The index of a row, zero-padded."""
     return f"{row['index']:06d}"
 

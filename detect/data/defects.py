@@ -22,6 +22,7 @@ SCALE, BRIGHTNESS = (0.8, 1.25), (0.9, 1.1)
 """Ranges of the factors by which a cut-out is changed."""
 
 Mask = NDArray[np.bool_]
+"""bool [H, W]."""
 
 
 class Photograph(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a detector is trained on, and what is decided about it before anything is computed."""
+"""What a detector is trained on: products, their fitted configuration, and samples of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,14 +6,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 
-import numpy as np
 from accelerate import Accelerator
-from numpy.typing import NDArray
 
+from detect.data.defects import Mask
+from detect.data.samples import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset, find_foregrounds
+from detect.data.sources import AnomalySource, OpenSource
 from detect.images import CACHE_BYTES
 from detect.method import C
-from detect.training.data import ANOMALOUS_SHARE, BlendedDataset, JoinedDataset, find_foregrounds
-from detect.training.sources import AnomalySource, OpenSource
 from synth.base.backbones import Backbone, build_backbone
 from synth.base.progress import Bars
 from synth.data.foreground import EVERYTHING, ForegroundRule
@@ -22,9 +21,6 @@ from synth.pictures import Images, all_grey
 
 if TYPE_CHECKING:
     from detect.options import TrainOptions
-
-Mask = NDArray[np.bool_]
-"""bool [H, W]."""
 
 
 class Product(NamedTuple):
@@ -51,9 +47,9 @@ class Prepared(NamedTuple, Generic[C]):
 def prepare_material(products: Sequence[Product], options: "TrainOptions") -> Prepared[Any]:
     """Fit the foreground rules to the images, and the configuration to the backbone and the images.
 
-    Raises UserError for values out of range, an empty foreground, a backbone that is not to be had
-    (it may be downloaded here, so what can be refused without it comes first), and one that cannot
-    take such images.
+    Raises UserError for values out of range, an empty foreground, a backbone that is not available,
+    and one that cannot take such images. The backbone may be downloaded here, so the checks that do
+    not need it come first.
     """
     method = options.row
     config = method.recipe().configure(options)

@@ -15,8 +15,8 @@ from synth.diffusion.model import DiffusionModel
 from synth.diffusion.pair import Pairing
 from synth.diffusion.sampling import sample_images
 from synth.images import read_image, write_png
+from synth.making.candidates import Candidate, QualityRange, draw_accepted
 from synth.pictures import Images
-from synth.sia.candidates import Candidate, QualityRange, draw_accepted
 from synth.sia.reader import Item, OnImage, SiaFolder, SiaHeader, Written, write_sia
 from synth.sia.rows import Row
 
