@@ -128,7 +128,8 @@ def test_stages_are_those_that_the_configuration_tells_of(run, product, tmp_path
 @pytest.mark.parametrize(
     "option",
     [
-        ("--num-steps", 3), ("--batch-size", 2), ("--learning-rate", 0.1), ("--patience", 2),
+        ("--num-steps", 3), ("--num-epochs", 3), ("--batch-size", 2), ("--learning-rate", 0.1),
+        ("--patience", 2),
         ("--workers", 1), ("--precision", "bf16"), ("--official",), ("--foreground", "everything"),
         ("--source", "noise"), ("--sia", "x"), ("--textures", "x"), ("--watch-test",),
         ("--tracker", "tensorboard"),
