@@ -117,6 +117,11 @@ class TrainedConfig(DetectorConfig):
         require_fields_positive(num_epochs=self.num_epochs)
 
     @property
+    def averages(self) -> bool:
+        """Whether the mean of the weights over the steps is kept, not the last step's."""
+        return True
+
+    @property
     def extent(self) -> str:
         """Steps or epochs, and the size of a batch."""
         epochs = self.num_epochs
