@@ -117,6 +117,11 @@ class TrainedConfig(DetectorConfig):
         require_fields_positive(num_epochs=self.num_epochs)
 
     @property
+    def averages(self) -> bool:
+        """Whether the mean of the weights over the steps is kept, not the last step's."""
+        return True
+
+    @property
     def extent(self) -> str:
         """Steps or epochs, and the size of a batch."""
         epochs = self.num_epochs
@@ -124,12 +129,14 @@ class TrainedConfig(DetectorConfig):
         return f"{length} of {self.batch_size} images"
 
     def with_options(self, options: "TrainOptions") -> Self:
-        """As `DetectorConfig.with_options`; a number of steps takes the place of epochs."""
+        """As `DetectorConfig.with_options`; steps and epochs take each other's place."""
         return replace(
             super().with_options(options),
             batch_size=preferred(options.batch_size, self.batch_size),
             num_steps=preferred(options.num_steps, self.num_steps),
-            num_epochs=self.num_epochs if options.num_steps is None else None,
+            num_epochs=preferred(
+                options.num_epochs, self.num_epochs if options.num_steps is None else None
+            ),
             learning_rate=preferred(options.learning_rate, self.learning_rate),
         )
 

@@ -32,7 +32,8 @@ COMMON = frozenset(
 )
 """Options that every method uses."""
 LEARNING = frozenset(
-    {"num_steps", "batch_size", "learning_rate", "workers", "precision", "watch_test", "tracker"}
+    {"num_steps", "num_epochs", "batch_size", "learning_rate", "workers", "precision"}
+    | {"watch_test", "tracker"}
 )
 """Options of methods that have stages to train."""
 ANOMALIES = frozenset({"source", "sia", "textures", "defects", "foreground", "patience"})

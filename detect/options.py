@@ -115,6 +115,8 @@ class BackboneOptions:
 class MoreOptions(BackboneOptions):
     """Rarely needed."""
 
+    num_epochs: PresetInt = None
+    """Passes over the images to train on, in place of --num-steps."""
     learning_rate: PresetFloat = None
     """The optimiser's learning rate."""
     patience: Patience = None
@@ -167,9 +169,11 @@ class TrainOptions(BasicOptions, MoreOptions):
         if self.preset not in self.row.presets:
             allowed = ", ".join(self.row.presets)
             raise UserError(f"--preset: got {self.preset}, allowed for {self.method}: {allowed}")
-        require_positive(patience=self.patience)
+        require_positive(patience=self.patience, num_epochs=self.num_epochs)
         require_not_negative(seed=self.seed, workers=self.workers)
         require_size(self.size)
+        if self.num_steps is not None and self.num_epochs is not None:
+            raise UserError("--num-epochs: not used with --num-steps; give one of them")
         if self.official and self.patience is not None:
             raise UserError("--patience: not used with --official, which keeps the last step")
         if not 0 < self.false_reject_rate < 1:

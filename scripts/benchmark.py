@@ -4,9 +4,9 @@ All figures are of one run on one machine, with as many threads as OMP_NUM_THREA
 line says otherwise; times of short work are medians. `--only perlin metrics` measures some parts.
 The comparison with anomalib runs where that is installed (CONTRIBUTING.md), and says so otherwise.
 
-RealNet's presets have random weights: nothing is downloaded, and the time is the same. "plain" is
-the network as it stands: eager, contiguous, float32. Each is timed in a process of its own, so that
-its peak memory is its own.
+Networks have random weights: nothing is downloaded, and the time is the same. "plain" is the
+network as it stands: eager, contiguous, float32. Each is timed in a process of its own, so that its
+peak memory is its own. Flows are timed alone, on random features of EfficientNet-B5's shape.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from datetime import date
@@ -31,13 +31,16 @@ import noise
 import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
+from torch import nn
 
 from detect.data.samples import BlendedDataset
 from detect.data.sources import Part, open_source
-from detect.detector import Batch
+from detect.detector import ADAM, Batch
 from detect.evaluation.metrics import pixel_metrics
 from detect.exporting.formats import onnx_session, quiet, write_onnx
 from detect.exporting.graph import INPUT, record
+from detect.methods import csflow, validflow
+from detect.methods.flow import ALPHA, Mapped, negative_log_likelihood
 from detect.methods.realnet import PRESETS as REALNETS
 from detect.methods.realnet import RealNet
 from detect.packing import packed
@@ -55,7 +58,11 @@ from synth.perlin import perlin_mask
 from synth.sia.reader import Item, SiaHeader, write_sia
 
 SIZE = (256, 256)
-ARITHMETIC = ("plain", "fp32", "bf16", "onnxruntime")
+REALNET_PARTS = ("training", "plain", "fp32", "bf16", "onnxruntime")
+FLOW_PARTS = ("training fp32", "training bf16", "plain", "fp32", "bf16")
+THEIRS = "anomalib's CS-Flow"
+FLOWS = {"CS-Flow": csflow.PRESETS, "ValidFlow": validflow.PRESETS, THEIRS: csflow.PRESETS}
+CHANNELS, STRIDE = 304, 32  # of the papers' layer of EfficientNet-B5
 
 
 class Figure(NamedTuple):
@@ -69,6 +76,12 @@ class Figure(NamedTuple):
 
 class Skipped(Exception):
     """Why a part cannot be measured here."""
+
+
+def require_anomalib() -> None:
+    """Raise Skipped where it is not installed."""
+    if importlib.util.find_spec("anomalib") is None:
+        raise Skipped("anomalib is not installed")
 
 
 def median_seconds(work: Callable[[], object], repeats: int = 5) -> float:
@@ -113,8 +126,7 @@ def perlin(work: Path, options: argparse.Namespace) -> list[Figure]:
 
 def anomalib_perlin(work: Path, options: argparse.Namespace) -> list[Figure]:
     """The same against anomalib's field, and its field rotated and thresholded as it does it."""
-    if importlib.util.find_spec("anomalib") is None:
-        raise Skipped("anomalib is not installed")
+    require_anomalib()
     from anomalib.data.utils.generators import perlin
 
     rotate = perlin.PerlinAnomalyGenerator().perlin_rotation_transform
@@ -199,14 +211,15 @@ def metrics(work: Path, options: argparse.Namespace) -> list[Figure]:
     return [Figure("pixel AUROC, AP and AUPRO, 200 maps 256x256", seconds, "s", "1 or less")]
 
 
-# RealNet's presets
+# Networks
 
 
 class Job(NamedTuple):
     """One network in one arithmetic, or one training."""
 
-    part: str
+    network: str
     preset: str
+    part: str
     batch_size: int
     size_px: int
     repeats: int
@@ -215,31 +228,50 @@ class Job(NamedTuple):
     @property
     def name(self) -> str:
         """What is measured, in words."""
-        return f"RealNet {self.preset}, {self.part}, batches of {self.batch_size}"
+        return f"{self.network} {self.preset}, {self.part}, batches of {self.batch_size}"
 
 
-def detectors(work: Path, options: argparse.Namespace) -> list[Figure]:
-    """Score with RealNet's presets and train them, each in a process of its own."""
-    figures: list[Figure] = []
-    for job in jobs(options):
+def detectors(work: Path, options: argparse.Namespace) -> Iterator[Figure]:
+    """Score with RealNet's presets and train them."""
+    for preset in filter(REALNETS.__contains__, options.presets):
+        yield from measured(jobs("RealNet", preset, REALNET_PARTS, options))
+
+
+def flows(work: Path, options: argparse.Namespace) -> Iterator[Figure]:
+    """Map features with the presets' flows and train them, anomalib's with the same shapes."""
+    for network, presets in FLOWS.items():
+        if network == THEIRS:
+            require_anomalib()
+        parts = ("training fp32", "plain") if network == THEIRS else FLOW_PARTS
+        for preset in filter(presets.__contains__, options.presets):
+            with torch.device("meta"):
+                parameters = build_flow(network, preset, options.size_px).parameters()
+            count = sum(parameter.numel() for parameter in parameters)
+            yield Figure(f"{network} {preset}, parameters", count / 1e6, "M")
+            yield from measured(jobs(network, preset, parts, options))
+
+
+def jobs(
+    network: str, preset: str, parts: Sequence[str], options: argparse.Namespace
+) -> Iterator[Job]:
+    """What to measure, in order."""
+    common = (options.size_px, options.repeats, torch.get_num_threads())
+    for part in parts:
+        learns = part.startswith("training")
+        for batch_size in [options.training_batch] if learns else options.batch_sizes:
+            yield Job(network, preset, part, batch_size, *common)
+
+
+def measured(jobs: Iterable[Job]) -> Iterator[Figure]:
+    """Do each job in a process of its own."""
+    for job in jobs:
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=context) as pool:
             try:
-                figures += pool.submit(measure, job).result()
+                yield from pool.submit(measure, job).result()
             except Exception as error:  # of memory, mostly: the others are still worth having
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 print(f"{job.name}: failed, {reason}", flush=True)
-    return figures
-
-
-def jobs(options: argparse.Namespace) -> Iterator[Job]:
-    """What to measure, in order."""
-    common = (options.size_px, options.repeats, torch.get_num_threads())
-    for preset in options.presets:
-        yield Job("training", preset, options.training_batch, *common)
-        for part in ARITHMETIC:
-            for batch_size in options.batch_sizes:
-                yield Job(part, preset, batch_size, *common)
 
 
 def measure(job: Job) -> list[Figure]:
@@ -247,9 +279,11 @@ def measure(job: Job) -> list[Figure]:
     torch.set_num_threads(job.threads)
     if job.part != "plain":
         steady_malloc()  # as commands do
-    work, unit = (training, "samples/s") if job.part == "training" else (scoring, "ms/image")
-    value = work(job)
+    score, train = (mapping, flow_training) if job.network in FLOWS else (scoring, training)
+    learns = job.part.startswith("training")
+    value = (train if learns else score)(job)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    unit = "samples/s" if learns else "ms/image"
     return [Figure(job.name, value, unit), Figure("  peak memory", peak_mib, "MiB")]
 
 
@@ -329,16 +363,58 @@ def training(job: Job) -> float:
     return job.batch_size / seconds
 
 
+def build_flow(network: str, preset: str, size_px: int) -> nn.Module:
+    """A preset's flow for features of EfficientNet-B5, with random weights."""
+    config = FLOWS[network][preset]
+    if network != THEIRS:
+        return config.flow(CHANNELS)
+    from anomalib.models.image.csflow.torch_model import CrossScaleFlow
+
+    return CrossScaleFlow((3, size_px, size_px), len(config.kernels), ALPHA, config.hidden)
+
+
+def random_features(job: Job) -> list[torch.Tensor]:
+    """Seeded features of three scales, float32 [N, C, h, w]."""
+    rng, sides = torch.Generator().manual_seed(0), [job.size_px // STRIDE // 2**i for i in range(3)]
+    return [torch.randn(job.batch_size, CHANNELS, h, h, generator=rng) for h in sides]
+
+
+@torch.no_grad()
+def mapping(job: Job) -> float:
+    """Milliseconds per image from features to latents."""
+    flow, maps = build_flow(job.network, job.preset, job.size_px).eval(), random_features(job)
+    if job.part != "plain":
+        flow = packed(flow, job.part)  # pyright: ignore
+    return 1000 * median_seconds(lambda: flow(maps), job.repeats) / job.batch_size
+
+
+def flow_training(job: Job) -> float:
+    """Samples per second of whole steps: forward, loss, backward, Adam."""
+    flow, maps = build_flow(job.network, job.preset, job.size_px).train(), random_features(job)
+    optimizer = ADAM(flow.parameters(), lr=1e-4)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=job.part.endswith("bf16")):
+            loss = negative_log_likelihood(Mapped(*flow(maps))).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    with keeping_freed_memory():  # as in `run_steps`
+        return job.batch_size / median_seconds(step, job.repeats)
+
+
 # The run
 
 
-PARTS: dict[str, Callable[[Path, argparse.Namespace], list[Figure]]] = {
+PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterable[Figure]]] = {
     "perlin": perlin,
     "anomalib": anomalib_perlin,
     "blending": blended_samples,
     "sampler": sampler_overhead,
     "metrics": metrics,
     "detectors": detectors,
+    "flows": flows,
 }
 """Each part gets an empty folder to work in."""
 
@@ -348,7 +424,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--presets", nargs="+", choices=REALNETS, default=["paper", "compact"])
+    presets = REALNETS | csflow.PRESETS
+    parser.add_argument(
+        "--presets", nargs="+", choices=presets, default=["paper", "paper-6", "compact"]
+    )
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--training-batch", type=int, default=16)
     parser.add_argument("--size-px", type=int, default=SIZE[0])
@@ -363,15 +442,12 @@ def main() -> None:
     for name in options.only:
         try:
             with tempfile.TemporaryDirectory() as work:
-                measured = PARTS[name](Path(work), options)
+                for figure in PARTS[name](Path(work), options):
+                    line = f"{figure.name:58} {figure.value:10.2f} {figure.unit:10} {figure.goal}"
+                    print(line, flush=True)
+                    figures.append(figure)
         except Skipped as reason:
             print(f"{name}: skipped, {reason}", flush=True)
-            continue
-        for figure in measured:
-            print(
-                f"{figure.name:58} {figure.value:10.2f} {figure.unit:10} {figure.goal}", flush=True
-            )
-        figures += measured
     about = {
         "date": date.today().isoformat(),
         "processor": platform.processor() or platform.machine(),

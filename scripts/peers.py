@@ -1,9 +1,14 @@
-"""Anomalib's PatchCore and DRAEM on our data, split, size and metrics: for scale beside RealNet.
+"""Anomalib's PatchCore, DRAEM and CS-Flow on our data, split, size and metrics: for scale.
 
 Needs the `bench` extra, in an environment of its own (CONTRIBUTING.md). Anomalib's networks and
 training objectives are used as they are; images are ours, squeezed to the size, and the metrics are
 those of `detect evaluate`. DRAEM learns from scratch: without a GPU it gets a number of steps, not
 its 700 epochs.
+
+CS-Flow stands beside `detect train --method csflow --preset compact`: the same features, images to
+learn from, width, kernels, steps, batches and optimiser. Anomalib's loss subtracts from each
+image's energy the log |det| summed over the batch; its map is the product of the scales. It has
+neither our ActNorm nor our mean of the weights.
 """
 
 import json
@@ -15,15 +20,29 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
+from anomalib.data import InferenceBatch
 from anomalib.data.utils.generators.perlin import PerlinAnomalyGenerator
+from anomalib.models.image.csflow.anomaly_map import AnomalyMapGenerator
+from anomalib.models.image.csflow.loss import CsFlowLoss
+from anomalib.models.image.csflow.torch_model import (
+    CsFlowModel,
+    ParallelGlowCouplingLayer,
+    ParallelPermute,
+)
 from anomalib.models.image.draem.loss import DraemLoss
 from anomalib.models.image.draem.torch_model import DraemModel
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from detect.training.feature_cache import filled_cache
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from detect.evaluation.measure import evaluate
 from detect.evaluation.testset import open_test_set
 from detect.images import to_chw, to_unit
+from detect.methods.csflow import RECIPE, CSFlowConfig
+from detect.methods.flow import ALPHA
+from detect.methods.flow_detector import MAX_NORM, FlowDetector
+from detect.options import TrainOptions
 from detect.scoring import Scored, Scorer, score_batches
 from synth.base.backbones import Backbone, BackboneConfig, build_backbone
 from synth.base.command import progress_bar
@@ -72,7 +91,8 @@ def draem(images: Images, textures: Path, num_steps: int, seed: int, bars: Bars)
     augment = PerlinAnomalyGenerator(anomaly_source_path=textures, blend_factor=(0.1, 1.0))
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     with bars("training draem", "step") as update:
-        for step, batch in enumerate(shuffled(images, 8, num_steps, seed), start=1):
+        for step, chosen in enumerate(shuffled(len(images), 8, num_steps, seed), start=1):
+            batch = to_batch(images[chosen])
             corrupted, mask = augment(batch)
             reconstruction, prediction = model(corrupted)
             loss = loss_function(batch, reconstruction, mask, prediction)
@@ -83,14 +103,69 @@ def draem(images: Images, textures: Path, num_steps: int, seed: int, bars: Bars)
     return model.eval()
 
 
-def shuffled(images: Images, batch_size: int, num_steps: int, seed: int) -> Iterator[Tensor]:
-    """Batches in random order, epoch after epoch."""
-    rng, order = np.random.default_rng(seed), np.array([], dtype=int)
+def shuffled(
+    num_images: int, batch_size: int, num_steps: int, seed: int
+) -> Iterator[NDArray[np.int64]]:
+    """Numbers of the images of each batch, in random order, epoch after epoch."""
+    rng, order = np.random.default_rng(seed), np.array([], dtype=np.int64)
     for _ in range(num_steps):
         while len(order) < batch_size:
-            order = np.concatenate([order, rng.permutation(len(images))])
-        yield to_batch(images[order[:batch_size]])
+            order = np.concatenate([order, rng.permutation(num_images)])
+        yield order[:batch_size]
         order = order[batch_size:]
+
+
+class CSFlow(nn.Module):
+    """Anomalib's permutations and couplings, which need other channels than its model has."""
+
+    def __init__(self, config: CSFlowConfig, backbone: Backbone) -> None:
+        super().__init__()
+        self.ours = FlowDetector(config, backbone)  # for its features
+        (C,), (stride,), (height, width) = backbone.channels, backbone.strides, config.image_size
+        shapes = [(C, height // stride // 2**i, width // stride // 2**i) for i in range(3)]
+        self.steps = nn.ModuleList()
+        for k, kernel in enumerate(config.kernels):
+            subnet = {"channels_hidden": config.hidden, "kernel_size": kernel}
+            self.steps.append(ParallelPermute(shapes, seed=k))
+            self.steps.append(ParallelGlowCouplingLayer(shapes, subnet, clamp=ALPHA))
+        self.map = AnomalyMapGenerator((3, height, width))
+
+    def latents(self, maps: list[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Map features to latents; log |det| is that of the whole batch."""
+        log_det = torch.zeros(())
+        for step in self.steps:
+            maps, step_log_det = step(maps)
+            log_det = log_det + step_log_det
+        return maps, log_det
+
+    def forward(self, images: Tensor) -> InferenceBatch:
+        """Score images, in [0, 1]."""
+        latents, _ = self.latents(self.ours.features(images))
+        scores = CsFlowModel._compute_anomaly_scores(latents)
+        return InferenceBatch(pred_score=scores, anomaly_map=self.map(latents))
+
+
+def csflow(images: Images, config: CSFlowConfig, bars: Bars) -> nn.Module:
+    """CS-Flow on features of our backbone, computed once; the weights are the last step's."""
+    torch.manual_seed(config.seed)
+    model, loss_function = CSFlow(config, build_backbone(config.backbone)), CsFlowLoss()
+    features = model.ours.features
+    with bars("features", "image") as update:
+        cache = filled_cache(images, features, torch.device("cpu"), update)
+    (stage,) = model.ours.stages()
+    parameters = [*model.steps.parameters()]
+    optimizer = stage.optimizer(parameters, lr=stage.lr)
+    batches = shuffled(len(images), config.batch_size, config.num_steps, config.seed)
+    with bars("training csflow", "step") as update:
+        for step, chosen in enumerate(batches, start=1):
+            maps = cache(torch.from_numpy(chosen), to_batch(images[chosen]), features)
+            loss = loss_function(*model.latents(maps))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+            optimizer.step()
+            update(step, config.num_steps, {"loss": loss.item()})
+    return model.eval()
 
 
 def scorer(model: nn.Module) -> Scorer:
@@ -106,19 +181,19 @@ def scorer(model: nn.Module) -> Scorer:
 
 
 def main(
-    method: Literal["patchcore", "draem"],
+    method: Literal["patchcore", "draem", "csflow"],
     out: Path,
     dataset: str,
     root: Path,
     category: str | None = None,
-    backbone: str = "resnet18",
-    backbone_weights: str = "hub",
+    backbone: str | None = None,
+    backbone_weights: str | None = None,
     backbone_mean: tuple[float, float, float] | None = None,
     backbone_std: tuple[float, float, float] | None = None,
     textures: Path = Path("dtd"),
     size: int = 256,
     coreset: float = 0.005,
-    num_steps: int = 100,
+    num_steps: int | None = None,
     seed: int = 0,
 ) -> None:
     """Train a peer on a category's normal images, measure it on the test split, write a JSON file.
@@ -129,15 +204,16 @@ def main(
         dataset: Layout of the data, as for `detect train`.
         root: Folder of the data.
         category: Category below the root.
-        backbone: Of PatchCore: a timm network, whose layers 2 and 3 are used.
+        backbone: A network of timm: of PatchCore (default: resnet18), whose layers 2 and 3 are
+            used; of CS-Flow (default: as of our preset `compact`), whose layer 3 is used.
         backbone_weights: As for `detect train`: "hub", or a file.
         backbone_mean: As for `detect train`.
         backbone_std: As for `detect train`.
         textures: Folder of textures that DRAEM blends in.
         size: Pixels that images are squeezed to.
         coreset: Share of the patches that PatchCore keeps.
-        num_steps: Of DRAEM.
-        seed: Of DRAEM's weights and order, and of PatchCore's coreset.
+        num_steps: Of DRAEM (default: 100) and of CS-Flow (default: as of our preset `compact`).
+        seed: Of weights and order, and of PatchCore's coreset.
 
     """
     torch.manual_seed(seed)
@@ -148,15 +224,28 @@ def main(
     start = time.perf_counter()
     if method == "patchcore":
         chosen = BackboneConfig(
-            name=backbone,
+            name=backbone or "resnet18",
             layers=(2, 3),
-            weights=backbone_weights,
+            weights=backbone_weights or "hub",
             mean=backbone_mean,
             std=backbone_std,
         )
         model = patchcore(images, build_backbone(chosen), coreset, progress_bar)
+    elif method == "draem":
+        model = draem(images, textures, num_steps or 100, seed, progress_bar)
     else:
-        model = draem(images, textures, num_steps, seed, progress_bar)
+        options = TrainOptions(
+            method="csflow",
+            preset="compact",
+            size=(size, size),
+            num_steps=num_steps,
+            seed=seed,
+            backbone=backbone,
+            backbone_weights=backbone_weights,
+            backbone_mean=backbone_mean,
+            backbone_std=backbone_std,
+        )
+        model = csflow(normals.fit, RECIPE.configure(options), progress_bar)
     seconds = time.perf_counter() - start
     with progress_bar("scoring", "image") as update:
         batches = score_batches(scorer(model), test.paths, (size, size), progress=update)

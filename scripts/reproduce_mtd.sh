@@ -18,5 +18,5 @@ synth train "${data[@]}" --preset small --size 96 96 --batch-size 8 --num-steps 
 synth generate --model "$out/model" --num 2000 --out "$out/sia"
 read -ra seeds <<< "${SEEDS:-0 1 2}"
 common=("${data[@]}" --backbone resnet18.tv_in1k --backbone-weights "$weights" --size 256 256 --seeds "${seeds[@]}")
-detect benchmark "${common[@]}" --methods realnet:compact --sia "$out/sia" --num-steps 500 --out "$out/benchmark"
+detect benchmark "${common[@]}" --methods realnet:compact --sources "$out/sia" --num-steps 500 --out "$out/benchmark"
 detect benchmark "${common[@]}" --methods patch-nn patch-nn-coreset --out "$out/patches"

@@ -194,3 +194,48 @@ def test_a_training_step_on_our_images(
     assert set(used) <= set(textures.rglob("*.png"))
     changed = [key for key, value in model.state_dict().items() if not value.equal(before[key])]
     assert changed
+
+
+def with_weights_of(ours: Any, theirs: Any) -> None:
+    """Copy a network of a coupling."""
+    edges = {"1-0": "up_conv10", "2-1": "up_conv21", "0-1": "down_conv01", "1-2": "down_conv12"}
+    edges |= {f"{i}-{i}": f"conv_scale{i}_1" for i in range(3)}
+    names = {f"inputs.{i}": f"conv_scale{i}_0" for i in range(3)}
+    names |= {f"edges.{edge}": name for edge, name in edges.items()}
+    for our_name, their_name in names.items():
+        state = theirs.get_submodule(their_name).state_dict()
+        ours.get_submodule(our_name).load_state_dict(state)
+
+
+def test_cs_flow_maps_as_anomalibs() -> None:
+    """Theirs transforms the first half of the channels first, ours the second."""
+    from anomalib.models.image.csflow.torch_model import CrossScaleFlow
+
+    from detect.methods.csflow import csflow
+    from detect.methods.flow import ALPHA
+
+    channels, rng = 304, torch.Generator().manual_seed(0)
+    theirs = CrossScaleFlow((3, 128, 128), 2, ALPHA, 8)
+    ours: Any = csflow(channels, hidden=8, kernels=(3, 5))
+    swap = torch.arange(channels).roll(channels // 2)
+    blocks = list(theirs.graph.module_list)
+    for k, (permutation, coupling) in enumerate(zip(blocks[::2], blocks[1::2], strict=True)):
+        networks = (coupling.cross_convolution2, coupling.cross_convolution1)
+        for network in networks:
+            for gamma in (network.gamma0, network.gamma1, network.gamma2):
+                gamma.data.normal_(generator=rng)
+        order = permutation.perm[0][swap]
+        ours.steps[2 * k].order[:] = swap[order] if k else order
+        ours.steps[2 * k + 1].gamma.data = torch.stack(
+            [torch.cat([n.gamma0, n.gamma1, n.gamma2]).detach() for n in networks]
+        )
+        with_weights_of(ours.steps[2 * k + 1].r1, networks[0])
+        with_weights_of(ours.steps[2 * k + 1].r2, networks[1])
+    maps = [torch.randn(1, channels, side, side, generator=rng) for side in (4, 2, 1)]
+    with torch.no_grad():
+        wanted, log_det = theirs(maps)
+        found = ours(maps)
+    for z, want, x in zip(found.maps, wanted, maps, strict=True):
+        torch.testing.assert_close(z, want[:, swap], rtol=2e-3, atol=2e-3)  # 2 / pi is 0.636 there
+        assert (z - x[:, ours.steps[0].order[0]]).abs().max() > 0.1
+    torch.testing.assert_close(found.log_det, log_det, rtol=2e-3, atol=2e-3)

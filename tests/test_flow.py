@@ -95,9 +95,10 @@ def test_negative_log_likelihood_is_that_of_a_gaussian():
     torch.testing.assert_close(negative_log_likelihood(mapped), -gaussian - constant)
 
 
-def test_a_fresh_flow_only_permutes():
+@kinds
+def test_a_fresh_flow_only_permutes(make):
     maps = features()
-    flow = csflow(C, hidden=6, kernels=(3, 5))
+    flow = make()
     mapped = flow(maps)
     orders = [step.order for step in flow.steps if isinstance(step, Permutation)]
     for i, x in enumerate(maps):

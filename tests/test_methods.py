@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 import detect
 from detect.checkpoint import load_detector
 from detect.commands.train import RareOptions, train
-from detect.evaluation.protocol import detector_name
+from detect.evaluation.protocol import detector_facts, detector_name
 from detect.methods import METHODS, csflow, patch_nn, validflow
 from detect.methods.glancing import detector as glancing
 from detect.methods.patch_nn import PatchNN, PatchNNConfig
@@ -128,7 +128,8 @@ def test_stages_are_those_that_the_configuration_tells_of(run, product, tmp_path
 @pytest.mark.parametrize(
     "option",
     [
-        ("--num-steps", 3), ("--batch-size", 2), ("--learning-rate", 0.1), ("--patience", 2),
+        ("--num-steps", 3), ("--num-epochs", 3), ("--batch-size", 2), ("--learning-rate", 0.1),
+        ("--patience", 2),
         ("--workers", 1), ("--precision", "bf16"), ("--official",), ("--foreground", "everything"),
         ("--source", "noise"), ("--sia", "x"), ("--textures", "x"), ("--watch-test",),
         ("--tracker", "tensorboard"),
@@ -161,6 +162,22 @@ def test_a_bank_of_several_categories_has_patches_of_each(run, tmp_path):
     assert set(trained.by_category) == {"gadget", "widget"}
     assert isinstance(trained.detector, PatchNN)
     assert trained.detector.bank.shape[0] == 30
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_flows_keep_the_weights_that_their_facts_name(run, product, tmp_path, monkeypatch, average):
+    monkeypatch.setitem(csflow.PRESETS, "tiny", replace(csflow.PRESETS["tiny"], average=average))
+    assert run(*words(product, tmp_path, "csflow")).code == 0
+    state, kept = (
+        load_file(tmp_path / name) for name in ("flow/state.safetensors", "model.safetensors")
+    )
+    assert any(name.startswith("ema.") for name in state) == average
+    last = {name: kept[name.removeprefix("model.")] for name in state if name.startswith("model.")}
+    assert len(last) > 10
+    assert all(torch.equal(state[name], last[name]) for name in last) != average
+    averaged = "averaged " if average else ""
+    facts = detector_facts(load_detector(tmp_path, CPU))
+    assert facts.endswith(f"; 2 steps of 2 images, {averaged}weights of the last step")
 
 
 def test_older_coreset_detectors_are_loaded(run, product, tmp_path):

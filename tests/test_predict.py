@@ -204,6 +204,7 @@ def test_pictures_of_those_asked_for(run, model, photos, tmp_path, choice):
         assert (row["overlay"] is not None) == (row["mask"] is not None) == wanted
     names = {path.name for path in out.rglob("*.png")}
     assert names == {Path(row["overlay"]).name for row in rows if row["overlay"]}
+    assert (f"overlays: {out / 'overlays'}\n" in ended.out + ended.err) == (choice == "anomalous")
 
 
 def test_colours_are_known_before_any_image():

@@ -95,6 +95,16 @@ def test_epochs_become_steps_once_the_images_are_known() -> None:
         replace(PAPER, num_epochs=0)
 
 
+def test_epochs_can_be_chosen_for_any_preset() -> None:
+    for preset in ("tiny", "paper"):
+        config = realnet_config(TrainOptions(preset=preset, num_epochs=3, batch_size=16))
+        assert config.for_images(209).num_steps == 40  # 3 * 209 / 16, rounded up
+    with pytest.raises(UserError, match="--num-epochs: got 0, must be greater than 0"):
+        realnet_config(TrainOptions(num_epochs=0))
+    with pytest.raises(UserError, match="--num-epochs: not used with --num-steps; give one"):
+        realnet_config(TrainOptions(num_epochs=3, num_steps=70))
+
+
 # The authors' group norms
 
 

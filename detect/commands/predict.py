@@ -212,10 +212,14 @@ def num_unreadable(log: "ScoreLog") -> int:
 
 def tell_end(log: "ScoreLog", out: Path) -> None:
     """Print what was found, and where it is."""
+    from detect.prediction.overlays import OVERLAYS
+
     unreadable = num_unreadable(log)
     ending = f", {unreadable} could not be read" if unreadable else ""
     say(f"{log.num_anomalous} of {log.num_scored} images are anomalous{ending}")
-    say(f"overlays: {out / 'overlays'}\nscores: {out / 'scores.csv'}")
+    if (out / OVERLAYS).exists():
+        say(f"overlays: {out / OVERLAYS}")
+    say(f"scores: {out / 'scores.csv'}")
 
 
 def folder_to_watch(images: Sequence[Path]) -> Path:

@@ -59,18 +59,19 @@ def detector_facts(trained: TrainedDetector) -> str:
     detector = trained.config["detector"]
     if not trained.num_steps:
         return trained.detector.facts
-    weights = weights_facts(detector.get("official", False), trained.config.get("patience"))
+    average = trained.detector.stages()[-1].average
+    weights = weights_facts(average, trained.config.get("patience"))
     return (
         f"{trained.detector.facts}; {trained.num_steps} steps of {detector['batch_size']} images, "
         f"{weights}"
     )
 
 
-def weights_facts(official: bool, patience: int | None) -> str:
-    """Which weights of a training are the detector's."""
+def weights_facts(average: bool, patience: int | None) -> str:
+    """Which weights of a training are the detector's. average: whether it means over the steps."""
     if patience is not None:
         return "averaged weights of the best check, on images held out of training"
-    return "weights of the last step" if official else "averaged weights of the last step"
+    return "averaged weights of the last step" if average else "weights of the last step"
 
 
 def source_facts(source: Mapping[str, Any]) -> str:

@@ -63,6 +63,11 @@ class FlowConfig(TrainedConfig, ABC):
             )
 
     @property
+    def averages(self) -> bool:
+        """As the configuration says."""
+        return self.average
+
+    @property
     def stage_steps(self) -> dict[str, int]:
         """The one stage."""
         return {"flow": self.num_steps}
@@ -130,7 +135,7 @@ class FlowDetector(Detector):
                     weight_decay=self.config.weight_decay,
                 ),
                 max_norm=MAX_NORM,
-                average=self.config.average,
+                average=self.config.averages,
             )
         ]
 

@@ -8,6 +8,7 @@ from datetime import date
 from html import escape
 from importlib.metadata import version
 
+from detect.config import TrainedConfig
 from detect.data.sources import open_source
 from detect.evaluation.protocol import source_facts, weights_facts
 from detect.evaluation.report_data import COLUMNS
@@ -239,12 +240,12 @@ def protocol(plan: Plan, grid: Table) -> Section:
         "Images": f"{num_train} normal images to train on and to set thresholds with; {num_test} "
         "test images, which chose nothing",
     }
-    if any(entry.options.row.uses("num_steps") for entry in plan.entries):
-        facts["Weights"] = weights_facts(options.official, options.patience)
     for entry in plan.entries:
         method = entry.options.row
         config = method.recipe().configure(entry.options)
         facts[entry.name] = f"{method.title} {entry.options.preset}, {config.facts}"
+        if isinstance(config, TrainedConfig):
+            facts[entry.name] += f", {weights_facts(config.averages, options.patience)}"
         if entry.parts:
             source = open_source(entry.parts, plan.categories[0]).config
             facts[entry.name] += f"; {source_facts(source)}"

@@ -124,7 +124,9 @@ class StageRun:
         self.feed, self.detector, self.stage, self.seeds = feed, detector, stage, seeds
         self.parameters = stage.trained()
         self.optimizer = stage.optimizer(self.parameters, lr=stage.lr)
-        self.ema = EMAModel(self.parameters, decay=EMA_DECAY, foreach=True)
+        self.ema: EMAModel | None = None
+        if stage.average:
+            self.ema = EMAModel(self.parameters, decay=EMA_DECAY, foreach=True)
         self.own = OwnState(detector, stage)
         self._batches: Iterator[Batch] | None = None
 
@@ -170,7 +172,7 @@ class StageRun:
         if looks.checks is not None:
             self.feed.accelerator.wait_for_everyone()
             load_trained(self.own, looks.checks.folder / BEST_FILE)
-        elif self.stage.average:
+        elif self.ema is not None:
             self.ema.copy_to(self.parameters)
             settle_batch_norms(self.feed, self.detector)
 
@@ -190,7 +192,8 @@ class StageRun:
             nn.utils.clip_grads_with_norm_(self.parameters, stage.max_norm, norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.step(self.parameters)
+        if self.ema is not None:
+            self.ema.step(self.parameters)
         return {"loss": loss, **terms, "gradient_norm": norm}
 
     @contextmanager
@@ -202,7 +205,7 @@ class StageRun:
         their own.
         """
         last = {name: tensor.clone() for name, tensor in self.own.state_dict().items()}
-        if self.stage.average:
+        if self.ema is not None:
             self.ema.copy_to(self.parameters)
             settle_batch_norms(self.feed, self.detector)
         yield

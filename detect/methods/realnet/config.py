@@ -110,6 +110,11 @@ class RealNetConfig(TrainedConfig):
         return {"realnet": self.num_steps}
 
     @property
+    def averages(self) -> bool:
+        """The authors keep the last step's."""
+        return not self.official
+
+    @property
     def layer_blocks(self) -> tuple[tuple[int, ...], ...]:
         """The backbone layers of each block."""
         return self.blocks or tuple((layer,) for layer in self.backbone.numbers)

@@ -87,7 +87,7 @@ class RealNet(Detector):
                 modules=(self.reconstruction, self.rrs, self.head),
                 loss=self.losses,
                 lr=self.config.learning_rate,
-                average=not self.config.official,
+                average=self.config.averages,
             )
         ]
 

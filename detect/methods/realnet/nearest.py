@@ -136,7 +136,7 @@ class NearestRealNet(Detector):
                 loss=self.losses,
                 lr=self.config.learning_rate,
                 max_norm=1.0,
-                average=not self.config.official,
+                average=self.config.averages,
             )
         ]
 
