@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from browser import new_page, require_browser, started_browser
 from commands import Command
 from detectors import NUM_HELD_OUT, write_detector
 from products import normal_image, write_sources
@@ -292,15 +293,6 @@ def test_a_broken_folder_says_what_validate_says(run, runs, tmp_path):
 
 # In a browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-SWITCHES = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-]
 GUARD = """
 import os, socket
 
@@ -318,17 +310,14 @@ socket.socket.connect = guarded(socket.socket.connect)
 socket.socket.connect_ex = guarded(socket.socket.connect_ex)
 """
 """What Python runs first: connections to other machines are refused and written down."""
-WAIT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
 def address(runs, tmp_path_factory):
     """The page, served by a process of its own without a network."""
-    for package in ("gradio", "playwright"):
-        if find_spec(package) is None:
-            pytest.skip(f"the package {package} is not installed")
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium: apt-get install chromium")
+    if find_spec("gradio") is None:
+        pytest.skip("the package gradio is not installed")
+    require_browser()
     folder = tmp_path_factory.mktemp("server")
     (folder / "sitecustomize.py").write_text(GUARD)
     log = folder / "connections.log"
@@ -357,13 +346,9 @@ def address(runs, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium(address):
-    """The browser; whatever it asks another machine for is refused and written down."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+    """The browser."""
+    with started_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -371,19 +356,9 @@ def open_page(chromium, address):
     """Opens the page as one more person, with nothing in common with the others."""
     elsewhere, contexts = [], []
 
-    def guard(route):
-        if route.request.url.startswith((address, "data:", "blob:")):
-            route.continue_()
-        else:
-            elsewhere.append(route.request.url)
-            route.abort()
-
     def new():
         contexts.append(chromium.new_context(viewport={"width": 1400, "height": 1000}))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(WAIT_MS)
-        page.route("**/*", guard)
-        page.goto(address)
+        page = new_page(contexts[-1], address, elsewhere)
         page.get_by_text("Drop File Here").first.wait_for()
         return page
 
