@@ -62,7 +62,9 @@ figure svg text { font-family: inherit !important; }
 .strip figure { padding: 0.2rem; border-radius: 0.4rem; }
 .strip .shown { background: var(--line); }
 .strip img, .large img { width: 100%; image-rendering: pixelated; }
-.strip figcaption { font-size: 0.8rem; line-height: 1.3; white-space: pre-line; }
+.strip figcaption {
+  font-size: 0.8rem; line-height: 1.3; white-space: pre-line; text-align: center;
+}
 .large { max-width: 28rem; }
 .scrub input {
   display: block; height: 1rem; margin: 0.9rem auto 0.4rem;
@@ -92,6 +94,7 @@ img { display: block; max-width: 100%; height: auto; border-radius: 0.3rem; }
   th { white-space: normal; }
   td:first-child { min-width: 7rem; }
   .tiles { grid-template-columns: 1fr 1fr; }
+  .strip figcaption { font-size: 0.65rem; }
   figure.wide { overflow-x: auto; }
   figure.wide svg { min-width: 36rem; }
 }
