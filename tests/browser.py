@@ -15,7 +15,7 @@ SWITCHES = [
     "--disable-sync",
     "--no-first-run",
 ]
-WAIT_MS = 60_000
+WAIT_MS = 120_000
 
 
 def require_browser():
@@ -38,8 +38,8 @@ def started_browser():
         browser.close()
 
 
-def new_page(context, address, elsewhere):
-    """A page at an address; what it asks other places for is refused, and added to `elsewhere`."""
+def guarded(page, address, elsewhere):
+    """Open an address; what it asks other places for is refused, and added to `elsewhere`."""
 
     def guard(route):
         if route.request.url.startswith((address, "data:", "blob:")):
@@ -48,7 +48,6 @@ def new_page(context, address, elsewhere):
             elsewhere.append(route.request.url)
             route.abort()
 
-    page = context.new_page()
     page.set_default_timeout(WAIT_MS)
     page.route("**/*", guard)
     page.goto(address)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import new_page, started_browser
+from browser import guarded, started_browser
 from commands import Command
 from products import SIZE, normal_image, write_product, write_sources
 from tiny import UNET, write_model
@@ -181,7 +181,7 @@ def test_a_seed_at_rising_strength_is_a_row_without_scripts(seed_page, model, no
 def test_the_slider_shows_the_seed_at_its_strength(seed_page):
     elsewhere, frames = [], frames_of(seed_page)
     with started_browser() as browser:
-        page = new_page(browser.new_context(), seed_page.as_uri(), elsewhere)
+        page = guarded(browser.new_page(), seed_page.as_uri(), elsewhere)
         large, slider = page.locator(".large img"), page.get_by_label("Strength s")
         assert large.get_attribute("src") == frames[0]
         slider.press("End")
@@ -190,7 +190,7 @@ def test_the_slider_shows_the_seed_at_its_strength(seed_page):
         page.locator(".strip figure").nth(2).click()
         assert large.get_attribute("src") == frames[2]
         assert slider.input_value() == "2"
-        plain = new_page(browser.new_context(java_script_enabled=False), page.url, elsewhere)
+        plain = guarded(browser.new_page(java_script_enabled=False), page.url, elsewhere)
         assert plain.locator(".strip img:visible").count() == len(frames)
         assert not plain.locator(".large").is_visible()
         assert not plain.locator("input").is_visible()

@@ -13,7 +13,8 @@ from detect.app.strength import STRENGTHS, Drawn
 from detect.app.wiring import ONE_AT_A_TIME, QUICK, listed, so_far, told
 from synth.base.device import default_device
 from synth.base.errors import UserError
-from synth.diffusion.model import WEIGHTS_FILE, DiffusionModel, load_model
+from synth.base.files import read_json
+from synth.diffusion.model import CONFIG_FILE, WEIGHTS_FILE, DiffusionModel, load_model
 from synth.images import read_image
 from synth.pictures import cell
 from synth.quality.reference import reference_path
@@ -26,7 +27,13 @@ def strength_tab(runs: Path, root: Path) -> None:
     drawn = gr.State(None)
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
-            model = listed(runs, lambda found: found.models, label="Diffusion model", chosen=True)
+            model = listed(
+                runs,
+                lambda found: found.models,
+                label="Diffusion model",
+                missing="synth train --root PHOTOS --out",
+                chosen=True,
+            )
             category = gr.Dropdown(label="Category", visible=False)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             with gr.Row():
@@ -68,7 +75,7 @@ def strength_tab(runs: Path, root: Path) -> None:
     s.input(told(show_large), sample, large, **QUICK)
     for event in (s.input, opacity.input, photograph.upload, photograph.clear):
         event(told(mix), mixture, mixed, **QUICK)
-    model.change(told(categories), model, category, **QUICK)
+    gr.on(None, told(categories), model, category, **QUICK)
 
 
 # Events
@@ -108,10 +115,8 @@ def load_once(model: Path, version: int) -> DiffusionModel:
 
 def categories(model: str | None) -> gr.Dropdown:
     """The categories to choose from; hidden where the model knows only one."""
-    if not model:
-        return gr.Dropdown(visible=False)
-    known = loaded(Path(model))
-    return gr.Dropdown(known.categories, value=known.categories[0], visible=known.conditional)
+    known = (read_json(Path(model) / CONFIG_FILE).get("categories") if model else None) or []
+    return gr.Dropdown(known, value=next(iter(known), None), visible=bool(known))
 
 
 def show(drawn: Drawn | None, model: str) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ MONOSPACED = ["ui-monospace", "Consolas", "monospace"]
 THEME = Default(font=FONTS, font_mono=MONOSPACED)
 """Fonts of the system: those of gradio's own themes may come from elsewhere."""
 CSS = """
+.toast-wrap.toast-wrap { inset: auto auto 1rem 1rem; max-width: 22rem; }
 .lines h3 { margin: 0 0 0.4rem; }
 .caption-label.caption-label {
   inset: auto 0 0 0; max-width: none; padding: 0.15rem 0.4rem; border-width: 1px 0 0;
@@ -82,17 +83,28 @@ def so_far(done: int, total: int, what: str, sentences: Iterable[str] = ()) -> s
 
 
 def listed(
-    runs: Path, of: Callable[[Found], list[Path]], *, chosen: bool = False, **about: Any
+    runs: Path,
+    of: Callable[[Found], list[Path]],
+    *,
+    label: str,
+    info: str = "",
+    missing: str = "",
+    chosen: bool = False,
+    **about: Any,
 ) -> gr.Dropdown:
     """A list of the folders of a kind below `runs`, searched for again when the page is loaded.
 
-    chosen: whether it begins with the first of them. about: as `gr.Dropdown`.
+    missing: the command that makes one, up to its folder, told where there is none. chosen: whether
+    the list begins with the first of them. about: as `gr.Dropdown`.
     """
 
-    def names() -> list[tuple[str, str]]:
-        return [(path.relative_to(runs).as_posix(), str(path)) for path in of(find(runs))]
+    def found() -> dict[str, Any]:
+        names = [(path.relative_to(runs).as_posix(), str(path)) for path in of(find(runs))]
+        way_out = f"There is none yet. Run `{missing} {runs / 'NAME'}` and reload this page."
+        return {"choices": names, "info": info if names or not missing else way_out}
 
-    known = names()
-    here = gr.Dropdown(known, value=known[0][1] if chosen and known else None, **about)
-    gr.on(None, lambda: gr.Dropdown(names()), None, here, show_progress="hidden")
+    known = found()
+    first = known["choices"][0][1] if chosen and known["choices"] else None
+    here = gr.Dropdown(**known, value=first, label=label, **about)
+    gr.on(None, lambda: gr.Dropdown(**found()), None, here, show_progress="hidden")
     return here
