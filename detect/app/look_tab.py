@@ -3,7 +3,6 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -14,7 +13,7 @@ import numpy as np
 from detect.app import look
 from detect.app.found import find
 from detect.app.look import Session
-from detect.app.wiring import ONE_AT_A_TIME, QUICK, lines, listed, so_far, told
+from detect.app.wiring import ONE_AT_A_TIME, QUICK, kept, lines, listed, so_far, told
 from detect.checkpoint import CALIBRATION_FILE
 from detect.heatmap import heat_picture
 from detect.prediction.log import LOG_FILE, read_rows
@@ -26,6 +25,14 @@ from synth.images import write_png
 MAX_SHOWN = 300
 """Thumbnails in the gallery; images with lower scores are counted and downloaded all the same."""
 DOWNLOAD = "() => setTimeout(() => document.querySelector('#zip').click(), 100)"
+
+
+def load_for(detector: Path, category: str | None) -> Predictor:
+    """Load a detector with a category's threshold. Raises UserError as `load_predictor`."""
+    return load_predictor(detector, category=category)
+
+
+loaded = kept(load_for, CALIBRATION_FILE)
 
 
 def look_tab(runs: Path, root: Path) -> None:
@@ -167,19 +174,7 @@ def source(
         images = look.images_in(Path(place))
     if not choice.detector:
         raise UserError(f"no detector below {runs}; `detect fit` makes one")
-    return len(images), look.score(loaded(choice.detector, choice.category), images, folder)
-
-
-def loaded(detector: str, category: str | None) -> Predictor:
-    """A detector in memory; the last few stay there. Raises UserError as `load_predictor`."""
-    saved = Path(detector) / CALIBRATION_FILE
-    return load_once(Path(detector), category, saved.stat().st_mtime_ns if saved.exists() else 0)
-
-
-@lru_cache(maxsize=4)
-def load_once(detector: Path, category: str | None, version: int) -> Predictor:
-    """Load a detector. version: of its files, so that one that was trained anew is read again."""
-    return load_predictor(detector, category=category)
+    return len(images), look.score(loaded(Path(choice.detector), choice.category), images, folder)
 
 
 def categories(detector: str | None) -> gr.Dropdown:

@@ -1,7 +1,6 @@
 """The Strength view: what a diffusion model makes of one seed as the strength rises."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,7 +9,7 @@ import gradio as gr
 
 from detect.app import strength
 from detect.app.strength import STRENGTHS, Drawn
-from detect.app.wiring import ONE_AT_A_TIME, QUICK, listed, so_far, told
+from detect.app.wiring import ONE_AT_A_TIME, QUICK, kept, listed, so_far, told
 from synth.base.device import default_device
 from synth.base.errors import UserError
 from synth.base.files import read_json
@@ -20,6 +19,14 @@ from synth.pictures import cell
 from synth.quality.reference import reference_path
 
 SHOWN_PX = 480
+
+
+def load_here(model: Path) -> DiffusionModel:
+    """Load a model. Raises UserError as `load_model`."""
+    return load_model(model, default_device())
+
+
+loaded = kept(load_here, WEIGHTS_FILE)
 
 
 def strength_tab(runs: Path, root: Path) -> None:
@@ -99,18 +106,6 @@ def drawing(root: Path) -> Any:
             yield drawn, so_far(done, len(STRENGTHS), f"strengths of seed {drawn.seed}")
 
     return run
-
-
-def loaded(model: Path) -> DiffusionModel:
-    """A model in memory; the last few stay there. Raises UserError as `load_model`."""
-    weights = model / WEIGHTS_FILE
-    return load_once(model, weights.stat().st_mtime_ns if weights.exists() else 0)
-
-
-@lru_cache(maxsize=4)
-def load_once(model: Path, version: int) -> DiffusionModel:
-    """Load a model. version: of its weights, so that one that was trained on is read again."""
-    return load_model(model, default_device())
 
 
 def categories(model: str | None) -> gr.Dropdown:

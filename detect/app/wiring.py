@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.themes import Default
@@ -15,6 +15,7 @@ from detect.app.found import Found, find
 from synth.base.errors import UserError
 from synth.base.html import bullets
 
+T = TypeVar("T")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 MONOSPACED = ["ui-monospace", "Consolas", "monospace"]
 THEME = Default(font=FONTS, font_mono=MONOSPACED)
@@ -69,6 +70,20 @@ def refusal(error: UserError) -> gr.Error:
     """What the browser shows of a user's mistake; uploaded files are called by their names."""
     text = re.sub(r"/\S*/[0-9a-f]{64}/", "", str(error))
     return gr.Error(escape(text), duration=10, title="", print_exception=False)
+
+
+def kept(load: Callable[..., T], mark: str) -> Callable[..., T]:
+    """The same loader; what it loaded last stays in memory until the file `mark` changes."""
+
+    @functools.lru_cache(maxsize=4)
+    def once(version: int, folder: Path, *rest: Any) -> T:
+        return load(folder, *rest)
+
+    def latest(folder: Path, *rest: Any) -> T:
+        file = folder / mark
+        return once(file.stat().st_mtime_ns if file.exists() else 0, folder, *rest)
+
+    return latest
 
 
 def lines(sentences: Iterable[str], title: str = "") -> str:
