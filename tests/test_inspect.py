@@ -3,11 +3,14 @@
 import csv
 import json
 import re
+from base64 import b64encode
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import guarded, started_browser
 from commands import Command
 from products import SIZE, normal_image, write_product, write_sources
 from tiny import UNET, write_model
@@ -18,6 +21,7 @@ from synth.data.catalog import open_category
 from synth.data.normals import load_normals
 from synth.images import read_image, write_png
 from synth.quality.reference import load_reference, make_reference, quality_scores
+from synth.quality.sheets import SCRUBBED
 from synth.sia.reader import Item, SiaHeader, open_sia, write_sia
 
 PICTURES = ("sheet.png", "near_copies.png", "distance.png")
@@ -84,7 +88,7 @@ def test_a_model_is_measured_at_every_strength_and_drawn_once(run, product, mode
     assert ended.out.splitlines()[-1] == f"to look at: {tmp_path / 'inspect.html'}"
     assert "samples at strength 0 lie farther off than 95 % of normal images" in ended.out
     assert ended.out.startswith(
-        "samples to draw: 6 (3 at each strength); a smaller --num is quicker"
+        "samples to draw: 11 (3 at each of --strengths, 1 at others for the slider); a smaller"
     )
     found = groups(tmp_path)
     assert [s for _, s in found] == [None, 0, 0.2]
@@ -93,11 +97,11 @@ def test_a_model_is_measured_at_every_strength_and_drawn_once(run, product, mode
     for name in PICTURES:
         assert read_image(tmp_path / name).shape[2] == 3
     drawn = sorted((tmp_path / "samples").rglob("*.png"))
-    assert len(drawn) == 6
+    assert len(drawn) == 11
     before = {path: path.stat().st_mtime_ns for path in drawn}
     lost = drawn[3].read_bytes()
     drawn[3].unlink()
-    assert run(*words).out.startswith("samples to draw: 1 (3 at each strength)")
+    assert run(*words).out.startswith("samples to draw: 1 (3 at each of")
     assert drawn[3].read_bytes() == lost
     assert all(p.stat().st_mtime_ns == before[p] for p in drawn if p != drawn[3])
 
@@ -146,6 +150,51 @@ def test_the_page_holds_all_pictures_and_needs_nothing_else(run, product, source
     assert "://" not in page
     for line in ended.out.splitlines()[:-1]:
         assert line in page.replace("&#x27;", "'")
+
+
+@pytest.fixture
+def seed_page(run, product, model, tmp_path) -> Path:
+    """The page of a model, one sample at each strength."""
+    words = ("--model", model, "--num", 1, "--strengths", 0, 0.15)
+    assert run(*inspect(product, tmp_path, *words)).code == 0
+    return tmp_path / "inspect.html"
+
+
+def frames_of(page: Path) -> list[str]:
+    """Addresses of sample 0 by rising strength, as the page has to show them."""
+    files = page.parent.glob("samples/*/s*/000000.png")
+    rising = sorted(files, key=lambda path: float(path.parent.name[1:]))
+    return [f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}" for path in rising]
+
+
+def test_a_seed_at_rising_strength_is_a_row_without_scripts(seed_page, model, normals):
+    text = seed_page.read_text()
+    row = re.findall(r'<img src="([^"]+)" alt="s ([\d.]+)">', text)
+    assert [float(s) for _, s in row] == sorted({*SCRUBBED, 0.15})
+    assert [address for address, _ in row] == frames_of(seed_page)
+    (script,) = re.findall(r"<script>(.*)</script>", text, re.DOTALL)
+    assert b64encode(sha256(script.encode()).digest()).decode() in text
+    assert not re.search(r"https?:|//|@import|\bimport\b", script)
+
+
+@pytest.mark.browser
+def test_the_slider_shows_the_seed_at_its_strength(seed_page):
+    elsewhere, frames = [], frames_of(seed_page)
+    with started_browser() as browser:
+        page = guarded(browser.new_page(), seed_page.as_uri(), elsewhere)
+        large, slider = page.locator(".large img"), page.get_by_label("Strength s")
+        assert large.get_attribute("src") == frames[0]
+        slider.press("End")
+        assert large.get_attribute("src") == frames[-1] != frames[0]
+        assert page.locator(".large").inner_text().startswith("s 1, distance ")
+        page.locator(".strip figure").nth(2).click()
+        assert large.get_attribute("src") == frames[2]
+        assert slider.input_value() == "2"
+        plain = guarded(browser.new_page(java_script_enabled=False), page.url, elsewhere)
+        assert plain.locator(".strip img:visible").count() == len(frames)
+        assert not plain.locator(".large").is_visible()
+        assert not plain.locator("input").is_visible()
+    assert elsewhere == []
 
 
 def test_a_folder_without_strengths_has_scores_but_no_curve(run, product, tmp_path):

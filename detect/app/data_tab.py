@@ -23,7 +23,13 @@ def data_tab(runs: Path) -> None:
     numbers = gr.State(())
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
-            folder = listed(runs, lambda found: found.sia, label="SIA folder")
+            folder = listed(
+                runs,
+                lambda found: found.sia,
+                label="SIA folder",
+                info="A folder of anomaly images, as `synth generate` and `synth blend` write it.",
+                missing="synth generate --model MODEL --out",
+            )
             categories = gr.Dropdown(label="Category", multiselect=True, visible=False)
             bounds = [
                 gr.Slider(label=f"{name.capitalize()} {end}", visible=False)

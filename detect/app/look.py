@@ -119,6 +119,11 @@ class Session(NamedTuple):
 # Images into a session
 
 
+def categories(detector: Path) -> list[str]:
+    """The categories that have a threshold of their own. Raises UserError as `read_json`."""
+    return list(read_json(detector / CALIBRATION_FILE).get("categories", {}))
+
+
 def images_in(folder: Path) -> list[Named]:
     """The images of a folder and below. Raises UserError as `files_at`."""
     paths = files_at(folder)
@@ -244,7 +249,8 @@ def promises(session: Session) -> list[str]:
                 "cannot be moved"]  # fmt: skip
     n = len(calibration.scores)
     best = f"{n} held-out images can promise a rate of {1 / (n + 1):.2%} at best"
-    return [calibration.promise, calibration.note or best, *ignored_share(session)]
+    remarks = [*ignored_share(session), *hidden_overlays(session)]
+    return [calibration.promise, calibration.note or best, *remarks]
 
 
 def ignored_share(session: Session) -> Iterator[str]:
@@ -252,6 +258,19 @@ def ignored_share(session: Session) -> Iterator[str]:
     predictor = session.predictor
     if predictor is not None and predictor.region is not None and predictor.region.any():
         yield f"{predictor.region.mean():.1%} of every image is ignored"
+
+
+def hidden_overlays(session: Session) -> Iterator[str]:
+    """Why overlays that were written are not shown, where they are not."""
+    if any(shot.overlay is not None and not as_written(session, shot) for shot in session.shots):
+        yield ("Heat maps and outlines are hidden: they were drawn for another threshold. To see "
+               "them at this rate, score the images")  # fmt: skip
+
+
+def as_written(session: Session, shot: Shot) -> bool:
+    """Whether an image of an opened folder is looked at with the threshold it was written with."""
+    calibration, row = session.calibration, shot.row or {}
+    return calibration is None or row.get("threshold") == calibration.threshold
 
 
 def enlarged(shot: Shot) -> Image:
@@ -271,7 +290,7 @@ def pictures(session: Session, shot: Shot, opacity: float) -> tuple[Image, Image
         prediction = session.predictor.judged(shot.scored, image.shape)
         heat = heat_scale(session.predictor.calibration)
         heated, mask = overlay(image, prediction.map, *heat), prediction.mask
-    elif shot.overlay is not None:
+    elif shot.overlay is not None and as_written(session, shot):
         heated = resize(read_image(shot.overlay), (image.shape[0], image.shape[1]))
     mixed = opacity * heated.astype(np.float32) + (1 - opacity) * image
     return image, outline(np.rint(mixed).astype(np.uint8), mask)

@@ -3,9 +3,8 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 import gradio as gr
@@ -14,7 +13,7 @@ import numpy as np
 from detect.app import look
 from detect.app.found import find
 from detect.app.look import Session
-from detect.app.wiring import ONE_AT_A_TIME, QUICK, lines, listed, so_far, told
+from detect.app.wiring import ONE_AT_A_TIME, QUICK, kept, lines, listed, so_far, told
 from detect.checkpoint import CALIBRATION_FILE
 from detect.heatmap import heat_picture
 from detect.prediction.log import LOG_FILE, read_rows
@@ -28,13 +27,28 @@ MAX_SHOWN = 300
 DOWNLOAD = "() => setTimeout(() => document.querySelector('#zip').click(), 100)"
 
 
+def load_for(detector: Path, category: str | None) -> Predictor:
+    """Load a detector with a category's threshold. Raises UserError as `load_predictor`."""
+    return load_predictor(detector, category=category)
+
+
+loaded = kept(load_for, CALIBRATION_FILE)
+
+
 def look_tab(runs: Path, root: Path) -> None:
     """Lay out the view. root: where each person's images get a folder of their own."""
     session = gr.State(None, delete_callback=forget)
     chosen = gr.State(0)
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
-            detector = listed(runs, lambda found: found.detectors, label="Detector", chosen=True)
+            detector = listed(
+                runs,
+                lambda found: found.detectors,
+                label="Detector",
+                missing="detect fit PHOTOS --out",
+                chosen=True,
+            )
+            category = gr.Dropdown(label="Category", info="Its threshold applies.", visible=False)
             files = gr.File(label="Photographs", file_count="multiple", height=200)
             place = listed(
                 runs,
@@ -90,11 +104,12 @@ def look_tab(runs: Path, root: Path) -> None:
 
     begun = start.click(
         told(begin(runs, root)),
-        [detector, files, place, session],
+        [detector, category, files, place, session],
         [session, status, rate, chosen],
         **ONE_AT_A_TIME,
     )
     stopped = stop.click(None, cancels=[begun])
+    gr.on(None, told(categories), detector, category, **QUICK)
     picked = gallery.select(choose, None, chosen)
     begun.success(canvas, session, painted, **QUICK)
     left = ignore.click(told(leave_out), [session, painted, mask], [session, chosen])
@@ -115,12 +130,14 @@ def begin(runs: Path, root: Path) -> Any:
 
     def run(
         detector: str | None,
+        category: str | None,
         files: Sequence[str] | None,
         place: str | None,
         before: Session | None,
     ) -> Iterator[tuple[Session | None, str, Any, int]]:
         folder = Path(tempfile.mkdtemp(dir=root))
-        total, sessions = source(runs, detector, files or (), place, folder)
+        scorer = Choice(detector, category or None)
+        total, sessions = source(runs, scorer, files or (), place, folder)
         forget(before)
         yield None, so_far(0, total, "images"), gr.skip(), 0
         for session in sessions:
@@ -130,8 +147,15 @@ def begin(runs: Path, root: Path) -> Any:
     return run
 
 
+class Choice(NamedTuple):
+    """Which detector scores, and whose threshold applies; None is that of all categories."""
+
+    detector: str | None
+    category: str | None
+
+
 def source(
-    runs: Path, detector: str | None, files: Sequence[str], place: str | None, folder: Path
+    runs: Path, choice: Choice, files: Sequence[str], place: str | None, folder: Path
 ) -> tuple[int, Iterator[Session]]:
     """How many images are to be looked at, and the sessions that grow by them.
 
@@ -148,21 +172,15 @@ def source(
         return total, look.open_prediction(Path(place), find(runs).detectors, folder)
     else:
         images = look.images_in(Path(place))
-    if not detector:
+    if not choice.detector:
         raise UserError(f"no detector below {runs}; `detect fit` makes one")
-    return len(images), look.score(loaded(Path(detector)), images, folder)
+    return len(images), look.score(loaded(Path(choice.detector), choice.category), images, folder)
 
 
-def loaded(detector: Path) -> Predictor:
-    """A detector in memory; the last few stay there. Raises UserError as `load_predictor`."""
-    saved = detector / CALIBRATION_FILE
-    return load_once(detector, saved.stat().st_mtime_ns if saved.exists() else 0)
-
-
-@lru_cache(maxsize=4)
-def load_once(detector: Path, version: int) -> Predictor:
-    """Load a detector. version: of its files, so that one that was trained anew is read again."""
-    return load_predictor(detector)
+def categories(detector: str | None) -> gr.Dropdown:
+    """The categories to choose from; hidden where there is one threshold only."""
+    own = look.categories(Path(detector)) if detector else []
+    return gr.Dropdown([("all together", ""), *own], value="", visible=bool(own))
 
 
 def rate_of(session: Session) -> Any:

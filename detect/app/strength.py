@@ -21,9 +21,8 @@ from synth.pictures import Image
 from synth.quality.kid import Measured
 from synth.quality.plot import DOTS_PER_INCH, LOOK, MODEL, band, curve
 from synth.quality.reference import load_reference, quality_scores
+from synth.quality.sheets import SCRUBBED as STRENGTHS
 from synth.quality.sheets import draw_files
-
-STRENGTHS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
 
 
 class Drawn(NamedTuple):

@@ -1,7 +1,6 @@
 """The Strength view: what a diffusion model makes of one seed as the strength rises."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,10 +9,11 @@ import gradio as gr
 
 from detect.app import strength
 from detect.app.strength import STRENGTHS, Drawn
-from detect.app.wiring import ONE_AT_A_TIME, QUICK, listed, so_far, told
+from detect.app.wiring import ONE_AT_A_TIME, QUICK, kept, listed, so_far, told
 from synth.base.device import default_device
 from synth.base.errors import UserError
-from synth.diffusion.model import WEIGHTS_FILE, DiffusionModel, load_model
+from synth.base.files import read_json
+from synth.diffusion.model import CONFIG_FILE, WEIGHTS_FILE, DiffusionModel, load_model
 from synth.images import read_image
 from synth.pictures import cell
 from synth.quality.reference import reference_path
@@ -21,12 +21,26 @@ from synth.quality.reference import reference_path
 SHOWN_PX = 480
 
 
+def load_here(model: Path) -> DiffusionModel:
+    """Load a model. Raises UserError as `load_model`."""
+    return load_model(model, default_device())
+
+
+loaded = kept(load_here, WEIGHTS_FILE)
+
+
 def strength_tab(runs: Path, root: Path) -> None:
     """Lay out the view. root: where images are drawn to, once for all who look at them."""
     drawn = gr.State(None)
     with gr.Row():
         with gr.Column(scale=4, min_width=280):
-            model = listed(runs, lambda found: found.models, label="Diffusion model", chosen=True)
+            model = listed(
+                runs,
+                lambda found: found.models,
+                label="Diffusion model",
+                missing="synth train --root PHOTOS --out",
+                chosen=True,
+            )
             category = gr.Dropdown(label="Category", visible=False)
             seed = gr.Number(0, label="Seed", precision=0, minimum=0)
             with gr.Row():
@@ -68,7 +82,7 @@ def strength_tab(runs: Path, root: Path) -> None:
     s.input(told(show_large), sample, large, **QUICK)
     for event in (s.input, opacity.input, photograph.upload, photograph.clear):
         event(told(mix), mixture, mixed, **QUICK)
-    model.change(told(categories), model, category, **QUICK)
+    gr.on(None, told(categories), model, category, **QUICK)
 
 
 # Events
@@ -94,24 +108,10 @@ def drawing(root: Path) -> Any:
     return run
 
 
-def loaded(model: Path) -> DiffusionModel:
-    """A model in memory; the last few stay there. Raises UserError as `load_model`."""
-    weights = model / WEIGHTS_FILE
-    return load_once(model, weights.stat().st_mtime_ns if weights.exists() else 0)
-
-
-@lru_cache(maxsize=4)
-def load_once(model: Path, version: int) -> DiffusionModel:
-    """Load a model. version: of its weights, so that one that was trained on is read again."""
-    return load_model(model, default_device())
-
-
 def categories(model: str | None) -> gr.Dropdown:
     """The categories to choose from; hidden where the model knows only one."""
-    if not model:
-        return gr.Dropdown(visible=False)
-    known = loaded(Path(model))
-    return gr.Dropdown(known.categories, value=known.categories[0], visible=known.conditional)
+    known = (read_json(Path(model) / CONFIG_FILE).get("categories") if model else None) or []
+    return gr.Dropdown(known, value=next(iter(known), None), visible=bool(known))
 
 
 def show(drawn: Drawn | None, model: str) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.themes import Default
@@ -15,11 +15,13 @@ from detect.app.found import Found, find
 from synth.base.errors import UserError
 from synth.base.html import bullets
 
+T = TypeVar("T")
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
 MONOSPACED = ["ui-monospace", "Consolas", "monospace"]
 THEME = Default(font=FONTS, font_mono=MONOSPACED)
 """Fonts of the system: those of gradio's own themes may come from elsewhere."""
 CSS = """
+.toast-wrap.toast-wrap { inset: auto auto 1rem 1rem; max-width: 22rem; }
 .lines h3 { margin: 0 0 0.4rem; }
 .caption-label.caption-label {
   inset: auto 0 0 0; max-width: none; padding: 0.15rem 0.4rem; border-width: 1px 0 0;
@@ -70,6 +72,20 @@ def refusal(error: UserError) -> gr.Error:
     return gr.Error(escape(text), duration=10, title="", print_exception=False)
 
 
+def kept(load: Callable[..., T], mark: str) -> Callable[..., T]:
+    """The same loader; what it loaded last stays in memory until the file `mark` changes."""
+
+    @functools.lru_cache(maxsize=4)
+    def once(version: int, folder: Path, *rest: Any) -> T:
+        return load(folder, *rest)
+
+    def latest(folder: Path, *rest: Any) -> T:
+        file = folder / mark
+        return once(file.stat().st_mtime_ns if file.exists() else 0, folder, *rest)
+
+    return latest
+
+
 def lines(sentences: Iterable[str], title: str = "") -> str:
     """Plain sentences as HTML, below a title."""
     return (f"<h3>{escape(title)}</h3>" if title else "") + bullets(sentences)
@@ -82,17 +98,28 @@ def so_far(done: int, total: int, what: str, sentences: Iterable[str] = ()) -> s
 
 
 def listed(
-    runs: Path, of: Callable[[Found], list[Path]], *, chosen: bool = False, **about: Any
+    runs: Path,
+    of: Callable[[Found], list[Path]],
+    *,
+    label: str,
+    info: str = "",
+    missing: str = "",
+    chosen: bool = False,
+    **about: Any,
 ) -> gr.Dropdown:
     """A list of the folders of a kind below `runs`, searched for again when the page is loaded.
 
-    chosen: whether it begins with the first of them. about: as `gr.Dropdown`.
+    missing: the command that makes one, up to its folder, told where there is none. chosen: whether
+    the list begins with the first of them. about: as `gr.Dropdown`.
     """
 
-    def names() -> list[tuple[str, str]]:
-        return [(path.relative_to(runs).as_posix(), str(path)) for path in of(find(runs))]
+    def found() -> dict[str, Any]:
+        names = [(path.relative_to(runs).as_posix(), str(path)) for path in of(find(runs))]
+        way_out = f"There is none yet. Run `{missing} {runs / 'NAME'}` and reload this page."
+        return {"choices": names, "info": info if names or not missing else way_out}
 
-    known = names()
-    here = gr.Dropdown(known, value=known[0][1] if chosen and known else None, **about)
-    gr.on(None, lambda: gr.Dropdown(names()), None, here, show_progress="hidden")
+    known = found()
+    first = known["choices"][0][1] if chosen and known["choices"] else None
+    here = gr.Dropdown(**known, value=first, label=label, **about)
+    gr.on(None, lambda: gr.Dropdown(**found()), None, here, show_progress="hidden")
     return here

@@ -1,6 +1,7 @@
-"""Pieces of web pages that need no network, no script and no other file."""
+"""Pieces of web pages that need no network and no other file, and can be read without a script."""
 
 import base64
+import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from html import escape
 
@@ -57,6 +58,19 @@ figure { margin: 0; }
 figure.wide { margin-top: 1.5rem; }
 figure svg { display: block; width: 100%; height: auto; color: var(--ink); }
 figure svg text { font-family: inherit !important; }
+.strip { display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr)); }
+.strip figure { padding: 0.2rem; border-radius: 0.4rem; }
+.strip .shown { background: var(--line); }
+.strip img, .large img { width: 100%; image-rendering: pixelated; }
+.strip figcaption {
+  font-size: 0.8rem; line-height: 1.3; white-space: pre-line; text-align: center;
+}
+.large { max-width: 28rem; }
+.scrub input {
+  display: block; height: 1rem; margin: 0.9rem auto 0.4rem;
+  width: calc(100% - 100% / var(--columns) + 1rem);
+}
+[hidden] { display: none !important; }
 figcaption { margin-top: 0.35rem; color: var(--soft); font-size: 0.9rem; }
 img { display: block; max-width: 100%; height: auto; border-radius: 0.3rem; }
 .examples {
@@ -80,6 +94,7 @@ img { display: block; max-width: 100%; height: auto; border-radius: 0.3rem; }
   th { white-space: normal; }
   td:first-child { min-width: 7rem; }
   .tiles { grid-template-columns: 1fr 1fr; }
+  .strip figcaption { font-size: 0.65rem; }
   figure.wide { overflow-x: auto; }
   figure.wide svg { min-width: 36rem; }
 }
@@ -91,14 +106,17 @@ Cell = str | tuple[str, str]
 """Text, or text and a smaller line below it."""
 
 
-def document(title: str, sections: Iterable[str]) -> str:
-    """The whole page; sections are HTML, empty ones are left out."""
+def document(title: str, sections: Iterable[str], script: str = "") -> str:
+    """The whole page; sections are HTML, empty ones are left out. No other script can run."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"{POLICY}; script-src 'sha256-{digest}'" if script else POLICY
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{escape(POLICY)}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">\n'
         f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
         + "\n".join(section for section in sections if section)
+        + (f"\n<script>{script}</script>" if script else "")
         + "\n</body>\n</html>\n"
     )
 

@@ -53,7 +53,8 @@ def inspect(
 
     Args:
         data: Which normal images; test images are not opened.
-        model: What `synth train` made: samples at rising strength, from the same noise.
+        model: What `synth train` made: samples at rising strength, from the same noise. The first
+            of them is also drawn at strengths up to 1, for a slider on the page.
         folder: What `synth generate` or `synth blend` made: a score for every image.
         foreground: Training images with the foreground outlined, where anomalies may lie.
         out: The page, its pictures, the figures, the samples (drawn once).

@@ -1,6 +1,6 @@
 """The images that `synth inspect` looks at, and the normal images that they are compared with."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from synth.diffusion.model import DiffusionModel
 from synth.images import read_image
 from synth.quality.groups import Examined, examine
 from synth.quality.reference import Reference, make_reference, save_reference
-from synth.quality.sheets import draw_files, sample_files
+from synth.quality.sheets import SCRUBBED, draw_files, sample_files
 from synth.sia.reader import SiaFolder
 
 SAMPLES_FOLDER = "samples"
@@ -30,7 +30,10 @@ class Sampling(NamedTuple):
 
 
 class Inspected(NamedTuple):
-    """What is compared and with what; `folder` is the one that `images` are of, both or neither."""
+    """What is compared and with what; `folder` is the one that `images` are of, both or neither.
+
+    frames: the file of sample 0 at each strength, by rising strength.
+    """
 
     normals: Normals
     reference: Reference
@@ -38,6 +41,7 @@ class Inspected(NamedTuple):
     folder: SiaFolder | None = None
     images: Examined | None = None
     backbone: BackboneConfig = DEFAULT_BACKBONE
+    frames: Mapping[float, Path] = {}
 
     @property
     def parts(self) -> list[Examined]:
@@ -67,29 +71,34 @@ def add_samples(
 ) -> Inspected:
     """Draw samples into `out`/samples, where they stay, and look at them; first `tell` how many.
 
+    At strengths of SCRUBBED that were not asked for, only sample 0 is drawn.
+
     Raises UserError for a category that a conditional model does not know.
     """
     category = data.normals.category.name if model.conditional else None
     model.label(category)
     key = "-".join([model.digest, f"seed{sampling.seed}", *([category] if category else [])])
-    samples = []
-    at = {s: out / SAMPLES_FOLDER / key / f"s{s:g}" for s in sorted(set(sampling.strengths))}
-    files = [path for folder in at.values() for path in sample_files(folder, sampling.num)]
-    missing = sum(not path.exists() for path in files)
+    place = out / SAMPLES_FOLDER / key
+    nums = dict.fromkeys(SCRUBBED, 1) | dict.fromkeys(sampling.strengths, sampling.num)
+    files = {s: sample_files(place / f"s{s:g}", num) for s, num in sorted(nums.items())}
+    missing = sum(not path.exists() for paths in files.values() for path in paths)
     if missing:
         tell(
-            f"samples to draw: {missing} ({sampling.num} at each strength); a smaller --num is "
-            "quicker, its figures are rougher"
+            f"samples to draw: {missing} ({sampling.num} at each of --strengths, 1 at others for "
+            "the slider); a smaller --num is quicker, its figures are rougher"
         )
-    for s, folder in at.items():
-        paths = draw_files(model, s, sampling.num, sampling.seed, folder, bars, category)
+    samples = []
+    for s, paths in files.items():
+        draw_files(model, s, len(paths), sampling.seed, paths[0].parent, bars, category)
+        if s not in sampling.strengths:
+            continue
 
         def read(number: int, paths: Sequence[Path] = paths) -> NDArray[np.uint8]:
             return read_image(paths[number])
 
         strengths = np.full(len(paths), s)
         samples.append(examine(data.reference, f"samples at s = {s:g}", read, strengths, bars))
-    return data._replace(samples=samples)
+    return data._replace(samples=samples, frames={s: paths[0] for s, paths in files.items()})
 
 
 def add_folder(data: Inspected, folder: SiaFolder, bars: Bars) -> Inspected:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from synth.base.files import write_text
-from synth.base.html import bullets, document, embedded_image, paragraphs, section, table
+from synth.base.html import bullets, document, embedded_image, figure, paragraphs, section, table
 from synth.quality.check import percent
 from synth.quality.groups import Group
 from synth.quality.kid import Measured
@@ -15,6 +15,23 @@ HEAD = (
     "Images", "Strength s", "Number", "Distance", "KID x 1000", "Unlike the product",
     "Near-copies", "Diversity", "Grain",
 )  # fmt: skip
+RISING = "Sample 0 of the seed: the same noise, only the strength s differs. 0 is a plain sample."
+SCRIPT = """
+const [large, ...frames] = document.querySelectorAll(".scrub figure");
+const slider = document.querySelector(".scrub input");
+function show() {
+  const shown = frames[slider.value];
+  large.firstChild.src = shown.firstChild.src;
+  large.lastChild.textContent = shown.textContent.replace("\\n", ", ");
+  slider.ariaValueText = large.lastChild.textContent;
+  for (const frame of frames) frame.classList.toggle("shown", frame === shown);
+}
+slider.oninput = show;
+frames.forEach((frame, n) => { frame.onclick = () => { slider.value = n; show(); }; });
+large.hidden = slider.hidden = false;
+show();
+"""
+"""Shows one frame of a scrub large; without it there is the row of frames."""
 
 
 class Picture(NamedTuple):
@@ -32,16 +49,35 @@ def write_page(
     groups: Sequence[Group],
     notes: Sequence[str],
     pictures: Sequence[Picture],
+    frames: Sequence[Picture] = (),
 ) -> None:
-    """Write the page. Raises as `atomic_path`."""
+    """Write the page. frames: one sample as its strength rises. Raises as `atomic_path`."""
     rows = [row(group) for group in groups]
-    shown = (
-        section(each.title, embedded_image(each.path.read_bytes(), "png", each.title), each.caption)
-        for each in pictures
-    )
+    shown = (section(each.title, image(each), each.caption) for each in pictures)
     figures = table(HEAD, rows, range(1, len(HEAD))) if rows else ""
     head = f"<header><h1>{escape(title)}</h1>{bullets(findings)}</header>"
-    write_text(path, document(title, [head, figures, paragraphs(notes), *shown]))
+    rising = section("One seed at rising strength", scrub(frames), RISING)
+    parts = [head, figures, paragraphs(notes), rising, *shown]
+    write_text(path, document(title, parts, SCRIPT if frames else ""))
+
+
+def scrub(frames: Sequence[Picture]) -> str:
+    """A slider over pictures above a row of them; empty without pictures."""
+    if not frames:
+        return ""
+    row = "".join(figure(image(frame), f"{frame.title}\n{frame.caption}") for frame in frames)
+    return (
+        f'<div class="scrub" style="--columns: {len(frames)}">'
+        '<figure class="large" hidden><img alt="the sample at this strength"><figcaption>'
+        "</figcaption></figure>"
+        f'<input type="range" max="{len(frames) - 1}" value="0" aria-label="Strength s" hidden>'
+        f'<div class="strip">{row}</div></div>'
+    )
+
+
+def image(picture: Picture) -> str:
+    """A picture inside the page."""
+    return embedded_image(picture.path.read_bytes(), "png", picture.title)
 
 
 def row(group: Group) -> tuple[str, ...]:
@@ -63,5 +99,6 @@ def with_error(measured: Measured | None, digits: int, factor: float = 1) -> str
     """A value and its standard error, such as 1.52 ± 0.04; "too few" where there is none."""
     if measured is None:
         return "too few"
-    error = "" if measured.error is None else f" ± {factor * measured.error:.{digits}f}"
-    return f"{factor * measured.value:.{digits}f}{error}"
+    digits = 0 if factor * measured.value >= 1000 else digits
+    error = "" if measured.error is None else f" ± {factor * measured.error:,.{digits}f}"
+    return f"{factor * measured.value:,.{digits}f}{error}"

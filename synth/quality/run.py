@@ -12,7 +12,7 @@ from synth.base.progress import Bars
 from synth.data.catalog import Category
 from synth.data.normals import load_normals
 from synth.diffusion.model import DiffusionModel
-from synth.images import write_png
+from synth.images import read_image, write_png
 from synth.pictures import SheetRow, contact_sheet
 from synth.quality.check import (
     SampleCheck,
@@ -34,6 +34,7 @@ from synth.quality.inspect_data import (
 )
 from synth.quality.page import Picture, write_page
 from synth.quality.plot import write_distance_plot
+from synth.quality.reference import quality_scores
 from synth.quality.sheets import (
     IN_A_ROW,
     NUM_STEPS,
@@ -52,12 +53,16 @@ COPIES_FILE, FOREGROUND_FILE = "near_copies.png", "foreground.png"
 
 
 class Part(NamedTuple):
-    """What a look found: sentences, figures, remarks on these, pictures."""
+    """What a look found: sentences, figures, remarks on these, pictures.
+
+    frames: one sample at rising strength.
+    """
 
     findings: Sequence[str] = ()
     groups: Sequence[Group] = ()
     notes: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
+    frames: Sequence[Picture] = ()
 
 
 def write_parts(category: Category, parts: Sequence[Part], out: Path) -> Path:
@@ -70,6 +75,7 @@ def write_parts(category: Category, parts: Sequence[Part], out: Path) -> Path:
         [group for part in parts for group in part.groups],
         [text for part in parts for text in part.notes],
         [picture for part in parts for picture in part.pictures],
+        [frame for part in parts for frame in part.frames],
     )
     return page
 
@@ -155,7 +161,7 @@ def judge(data: Inspected, out: Path) -> Part:
         write_distance_plot(curve, floor, samples, bins, data.images)
         what = "Bars and band: one standard error. Dots: single images of the folder."
         pictures.insert(1, Picture("Distance to normal against strength", what, curve))
-    return Part(findings, groups, notes(data, groups), pictures)
+    return Part(findings, groups, notes(data, groups), pictures, rising(data))
 
 
 def check_plain_samples(data: Inspected) -> SampleCheck | None:
@@ -198,6 +204,17 @@ def figures(data: Inspected, groups: Sequence[Group], check: SampleCheck | None)
 
 
 # In pictures
+
+
+def rising(data: Inspected) -> list[Picture]:
+    """One sample at rising strength, with its distance."""
+    if not data.frames:
+        return []
+    distances = quality_scores(data.reference, map(read_image, data.frames.values()))
+    return [
+        Picture(f"s {s:g}", f"distance {distance:.2f}", path)
+        for (s, path), distance in zip(data.frames.items(), distances, strict=True)
+    ]
 
 
 def write_sheets(data: Inspected, out: Path) -> list[Picture]:

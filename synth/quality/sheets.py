@@ -15,6 +15,8 @@ from synth.quality.groups import Examined
 from synth.sia.reader import SiaFolder
 
 STRENGTHS = (0.0, 0.1, 0.2, 0.5)
+SCRUBBED = (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+"""Strengths at which one seed is shown under a slider."""
 NUM_STEPS = 20
 BATCH_SIZE = 8
 IN_A_ROW = 8
