@@ -193,7 +193,7 @@ def quality(category="nut"):
         "diversity": None,
         "grain": 1.25,
     }
-    group |= {"kid": {"value": 0.0123, "error": 0.001}, "share_far": 0.25, "share_copies": 0.0}
+    group |= {"kid": {"value": 1.23, "error": 0.1}, "share_far": 0.25, "share_copies": 0.0}
     group |= {"quality": {"value": 1.525, "error": None}}
     by = {"backbone": "resnet10t", "weights": "bundled"}
     by |= {"num_training_images": 216, "num_held_out_images": 24}
@@ -208,7 +208,7 @@ def test_figures_of_inspect_and_of_the_model_go_into_the_card(tmp_path):
     (tmp_path / "model/config.json").write_text(json.dumps({"category": "bolt"}))
     text = figures_section(tmp_path, ["nut", "bolt"])
     assert rows_of(text) == [
-        ["SDAS s = 0.1", "0.1", "100", "1.52", "12.300 ± 1.000", "25 %", "0 %", "–", "1.25"]
+        ["SDAS s = 0.1", "0.1", "100", "1.52", "1.230 ± 0.100", "25 %", "0 %", "–", "1.25"]
     ]
     assert "### nut\n\nSamples at strength 0: model fits" in text
     assert "### bolt\n\nSamples at strength 0: model under-fit" in text

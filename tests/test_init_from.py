@@ -187,6 +187,18 @@ def test_a_network_of_another_kind_is_refused_with_what_differs(
         shape_of({**CAT_256, **change}, "model")
 
 
+@pytest.mark.parametrize("value", ["odd", None, [None], {}])
+@pytest.mark.parametrize("field", ["block_out_channels", "down_block_types", "dropout"])
+def test_an_odd_value_in_a_networks_file_is_refused(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    fixed_variance().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {field: value}))
+    with pytest.raises(UserError, match=r"damaged|of another kind|attention_levels: got 1"):
+        load_source(str(tmp_path))
+
+
 @pytest.mark.parametrize("fault", ["missing", "shape", "cut"])
 def test_damaged_weights_are_refused(tmp_path: Path, fault: str) -> None:
     fixed_variance().save_pretrained(tmp_path)

@@ -56,8 +56,9 @@ def test_a_group_by_hand(reference: Reference) -> None:
     assert group.quality.error == pytest.approx(np.std([0.2, 2, 2, 2], ddof=1) / 2)
     assert (group.share_far, group.share_copies) == (0.75, 0.25)
     assert (group.num_images, group.strength) == (4, 0.1)
-    expected = kid(at((0, 0.1), (0, 1), (2, 3), (5, 4)) * 2 + 1, TRAINING * 2 + 1)
-    assert group.kid == expected  # of the features as they were before they were standardised
+    some, normal = at((0, 0.1), (0, 1), (2, 3), (5, 4)) * 2 + 1, TRAINING * 2 + 1
+    rms = np.float32(np.sqrt((4 * 1 + 4 * 25 + 2 * 81) / 10))
+    assert group.kid == kid(some / rms, normal / rms)  # as before they were standardised
     assert group.kid is not None
     assert json.loads(json.dumps(group.to_json()))["kid"]["value"] == group.kid.value
 
@@ -69,6 +70,14 @@ def test_diversity_is_the_mean_distance_over_that_of_training_images(reference: 
         4 / normal, rel=1e-5
     )
     assert measure(reference, "same", None, at(*[(1, 1)] * 5), 1.0).diversity == 0
+
+
+def test_kid_does_not_depend_on_the_scale_of_the_networks_features(reference: Reference) -> None:
+    louder = reference._replace(mean=1000 * reference.mean, std=1000 * reference.std)
+    points = at((0, 0.1), (0, 1), (2, 3), (5, 4))
+    quiet, loud = (measure(each, "", None, points, 1.0).kid for each in (reference, louder))
+    assert quiet is not None
+    assert loud == pytest.approx(quiet, rel=1e-4)
 
 
 def test_one_image_has_no_spread(reference: Reference) -> None:
@@ -124,7 +133,6 @@ def test_the_curve_is_a_picture_whatever_is_known(reference: Reference, tmp_path
 
 def test_figures_with_their_errors_in_text() -> None:
     assert with_error(Measured(1.234, 0.056), 2) == "1.23 ± 0.06"
-    assert with_error(Measured(0.0012345, 0.0001), 3, 1000) == "1.234 ± 0.100"
     assert with_error(Measured(1.5, None), 2) == "1.50"
     assert with_error(None, 2) == "too few"
 

@@ -1,6 +1,8 @@
 import hashlib
 import json
+import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny import UNET, write_model
 
 from synth.base.errors import UserError
-from synth.base.files import write_json
+from synth.base.files import read_json, write_json
 from synth.base.seeding import generator
 from synth.diffusion.ddpm import build_scheduler
+from synth.diffusion.init_from import load_source
 from synth.diffusion.model import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -122,6 +125,45 @@ def test_another_folder_is_no_diffusion_model(tmp_path: Path, config: dict[str, 
         load_model(tmp_path, CPU)
 
 
+EDM = replace(UNET, prediction="edm", mu=-0.1, sigma_data=0.4)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"sigma_data": None}, "prediction: got edm with mu -0.1 and sigma_data None"),
+        ({"sigma_data": math.inf}, "sigma_data: got inf"),
+        ({"mu": 7}, "mu: got 7, must lie between -1 and 1"),
+        ({"mu": math.nan}, "mu: got nan"),
+        ({"prediction": "epsilon"}, "prediction: got epsilon with mu -0.1"),
+        ({"prediction": None}, "prediction: got None, allowed are epsilon, v, edm"),
+    ],
+)
+def test_a_changed_network_is_refused_with_its_file(
+    tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    path = write_model(tmp_path, EDM) / CONFIG_FILE
+    config = read_json(path)
+    config["train"]["unet"] |= change
+    write_json(path, config)
+    line = f"{re.escape(str(path))}: damaged \\({told}.*; put the file back"
+    for load in (lambda: load_model(tmp_path, CPU), lambda: load_source(str(tmp_path))):
+        with pytest.raises(UserError, match=line):
+            load()
+
+
+@pytest.mark.parametrize("field", ["mu", "sigma_data", "attention_levels", "sides"])
+def test_a_network_with_an_odd_value_is_refused(tmp_path: Path, field: str) -> None:
+    path = write_model(tmp_path, EDM) / CONFIG_FILE
+    config = read_json(path)
+    config["train"]["unet"][field] = "odd"
+    write_json(path, config)
+    with pytest.raises(UserError, match="not a diffusion model"):
+        load_model(tmp_path, CPU)
+    with pytest.raises(UserError, match=r"config\.json: damaged .* put the file back"):
+        load_source(str(tmp_path))
+
+
 def test_an_empty_folder_is_no_diffusion_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json: no such file"):
         load_model(tmp_path, CPU)
@@ -154,7 +196,8 @@ def test_the_configuration_is_plain_json(model: DiffusionModel) -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v", "edm"])
 def test_a_pipeline_of_diffusers_draws_what_we_draw(tmp_path: Path, kind: str) -> None:
     """At s = 0 and with the same noise, step by step, to rounding."""
-    unet = replace(UNET, prediction=kind, mu=-0.1, sigma_data=0.4)
+    statistics = {"mu": -0.1, "sigma_data": 0.4} if kind == "edm" else {}
+    unet = replace(UNET, prediction=kind, **statistics)
     model = load_model(write_model(tmp_path, unet), CPU)
     if kind == "edm":
         assert not (tmp_path / "model_index.json").exists()

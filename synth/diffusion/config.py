@@ -48,8 +48,10 @@ class UNetConfig:
         if self.prediction not in get_args(PredictionKind):
             allowed = ", ".join(get_args(PredictionKind))
             raise UserError(f"prediction: got {self.prediction!r}, allowed are {allowed}")
-        if self.sigma_data is not None and not self.sigma_data > 0:
-            raise UserError(f"sigma_data: got {self.sigma_data}, must be greater than 0")
+        if self.mu is not None and not -1 <= self.mu <= 1:
+            raise UserError(f"mu: got {self.mu}, must lie between -1 and 1")
+        if self.sigma_data is not None and not 0 < self.sigma_data <= 1:
+            raise UserError(f"sigma_data: got {self.sigma_data}, must be greater than 0, 1 at most")
         levels = len(self.block_channels)
         wrong = [level for level in self.attention_levels if not 0 <= level < levels]
         if wrong:
@@ -99,15 +101,19 @@ class UNetConfig:
 
     @property
     def predicted(self) -> Prediction:
-        """How images follow from the network's output. Raises UserError for an unfitted edm."""
-        if self.prediction != "edm":
+        """How images follow from the network's output.
+
+        Raises UserError for edm without its statistics, and for statistics of another kind.
+        """
+        if self.prediction == "edm" and self.mu is not None and self.sigma_data is not None:
+            return Prediction("edm", self.mu, self.sigma_data)
+        if self.prediction != "edm" and self.mu is None and self.sigma_data is None:
             return Prediction(self.prediction)
-        if self.mu is None or self.sigma_data is None:
-            raise UserError(
-                "prediction: edm needs mu and sigma_data, the mean and standard deviation of the "
-                "training images; use the config.json that was saved with the model"
-            )
-        return Prediction("edm", self.mu, self.sigma_data)
+        raise UserError(
+            f"prediction: got {self.prediction} with mu {self.mu} and sigma_data "
+            f"{self.sigma_data}; edm needs both, the mean and standard deviation of the training "
+            "images, the others have neither"
+        )
 
     @property
     def size_multiple(self) -> int:

@@ -17,11 +17,12 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from synth.base.errors import UserError
-from synth.base.files import file_digest, read_json
+from synth.base.files import DAMAGE, file_digest, read_json, reading
 from synth.diffusion.adm import read_adm
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import STYLES, build_unet, unet_arguments
 from synth.diffusion.hub_download import download_unet
+from synth.diffusion.model import AS_SAVED
 from synth.diffusion.prediction import PredictionKind
 
 CONFIG_NAME = "config.json"
@@ -128,9 +129,10 @@ def predicted(folder: Path, name: str) -> PredictionKind:
     if ours.is_file():
         train = read_json(ours).get("train")
         if isinstance(train, dict):
-            return UNetConfig.from_json(train["unet"]).prediction
+            with reading(ours, AS_SAVED):
+                return UNetConfig.from_json(train["unet"]).predicted.kind
     kind = read_json(theirs).get("prediction_type", "epsilon") if theirs.is_file() else "epsilon"
-    if kind not in PREDICTION_TYPES:
+    if not isinstance(kind, str) or kind not in PREDICTION_TYPES:
         raise UserError(
             f"{name}: its network predicts {kind!r}; allowed are {', '.join(PREDICTION_TYPES)}: "
             "choose another model"
@@ -140,13 +142,20 @@ def predicted(folder: Path, name: str) -> PredictionKind:
 
 def read_folder(folder: Path, name: str) -> Source:
     """Read a network in diffusers' format, strictly."""
-    unet = shape_of(read_json(folder / CONFIG_NAME, cure="download it again"), name)
+    path, cure = folder / CONFIG_NAME, "download it again"
+    config = read_json(path, cure)
+    try:
+        unet = shape_of(config, name)
+    except UserError:
+        raise
+    except DAMAGE as error:
+        raise UserError(f"{path}: damaged ({error}); {cure}") from error
     weights_path = next(folder / file for file in WEIGHT_NAMES if (folder / file).is_file())
     try:
         loaded, report = UNet2DModel.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
             folder, output_loading_info=True, low_cpu_mem_usage=False, local_files_only=True
         )
-    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+    except (OSError, SafetensorError, *DAMAGE) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0][:120]
         raise UserError(f"{weights_path}: damaged ({reason}); download it again") from error
     faults = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]

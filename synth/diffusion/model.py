@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from synth.base.errors import UserError
-from synth.base.files import atomic_path, file_digest, read_json, require_component
+from synth.base.files import atomic_path, file_digest, read_json, reading, require_component
 from synth.base.options import Precision
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import build_scheduler, build_unet, noise_schedule, unet_arguments
@@ -22,6 +22,7 @@ from synth.diffusion.prediction import Prediction, PredictionKind, implied_eps
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"
 STAGING = ".model.partial"
+AS_SAVED = "put the file back that was saved with the model"
 
 
 class DiffusionModel(NamedTuple):
@@ -142,20 +143,21 @@ def load_model(folder: Path, device: torch.device) -> DiffusionModel:
     Raises UserError when `folder` is no such model, is unfinished or damaged.
     """
     config = read_json(folder / CONFIG_FILE)
-    try:
-        _ = config["train"]["precision"]
-        categories = config.get("categories") or [config["category"]]
-        for name in (config["dataset"], *categories):
-            require_component(f"{folder / CONFIG_FILE}: a category", name)
-        shape = UNetConfig.from_json(config["train"]["unet"])
-        if shape.num_categories not in (None, len(config.get("categories") or ())):
-            raise LookupError("categories")
-        _ = shape.predicted
-        unet = build_unet(shape)
-    except (LookupError, TypeError, AttributeError):
-        raise UserError(
-            f"{folder}: not a diffusion model; give the --out of `synth train`"
-        ) from None
+    with reading(folder / CONFIG_FILE, AS_SAVED):
+        try:
+            _ = config["train"]["precision"]
+            categories = config.get("categories") or [config["category"]]
+            for name in (config["dataset"], *categories):
+                require_component(f"{folder / CONFIG_FILE}: a category", name)
+            shape = UNetConfig.from_json(config["train"]["unet"])
+            if shape.num_categories not in (None, len(config.get("categories") or ())):
+                raise LookupError("categories")
+            _ = shape.predicted
+            unet = build_unet(shape)
+        except (LookupError, TypeError, AttributeError):
+            raise UserError(
+                f"{folder}: not a diffusion model; give the --out of `synth train`"
+            ) from None
     weights = folder / WEIGHTS_FILE
     if not weights.exists():
         raise UserError(

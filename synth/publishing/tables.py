@@ -160,7 +160,7 @@ HEAD = (
     "strength s",
     "number",
     "distance to normal",
-    "KID × 1000",
+    "KID",
     "unlike the product",
     "near-copies",
     "diversity",
@@ -223,7 +223,7 @@ def group_row(group: Any) -> list[str]:
         "–" if group["strength"] is None else f"{group['strength']:.3g}",
         str(group["num_images"]),
         with_error(group["quality"], 2),
-        with_error(group["kid"], 3, 1000),
+        with_error(group["kid"], 3),
         f"{100 * group['share_far']:.0f} %",
         f"{100 * group['share_copies']:.0f} %",
         "–" if group["diversity"] is None else f"{group['diversity']:.2f}",
@@ -231,13 +231,13 @@ def group_row(group: Any) -> list[str]:
     ]
 
 
-def with_error(measured: Json | None, digits: int, factor: float = 1) -> str:
+def with_error(measured: Json | None, digits: int) -> str:
     """`1.52 ± 0.04`, a dash where nothing was measured."""
     if measured is None:
         return "–"
     error = measured["error"]
-    more = "" if error is None else f" ± {factor * error:.{digits}f}"
-    return f"{factor * measured['value']:.{digits}f}{more}"
+    more = "" if error is None else f" ± {error:.{digits}f}"
+    return f"{measured['value']:.{digits}f}{more}"
 
 
 def check_part(path: Path, check: Json, categories: Sequence[str]) -> str:

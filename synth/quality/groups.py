@@ -101,7 +101,7 @@ def measure(
         name=name,
         strength=strength,
         num_images=len(features),
-        kid=kid(reference.raw(features), reference.raw(reference.features)),
+        kid=kid(reference.unstandardised(features), reference.unstandardised(reference.features)),
         quality=Measured(float(quality.mean()), error),
         share_far=float((quality > far_distance(reference)).mean()),
         share_copies=float((quality < copy_distance(reference)).mean()),

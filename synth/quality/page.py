@@ -12,7 +12,7 @@ from synth.quality.groups import Group
 from synth.quality.kid import Measured
 
 HEAD = (
-    "Images", "Strength s", "Number", "Distance", "KID x 1000", "Unlike the product",
+    "Images", "Strength s", "Number", "Distance", "KID", "Unlike the product",
     "Near-copies", "Diversity", "Grain",
 )  # fmt: skip
 RISING = "Sample 0 of the seed: the same noise, only the strength s differs. 0 is a plain sample."
@@ -87,7 +87,7 @@ def row(group: Group) -> tuple[str, ...]:
         "" if group.strength is None else f"{group.strength:.3g}",
         str(group.num_images),
         with_error(group.quality, 2),
-        with_error(group.kid, 3, 1000),
+        with_error(group.kid, 3),
         percent(group.share_far),
         percent(group.share_copies),
         "" if group.diversity is None else f"{group.diversity:.2f}",
@@ -95,10 +95,9 @@ def row(group: Group) -> tuple[str, ...]:
     )
 
 
-def with_error(measured: Measured | None, digits: int, factor: float = 1) -> str:
+def with_error(measured: Measured | None, digits: int) -> str:
     """A value and its standard error, such as 1.52 ± 0.04; "too few" where there is none."""
     if measured is None:
         return "too few"
-    digits = 0 if factor * measured.value >= 1000 else digits
-    error = "" if measured.error is None else f" ± {factor * measured.error:,.{digits}f}"
-    return f"{factor * measured.value:,.{digits}f}{error}"
+    error = "" if measured.error is None else f" ± {measured.error:.{digits}f}"
+    return f"{measured.value:.{digits}f}{error}"

@@ -49,9 +49,9 @@ def write_distance_plot(
         lines = [("samples of the model", MODEL, samples), ("the folder's images", FOLDER, folder)]
         for group_name, colour, groups in lines:
             if groups:
-                curve(panels[0], group_name, colour, [(g.strength, g.kid) for g in groups], 1000)
+                curve(panels[0], group_name, colour, [(g.strength, g.kid) for g in groups])
                 curve(panels[1], group_name, colour, [(g.strength, g.quality) for g in groups])
-        band(panels[0], normal.kid, 1000)
+        band(panels[0], normal.kid)
         band(panels[1], normal.quality)
         if histogram:
             assert images is not None
@@ -60,7 +60,7 @@ def write_distance_plot(
             panels[2].hist(known, bins=30, color=FOLDER, alpha=0.6)
             panels[2].set_ylabel("Images")
             panels[2].yaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        panels[0].set_ylabel("KID x 1000")
+        panels[0].set_ylabel("KID")
         panels[1].set_ylabel("Distance to nearest\ntraining image")
         panels[1].set_ylim(bottom=0)
         panels[-1].set_xlabel("Strength s")
@@ -74,15 +74,14 @@ def curve(
     label: str,
     colour: str,
     points: Sequence[tuple[float | None, Measured | None]],
-    factor: float = 1,
 ) -> None:
     """Values with their standard errors, where there is one."""
     known = [(s, m) for s, m in points if s is not None and m is not None]
     if known:
         axes.errorbar(
             [s for s, _ in known],
-            [factor * m.value for _, m in known],
-            [factor * (m.error or 0) for _, m in known],
+            [m.value for _, m in known],
+            [m.error or 0 for _, m in known],
             color=colour,
             marker="o",
             markersize=5,
@@ -93,13 +92,13 @@ def curve(
         )
 
 
-def band(axes: Axes, floor: Measured | None, factor: float = 1) -> None:
+def band(axes: Axes, floor: Measured | None) -> None:
     """Where held-out normal images lie: value and standard error."""
     if floor is None:
         return
-    low, high = (factor * (floor.value + sign * (floor.error or 0)) for sign in (-1, 1))
+    low, high = (floor.value + sign * (floor.error or 0) for sign in (-1, 1))
     axes.axhspan(low, high, color=NORMAL, alpha=0.18, linewidth=0)
-    axes.axhline(factor * floor.value, color=NORMAL, linewidth=1.2, label="held-out normal images")
+    axes.axhline(floor.value, color=NORMAL, linewidth=1.2, label="held-out normal images")
 
 
 def dots(axes: Axes, images: Examined) -> None:

@@ -50,9 +50,15 @@ class Reference(NamedTuple):
         scaled = (resize(image, self.image_size) for image in images)
         return (embed(self.backbone, scaled) - self.mean) / self.std
 
-    def raw(self, features: Features) -> Features:
-        """Features [N, D] as the network gave them, before they were standardised."""
-        return features * self.std + self.mean
+    def unstandardised(self, features: Features) -> Features:
+        """Features [N, D] as the network gave them, but for one factor.
+
+        It makes the root mean square of the training images' features 1: networks differ in scale
+        by orders of magnitude.
+        """
+        normal = self.features * self.std + self.mean
+        scale = max(float(np.sqrt(np.square(normal).mean())), 1e-6)
+        return (features * self.std + self.mean) / np.float32(scale)
 
     def quality(self, features: Features) -> NDArray[np.float32]:
         """`quality_scores` of images that `describe` has seen, float32 [N]."""

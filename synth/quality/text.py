@@ -47,10 +47,10 @@ def notes(data: Inspected, groups: Sequence[Group]) -> list[str]:
         f"{copy_distance(data.reference):.2f}, half of what their nearest 5 % reach; of blended "
         "images, those whose defect hardly shows. Strength s: of a group of several, their mean.",
         "KID: squared kernel distance (MMD) to all training images, unbiased, kernel (x.y/d + 1)^3 "
-        "on the features as they are; 0 is no difference. Diversity: mean distance between two "
-        "images over that between two training images. Grain: pixel noise over that of the "
-        "held-out normal images; damage has distance, noise has grain as well. After ± stands one "
-        "standard error.",
+        "on features whose root mean square is 1 on training images; 0 is no difference. "
+        "Diversity: mean distance between two images over that between two training images. "
+        "Grain: pixel noise over that of the held-out normal images; damage has distance, noise "
+        "has grain as well. After ± stands one standard error.",
         "The figures compare only with others of the same features, image size and training "
         "images; published KIDs rest on another network.",
     ]
