@@ -32,10 +32,10 @@ from anomalib.models.image.csflow.torch_model import (
 from anomalib.models.image.draem.loss import DraemLoss
 from anomalib.models.image.draem.torch_model import DraemModel
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
-from detect.training.feature_cache import filled_cache
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from detect.data.feature_cache import filled_cache
 from detect.evaluation.measure import evaluate
 from detect.evaluation.testset import open_test_set
 from detect.images import to_chw, to_unit
