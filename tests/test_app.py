@@ -131,18 +131,6 @@ def test_categories_are_those_with_a_threshold_of_their_own(runs, tmp_path):
     assert look.categories(write_several(tmp_path)) == ["bolt", "nut"]
 
 
-def test_a_kind_that_is_missing_is_told_with_the_command_that_makes_one(runs, tmp_path):
-    gradio = pytest.importorskip("gradio")
-    from detect.app.wiring import listed
-
-    words = {"label": "Detector", "missing": "detect fit PHOTOS --out"}
-    with gradio.Blocks():
-        empty = listed(tmp_path, lambda found: found.detectors, **words)
-        known = listed(runs, lambda found: found.detectors, **words)
-    assert f"`detect fit PHOTOS --out {tmp_path / 'NAME'}`" in empty.info
-    assert not known.info
-
-
 @pytest.mark.parametrize("rate", [0.1, 0.025, 0.4])
 def test_rows_and_pictures_at_any_rate_are_those_of_a_prediction_at_it(
     runs, photos, tmp_path, rate

@@ -22,6 +22,7 @@ THEME = Default(font=FONTS, font_mono=MONOSPACED)
 """Fonts of the system: those of gradio's own themes may come from elsewhere."""
 CSS = """
 .toast-wrap.toast-wrap { inset: auto auto 1rem 1rem; max-width: 22rem; }
+[data-testid="status-tracker"]:has(.error) { display: none !important; }
 .lines h3 { margin: 0 0 0.4rem; }
 .caption-label.caption-label {
   inset: auto 0 0 0; max-width: none; padding: 0.15rem 0.4rem; border-width: 1px 0 0;
