@@ -20,6 +20,7 @@ from detect.methods.patch_nn import (
     coreset,
     nearest_distances,
     patches,
+    smallest,
 )
 from detect.pooling import image_scores
 from synth.base.backbones import BackboneConfig, build_backbone
@@ -55,6 +56,13 @@ def test_distances_equal_scikit_learn(monkeypatch, chunk):
     found = nearest_distances(torch.from_numpy(queries), torch.from_numpy(bank)).numpy()
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     assert (found[-7:] == 0).all()  # no cancellation where a query is in the bank
+
+
+@pytest.mark.parametrize("columns", [100, 700, 57, 701])
+@pytest.mark.parametrize("levels", [3, 1000])  # few: the first of equals is taken
+def test_the_smallest_of_a_row_is_argmin(columns, levels):
+    rows = torch.from_numpy(np.random.default_rng(columns).integers(0, levels, (40, columns)))
+    assert smallest(rows.float()).equal(rows.argmin(1))
 
 
 def test_patches_are_means_over_neighbours_of_both_layers(backbone):

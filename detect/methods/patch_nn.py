@@ -28,8 +28,11 @@ from synth.base.seeding import derive_seed, generator
 
 Choice = Literal["random", "coreset"]
 
-CHUNK = 1 << 24
-"""Distances computed at once: 64 MiB of float32."""
+CHUNK = 1 << 22
+"""Distances computed at once: 16 MiB of float32. malloc gives blocks of 32 MiB or more back to the
+system each time, which makes the product of a whole image half again as slow."""
+GROUP = 100
+"""Distances whose smallest is found together."""
 BLUR_PX = 4.0
 """Standard deviation of the map's blur at 256 px. Source: PatchCore, section 3.3."""
 BATCH_SIZE = 16
@@ -123,8 +126,21 @@ def nearest_patches(
         if asking is not None and owners is not None:
             own = asking[start * rows : (start + 1) * rows, None] == owners
             compared = compared.masked_fill(own, torch.inf)
-        parts.append(compared.argmin(1))
+        parts.append(compared.argmin(1) if exporting else smallest(compared))
     return torch.cat(parts)
+
+
+def smallest(rows: Tensor) -> Tensor:
+    """Return `rows.argmin(1)` in a third of its time: [Q, B] -> int64 [Q].
+
+    torch's argmin compares one by one, its amin several at once: it finds the group first.
+    """
+    if rows.shape[1] % GROUP:
+        return rows.argmin(1)
+    groups = rows.unflatten(1, (-1, GROUP))
+    best = groups.amin(2).argmin(1, keepdim=True)
+    inside = groups.take_along_dim(best.unsqueeze(2), 1).argmin(2)
+    return (best * GROUP + inside).squeeze(1)
 
 
 def nearest_distances(queries: Tensor, bank: Tensor) -> Tensor:
