@@ -1,9 +1,9 @@
-"""Anomalib's PatchCore, DRAEM and CS-Flow on our data, split, size and metrics: for scale.
+"""Anomalib's PatchCore, DRAEM, SuperSimpleNet and CS-Flow on our data, split, size and metrics.
 
 Needs the `bench` extra, in an environment of its own (CONTRIBUTING.md). Anomalib's networks and
 training objectives are used as they are; images are ours, squeezed to the size, and the metrics are
 those of `detect evaluate`. DRAEM learns from scratch: without a GPU it gets a number of steps, not
-its 700 epochs.
+its 700 epochs, and so does SuperSimpleNet, not its 300.
 
 CS-Flow stands beside `detect train --method csflow --preset compact`: the same features, images to
 learn from, width, kernels, steps, batches and optimiser. Anomalib's loss subtracts from each
@@ -32,6 +32,8 @@ from anomalib.models.image.csflow.torch_model import (
 from anomalib.models.image.draem.loss import DraemLoss
 from anomalib.models.image.draem.torch_model import DraemModel
 from anomalib.models.image.patchcore.torch_model import PatchcoreModel
+from anomalib.models.image.supersimplenet import torch_model as supersimplenet_module
+from anomalib.models.image.supersimplenet.loss import SSNLoss
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -70,17 +72,49 @@ class NamedLayers(nn.Module):
         return dict(zip(self.names, self.backbone(images), strict=True))
 
 
+NAMES = ["layer2", "layer3"]
+
+
 def patchcore(images: Images, backbone: Backbone, coreset: float, bars: Bars) -> nn.Module:
     """PatchCore on two layers of the backbone, with a greedy coreset of the share given."""
-    names = ["layer2", "layer3"]
-    model = PatchcoreModel(layers=names, backbone="resnet18", pre_trained=False)
-    model.feature_extractor = NamedLayers(backbone, names)
+    model = PatchcoreModel(layers=NAMES, backbone="resnet18", pre_trained=False)
+    model.feature_extractor = NamedLayers(backbone, NAMES)
     model.train()
     with bars("embedding", "image") as update, torch.no_grad():
         for start in range(0, len(images), 16):
             model(to_batch(images[start : start + 16]))
             update(min(start + 16, len(images)), len(images))
     model.subsample_embedding(coreset)
+    return model.eval()
+
+
+def supersimplenet(
+    images: Images, backbone: Backbone, num_steps: int, seed: int, bars: Bars
+) -> nn.Module:
+    """SuperSimpleNet on two layers of the backbone, with its own loss, rates and 32 images a step.
+
+    Its rates fall after 80 and 90 % of the steps, as they do after as much of its epochs.
+    """
+    torch.manual_seed(seed)
+    extractor = NamedLayers(backbone, NAMES)
+    supersimplenet_module.TimmFeatureExtractor = lambda **_: extractor  # its own is downloaded
+    model, loss_function = supersimplenet_module.SupersimplenetModel(layers=NAMES), SSNLoss()
+    adaptor = {"params": model.adaptor.parameters(), "lr": 1e-4}
+    heads = {"params": model.segdec.parameters(), "lr": 2e-4, "weight_decay": 1e-5}
+    optimizer = torch.optim.AdamW([adaptor, heads])
+    milestones = [int(num_steps * 0.8), int(num_steps * 0.9)]
+    rates = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.4)
+    with bars("training supersimplenet", "step") as update:
+        for step, chosen in enumerate(shuffled(len(images), 32, num_steps, seed), start=1):
+            maps, scores, masks, labels = model(
+                to_batch(images[chosen]), labels=torch.zeros(len(chosen))
+            )
+            loss = loss_function(maps, scores, masks, labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rates.step()
+            update(step, num_steps, {"loss": loss.item()})
     return model.eval()
 
 
@@ -181,7 +215,7 @@ def scorer(model: nn.Module) -> Scorer:
 
 
 def main(
-    method: Literal["patchcore", "draem", "csflow"],
+    method: Literal["patchcore", "draem", "supersimplenet", "csflow"],
     out: Path,
     dataset: str,
     root: Path,
@@ -204,15 +238,17 @@ def main(
         dataset: Layout of the data, as for `detect train`.
         root: Folder of the data.
         category: Category below the root.
-        backbone: A network of timm: of PatchCore (default: resnet18), whose layers 2 and 3 are
-            used; of CS-Flow (default: as of our preset `compact`), whose layer 3 is used.
+        backbone: A network of timm: of PatchCore and SuperSimpleNet (default: resnet18), whose
+            layers 2 and 3 are used; of CS-Flow (default: as of our preset `compact`), whose layer 3
+            is used.
         backbone_weights: As for `detect train`: "hub", or a file.
         backbone_mean: As for `detect train`.
         backbone_std: As for `detect train`.
         textures: Folder of textures that DRAEM blends in.
         size: Pixels that images are squeezed to.
         coreset: Share of the patches that PatchCore keeps.
-        num_steps: Of DRAEM (default: 100) and of CS-Flow (default: as of our preset `compact`).
+        num_steps: Of DRAEM and SuperSimpleNet (default: 100) and of CS-Flow (default: as of our
+            preset `compact`).
         seed: Of weights and order, and of PatchCore's coreset.
 
     """
@@ -222,7 +258,7 @@ def main(
     normals = load_normals(opened, (size, size), progress_bar)
     images = np.concatenate([normals.fit, normals.held])  # neither needs a threshold here
     start = time.perf_counter()
-    if method == "patchcore":
+    if method in ("patchcore", "supersimplenet"):
         chosen = BackboneConfig(
             name=backbone or "resnet18",
             layers=(2, 3),
@@ -230,7 +266,11 @@ def main(
             mean=backbone_mean,
             std=backbone_std,
         )
-        model = patchcore(images, build_backbone(chosen), coreset, progress_bar)
+        built = build_backbone(chosen)
+        if method == "patchcore":
+            model = patchcore(images, built, coreset, progress_bar)
+        else:
+            model = supersimplenet(images, built, num_steps or 100, seed, progress_bar)
     elif method == "draem":
         model = draem(images, textures, num_steps or 100, seed, progress_bar)
     else:
