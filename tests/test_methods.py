@@ -216,7 +216,7 @@ def test_the_way_from_the_command_to_the_afs_loss_is_short(product, tmp_path, mo
 
     monkeypatch.setattr(afs, "channel_losses", stop)
     monkeypatch.setattr(cache, "cache_folder", lambda: tmp_path / "cache")
-    basic, more = BasicOptions(), RareOptions(precision="fp32")
+    basic, more = BasicOptions(method="realnet"), RareOptions(precision="fp32")
     with pytest.raises(UserError, match="seen"):
         train(DataOptions(root=product), basic, more, out=tmp_path / "out", source=("noise",))
     own = [frame for frame in frames if "/detect/" in frame.filename]

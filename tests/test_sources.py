@@ -389,7 +389,7 @@ def test_a_mixture_from_the_shell(tmp_path, textures, monkeypatch, capsys):
     sia = write_sources(tmp_path / "sia", category="gadget")
     words = ("detect", "train", "--root", product, "--backbone", "resnet10t", "--backbone-weights")
     words += ("random", "--size", 32, 32, "--batch-size", 4, "--num-steps", 1, "--precision")
-    words += ("fp32", "--out", tmp_path / "out", "--sia", sia)
+    words += ("fp32", "--out", tmp_path / "out", "--sia", sia, "--method", "realnet")
     mixture = ("--source", "sia=3", "textures", "noise=.5", "--textures", textures)
     ended = run(*words, *mixture)
     assert ended.code == 0, ended
