@@ -31,6 +31,7 @@ def test_sample_depends_on_seed_and_number_alone():
     assert [as_bytes(dataset(seed=1)[n]) for n in range(20)] != one
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_workers_and_restarts_leave_batches_as_they_are(num_workers):
     whole = [as_bytes(b) for b in batches(dataset(), 4, 0, 6, CPU)]
