@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,6 +39,7 @@ from synth.sia.reader import Item, SiaHeader, open_sia, write_sia
 
 ROOT = Path(__file__).parent.parent
 NUM_PHOTOS = 8
+SETTLE_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -392,9 +394,13 @@ def settle(page):
     """Wait until no events are under way.
 
     An event that starts just as the stream of others is being closed gets no answer: gradio's
-    browser side believes that the stream is still open.
+    browser side believes that the stream is still open. Sometimes gradio opens one stream too
+    many while a page loads, which stays open with nothing to tell: the wait has an end.
     """
-    while any(is_open(request) for request in page.requests() if "/queue/data" in request.url):
+    end = time.monotonic() + SETTLE_S
+    while time.monotonic() < end and any(
+        is_open(request) for request in page.requests() if "/queue/data" in request.url
+    ):
         page.wait_for_timeout(20)
 
 
