@@ -5,11 +5,11 @@ are the normal images; plainly drawn defects are the anomalies. It needs no down
 for a first run and for tests. It is NOT evidence about real products: three photographs, one view
 each, crops that overlap among themselves, and defects that one program drew.
 
-Crops to train on lie in a photograph's middle columns (128 to 320), test crops right of them and
-held-out crops left of them: no pixel of either is trained on, and both are as far from what is. A
-threshold that is set on crops which overlap the trained ones promises too much. Half the crops are
-mirrored, because the brick joints lean one way on the left
-and the other way on the right. Each crop has its own small gain and offset, as lamps and exposure
+Crops to train on lie in a photograph's middle columns (128 to 320), all others right of them: no
+pixel of a held-out or a test crop is trained on. Held-out and test crops are drawn alike, because a
+threshold's promise is for images that come as the held-out ones do; they overlap among themselves,
+as all crops do. Half the crops are mirrored, because the brick joints lean one way on the left and
+the other way on the right. Each crop has its own small gain and offset, as lamps and exposure
 drift in production. The painters share nothing with the synthesis code, or a detector trained on
 synthesised anomalies would be tested on its own kind.
 
@@ -31,12 +31,11 @@ from synth.base.cache import cache_folder
 from synth.base.errors import UserError
 from synth.images import write_atomically, write_png
 
-VERSION = "siaforge textures 2\n"  # new number where any byte of the tree changes
+VERSION = "siaforge textures 3\n"  # new number where any byte of the tree changes
 MARKER = "textures_version.txt"
 CROP_PX = 128
-HELD_OUT_COLUMNS = (0, 128)
 FIT_COLUMNS = (128, 320)
-TEST_COLUMNS = (320, 512)
+OTHER_COLUMNS = (320, 512)  # held-out and test crops
 NUM_TRAIN, NUM_TEST_GOOD, NUM_PER_DEFECT = 240, 60, 20
 NUM_FIT = 216  # of NUM_TRAIN, those that are not held out
 SEED = 2024
@@ -136,13 +135,13 @@ def _write_tree(folder: Path, category: str) -> None:
 
 def train_crop(category: str, index: int) -> NDArray[np.uint8]:
     """Cut normal training crop `index`: uint8 [128, 128]; from NUM_FIT on, crops to hold out."""
-    columns = FIT_COLUMNS if index < NUM_FIT else HELD_OUT_COLUMNS
+    columns = FIT_COLUMNS if index < NUM_FIT else OTHER_COLUMNS
     return _crop(category, columns, _generator(category, 0, index))
 
 
 def test_crop(category: str, index: int) -> NDArray[np.uint8]:
     """Cut normal test crop `index`: uint8 [128, 128]."""
-    return _crop(category, TEST_COLUMNS, _generator(category, 1, index))
+    return _crop(category, OTHER_COLUMNS, _generator(category, 1, index))
 
 
 def defect_crop(category: str, name: str, index: int) -> Defect:
@@ -152,7 +151,7 @@ def defect_crop(category: str, name: str, index: int) -> Defect:
     inside it single pixels may happen to keep their level.
     """
     rng = _generator(category, 2 + list(PAINTERS).index(name), index)
-    clean = _crop(category, TEST_COLUMNS, rng)
+    clean = _crop(category, OTHER_COLUMNS, rng)
     paint = PAINTERS[name](clean.astype(np.float32), rng)
     mixed = clean * (1 - paint.weight) + np.clip(paint.level, 0, 255) * paint.weight
     return Defect(clean, np.rint(mixed).astype(np.uint8), paint.weight > 0)
