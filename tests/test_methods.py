@@ -19,7 +19,7 @@ import detect
 from detect.checkpoint import load_detector
 from detect.commands.train import RareOptions, train
 from detect.evaluation.protocol import detector_facts, detector_name
-from detect.methods import METHODS, csflow, patch_nn, validflow
+from detect.methods import METHODS, csflow, csflow_nn, patch_nn, validflow
 from detect.methods.glancing import detector as glancing
 from detect.methods.patch_nn import PatchNN, PatchNNConfig
 from detect.methods.realnet import afs, nearest
@@ -57,6 +57,8 @@ def _tiny(monkeypatch, tmp_path):
     shape |= {"num_steps": 2, "batch_size": 2}
     csflow_tiny = replace(csflow.PRESETS["tiny"], kernels=(3,), **shape)
     monkeypatch.setitem(csflow.PRESETS, "tiny", csflow_tiny)
+    csflow_nn_tiny = csflow_nn.CSFlowNNConfig(**vars(csflow_tiny), bank_size=30)
+    monkeypatch.setitem(csflow_nn.PRESETS, "tiny", csflow_nn_tiny)
     validflow_tiny = replace(validflow.PRESETS["tiny"], num_modules=1, **shape)
     monkeypatch.setitem(validflow.PRESETS, "tiny", validflow_tiny)
     glancing_tiny = replace(
@@ -178,6 +180,18 @@ def test_flows_keep_the_weights_that_their_facts_name(run, product, tmp_path, mo
     averaged = "averaged " if average else ""
     facts = detector_facts(load_detector(tmp_path, CPU))
     assert facts.endswith(f"; 2 steps of 2 images, {averaged}weights of the last step")
+
+
+def test_csflow_with_nearest_patches_is_both_of_its_parents(run, product, tmp_path, monkeypatch):
+    """Its score is the product of their scores, its map the patches'."""
+    detectors = {}
+    for name in ("csflow-nn", "csflow", "patch-nn-coreset"):
+        assert run(*words(product, tmp_path / name, name)).code == 0
+        detectors[name] = load_detector(tmp_path / name, CPU).detector
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    both, flow, patches = (detector.predict(x) for detector in detectors.values())
+    torch.testing.assert_close(both.image.exp(), flow.image * patches.image)
+    torch.testing.assert_close(both.maps, patches.maps)
 
 
 def test_older_coreset_detectors_are_loaded(run, product, tmp_path):

@@ -37,6 +37,13 @@ def load_csflow() -> Recipe[Any]:
     return RECIPE
 
 
+def load_csflow_nn() -> Recipe[Any]:
+    """A flow across scales beside a bank of patches."""
+    from detect.methods.csflow_nn import RECIPE
+
+    return RECIPE
+
+
 def load_validflow() -> Recipe[Any]:
     """A flow with attention, within scales and across them."""
     from detect.methods.validflow import RECIPE
@@ -93,6 +100,13 @@ METHODS: dict[str, Method] = {
         presets=("tiny", "compact", "paper", "paper-6"),
         options=LEARNING,
         recipe=load_csflow,
+    ),
+    "csflow-nn": Method(
+        title="CS-Flow with nearest patches",
+        sentence="ranks images by csflow times patch-nn-coreset, marks defects by the latter",
+        presets=("tiny", "compact"),
+        options=LEARNING,
+        recipe=load_csflow_nn,
     ),
     "validflow": Method(
         title="ValidFlow",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,8 @@ from synth.base.errors import UserError
 from synth.base.run_folder import agreed
 from synth.data.normals import spread
 from synth.pictures import Images
+
+T = TypeVar("T", bound="FlowDetector")
 
 NUM_INITIAL = 16
 """Normal images that set the first ActNorm: a batch, spread over all of them."""
@@ -184,10 +186,15 @@ class FlowDetector(Detector):
 
 
 def build_flow_detector(config: FlowConfig, material: Material[Any]) -> FlowDetector:
+    """Build a flow that is ready to be trained."""
+    return prepared_flow(FlowDetector(config, material.backbone), material)
+
+
+def prepared_flow(detector: T, material: Material[Any]) -> T:
     """Compute the features of the normal images beforehand, and set ActNorm by some of them."""
     accelerator, images = material.accelerator, [*chain.from_iterable(material.images)]
-    device = accelerator.device
-    detector = FlowDetector(config, material.backbone).to(device)
+    device, config = accelerator.device, detector.config
+    detector.to(device)
     about = {
         "backbone": material.backbone.digest,
         "layer": config.backbone.layers[0],

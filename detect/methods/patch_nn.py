@@ -241,13 +241,15 @@ PRESETS = {
 }
 
 
-def build_patch_nn(config: PatchNNConfig, material: Material[Any]) -> PatchNN:
-    """Fill the bank from all images to train on."""
+def build_patch_nn(
+    config: PatchNNConfig, material: Material[Any], backbone: Backbone | None = None
+) -> PatchNN:
+    """Fill the bank from all images to train on; backbone: None is the material's."""
     images = [*chain.from_iterable(material.images)]
-    device = material.accelerator.device
+    device, network = material.accelerator.device, backbone or material.backbone
     with material.bars("filling the bank", "image") as update:
-        bank, _ = build_bank(material.backbone, images, config, device, update)
-    return PatchNN(config, material.backbone, bank)
+        bank, _ = build_bank(network, images, config, device, update)
+    return PatchNN(config, network, bank)
 
 
 RANDOM = Recipe(
