@@ -4,7 +4,7 @@ Shapes: N images, H x W pixels. Images are RGB in [0, 1]; a detector normalises 
 prediction and export need nothing but its weights file.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, NamedTuple, Self
@@ -98,6 +98,12 @@ class Detector(nn.Module):
     def stages(self) -> list[Stage]:
         """Return what to train, in order: nothing, unless a subclass says otherwise."""
         return []
+
+    def measure_held_out(self, batches: Iterable[Tensor]) -> None:
+        """Measure, once trained, what held-out normal images tell: nothing, unless overridden.
+
+        batches: float32 [N, 3, H, W], RGB in [0, 1].
+        """
 
     def with_state(self, state: Mapping[str, Tensor]) -> Self:
         """Return itself with a saved state, all of it and nothing else.

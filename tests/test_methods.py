@@ -7,6 +7,7 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import Command
@@ -19,6 +20,7 @@ import detect
 from detect.checkpoint import load_detector
 from detect.commands.train import RareOptions, train
 from detect.evaluation.protocol import detector_facts, detector_name
+from detect.images import to_chw, to_unit
 from detect.methods import METHODS, csflow, csflow_nn, patch_nn, validflow
 from detect.methods.glancing import detector as glancing
 from detect.methods.patch_nn import PatchNN, PatchNNConfig
@@ -27,7 +29,9 @@ from detect.methods.realnet.config import PRESETS
 from detect.options import BasicOptions, TrainOptions
 from synth.base import cache
 from synth.base.errors import UserError
+from synth.data.catalog import held_out, open_category
 from synth.data.options import DataOptions
+from synth.images import read_image, resize
 
 CPU = torch.device("cpu")
 
@@ -182,16 +186,36 @@ def test_flows_keep_the_weights_that_their_facts_name(run, product, tmp_path, mo
     assert facts.endswith(f"; 2 steps of 2 images, {averaged}weights of the last step")
 
 
-def test_csflow_with_nearest_patches_is_both_of_its_parents(run, product, tmp_path, monkeypatch):
-    """Its score is the product of their scores, its map the patches'."""
+def test_csflow_with_nearest_patches_adds_its_parents_in_spreads(run, tmp_path):
+    product = write_product(tmp_path / "widget", num_train=40)
     detectors = {}
     for name in ("csflow-nn", "csflow", "patch-nn-coreset"):
         assert run(*words(product, tmp_path / name, name)).code == 0
         detectors[name] = load_detector(tmp_path / name, CPU).detector
+    held = [record.path for record in held_out(open_category("folder", product))[1]]
+    normal = [to_unit(to_chw(resize(read_image(path), (32, 32)))[None]) for path in held]
     x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    both, flow, patches = (detector.predict(x) for detector in detectors.values())
-    torch.testing.assert_close(both.image.exp(), flow.image * patches.image)
-    torch.testing.assert_close(both.maps, patches.maps)
+    expected = 0
+    for name in ("csflow", "patch-nn-coreset"):
+        scores = np.array([detectors[name].predict(image).image.item() for image in normal])
+        spread = lower_median(np.abs(scores - lower_median(scores)))
+        assert spread > 1e-3
+        expected += detectors[name].predict(x).image / spread
+    both = detectors["csflow-nn"].predict(x)
+    torch.testing.assert_close(both.image, expected, rtol=1e-4, atol=0)
+    torch.testing.assert_close(both.maps, detectors["patch-nn-coreset"].predict(x).maps)
+
+
+def lower_median(values: np.ndarray) -> float:
+    return np.sort(values)[(len(values) - 1) // 2]
+
+
+def test_equal_held_out_scores_leave_a_finite_score(run, product, tmp_path):
+    assert run(*words(product, tmp_path / "out", "csflow-nn")).code == 0
+    detector = load_detector(tmp_path / "out", CPU).detector
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    detector.measure_held_out([x[:1], x[:1]])
+    assert detector.predict(x).image.isfinite().all()
 
 
 def test_older_coreset_detectors_are_loaded(run, product, tmp_path):

@@ -1,12 +1,11 @@
 """CS-Flow beside the nearest normal patch: both rank an image, the patches mark its defects.
 
 A flow knows how likely an image's features are together and marks regions coarsely; the distance to
-the nearest normal patch (PatchCore, Roth et al., CVPR 2022) marks them well and sees a cell at a
-time. The image score is the product of both scores, as a logarithm: neither is rescaled by
-images, so that the threshold's promise is exact.
+the nearest normal patch (PatchCore, Roth et al., CVPR 2022) marks them well and sees one cell at a
+time. The image score is the sum of both, each in spreads of held-out normal images.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,8 +22,8 @@ from detect.methods.flow_detector import FlowDetector, prepared_flow
 from detect.methods.patch_nn import PatchNN, PatchNNConfig, build_patch_nn
 from synth.base.backbones import Backbone, build_backbone
 
-LEAST = 1e-6
-"""Of a score before its logarithm; an image of the bank itself is at distance 0."""
+LEAST = 1e-3
+"""Of a spread, and of a spread over the median: held-out images may have equal scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +57,8 @@ class CSFlowNN(FlowDetector):
     def __init__(self, config: CSFlowNNConfig, backbone: Backbone, nearest: PatchNN) -> None:
         super().__init__(config, backbone)
         self.nearest = nearest
+        self.spreads: Tensor
+        self.register_buffer("spreads", torch.ones(2))
 
     @property
     def facts(self) -> str:
@@ -65,13 +66,22 @@ class CSFlowNN(FlowDetector):
         return f"{len(self.nearest.bank):,} normal patches, {super().facts}"
 
     def forward(self, images: Tensor) -> Scores:
-        """Score images float32 [N, 3, H, W], RGB in [0, 1].
+        """Score images float32 [N, 3, H, W], RGB in [0, 1]; maps are the patches', distances."""
+        scores, maps = self.parents(images)
+        return Scores((scores / self.spreads).sum(1), maps)
 
-        log of the flow's score times the patches' score; maps are the patches', distances.
-        """
+    def parents(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scores of flow and patches, float32 [N, 2], and the patches' maps."""
         likelihood, distance = super().forward(images), self.nearest(images)
-        both = torch.stack([likelihood.image, distance.image])
-        return Scores(both.clamp(min=LEAST).log().sum(0), distance.maps)
+        return torch.stack([likelihood.image, distance.image], dim=1), distance.maps
+
+    @torch.no_grad()
+    def measure_held_out(self, batches: Iterable[Tensor]) -> None:
+        """Set the spreads: the median absolute deviation of each parent's scores."""
+        scores = torch.cat([self.parents(x)[0] for x in batches])
+        medians = scores.median(0).values
+        deviations = (scores - medians).abs().median(0).values
+        self.spreads.copy_(torch.maximum(deviations, LEAST * medians).clamp(min=LEAST))
 
 
 def build_csflow_nn(config: CSFlowNNConfig, material: Material[Any]) -> CSFlowNN:

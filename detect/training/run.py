@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from detect.data.material import Material, Prepared, Product, prepare_material
 from detect.detector import Detector
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import WATCH_FILE, WatchedTests
+from detect.images import to_chw, to_unit
 from detect.scoring import detector_scorer, score_batches
 from detect.training.loop import Feed, require_equal_shares, train_stages
 from detect.training.stopping import (
@@ -231,10 +233,12 @@ def save_calibrated(
     options: "TrainOptions",
 ) -> Calibration:
     """Set the thresholds on the held-out images and write the detector; returns that of all."""
-    rate = options.false_reject_rate
+    rate, device = options.false_reject_rate, material.accelerator.device
+    held = chain.from_iterable(product.normals.held for product in material.products)
+    detector.measure_held_out(to_unit(to_chw(image)[None].to(device)) for image in held)
     own = {
         product.normals.category.name: calibrated_on_held(
-            detector, product.normals, rate, material.accelerator.device, material.bars
+            detector, product.normals, rate, device, material.bars
         )
         for product in material.products
     }
