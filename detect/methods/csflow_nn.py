@@ -52,13 +52,16 @@ class CSFlowNNConfig(CSFlowConfig):
 
 
 class CSFlowNN(FlowDetector):
-    """The flow is trained; `nearest` has its bank from the beginning."""
+    """The flow is trained; `nearest` has its bank from the beginning.
+
+    usual: float32 [2, 2], median and spread of held-out normal images, by the flow and by patches.
+    """
 
     def __init__(self, config: CSFlowNNConfig, backbone: Backbone, nearest: PatchNN) -> None:
         super().__init__(config, backbone)
         self.nearest = nearest
-        self.spreads: Tensor
-        self.register_buffer("spreads", torch.ones(2))
+        self.usual: Tensor
+        self.register_buffer("usual", torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
 
     @property
     def facts(self) -> str:
@@ -66,9 +69,13 @@ class CSFlowNN(FlowDetector):
         return f"{len(self.nearest.bank):,} normal patches, {super().facts}"
 
     def forward(self, images: Tensor) -> Scores:
-        """Score images float32 [N, 3, H, W], RGB in [0, 1]; maps are the patches', distances."""
+        """Score images float32 [N, 3, H, W], RGB in [0, 1]; maps are the patches', distances.
+
+        A score of 0 is that of a usual normal image.
+        """
         scores, maps = self.parents(images)
-        return Scores((scores / self.spreads).sum(1), maps)
+        medians, spreads = self.usual
+        return Scores(((scores - medians) / spreads).sum(1), maps)
 
     def parents(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores of flow and patches, float32 [N, 2], and the patches' maps."""
@@ -77,11 +84,12 @@ class CSFlowNN(FlowDetector):
 
     @torch.no_grad()
     def measure_held_out(self, batches: Iterable[Tensor]) -> None:
-        """Set the spreads: the median absolute deviation of each parent's scores."""
+        """Set what is usual: median and median absolute deviation of each parent's scores."""
         scores = torch.cat([self.parents(x)[0] for x in batches])
         medians = scores.median(0).values
         deviations = (scores - medians).abs().median(0).values
-        self.spreads.copy_(torch.maximum(deviations, LEAST * medians).clamp(min=LEAST))
+        spreads = torch.maximum(deviations, LEAST * medians).clamp(min=LEAST)
+        self.usual.copy_(torch.stack([medians, spreads]))
 
 
 def build_csflow_nn(config: CSFlowNNConfig, material: Material[Any]) -> CSFlowNN:
