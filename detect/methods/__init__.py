@@ -103,7 +103,7 @@ METHODS: dict[str, Method] = {
     ),
     "csflow-nn": Method(
         title="CS-Flow with nearest patches",
-        sentence="ranks images by csflow times patch-nn-coreset, marks defects by the latter",
+        sentence="ranks by csflow and patch-nn-coreset together, marks by the latter",
         presets=("tiny", "compact"),
         options=LEARNING - {"watch_test"},  # what is usual is measured at the end
         recipe=load_csflow_nn,
