@@ -84,5 +84,5 @@ def write_curve(path: Path, values: Sequence[float]) -> None:
         band(axes, Measured(1.0, None))
         axes.set(xlabel="Strength s", ylabel="Distance to nearest\ntraining image")
         axes.set_ylim(bottom=0)
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         figure.savefig(partial, format="png", dpi=DOTS_PER_INCH)

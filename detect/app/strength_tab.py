@@ -118,7 +118,7 @@ def show(drawn: Drawn | None, model: str) -> tuple[Any, Any]:
     """The images of all strengths side by side, and how far they are from normal ones."""
     if drawn is None:
         return None, None
-    strip = [(str(file), f"s {s:g}") for s, file in zip(STRENGTHS, drawn.files, strict=False)]
+    strip = [(str(file), f"{s:g}") for s, file in zip(STRENGTHS, drawn.files, strict=False)]
     return strip, response(drawn, Path(model))
 
 
