@@ -245,16 +245,10 @@ def trained(folder: Path, config: GlancingConfig = CONFIG, **options) -> Glancin
     return detector
 
 
-@pytest.fixture
-def _few_norm_batches(monkeypatch):
-    monkeypatch.setattr("detect.training.loop.NUM_NORM_BATCHES", 2)
-
-
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.usefixtures("_few_norm_batches")
 def test_killed_in_any_stage_it_ends_with_the_same_weights(tmp_path):
     whole = trained(tmp_path / "whole").state_dict()
     for last in range(1, 7):
@@ -274,7 +268,6 @@ def test_killed_in_any_stage_it_ends_with_the_same_weights(tmp_path):
     assert moved == {"local", "surroundings", "dad", "usual"}
 
 
-@pytest.mark.usefixtures("_few_norm_batches")
 def test_usual_distances_are_those_of_the_training_images(tmp_path):
     detector = trained(tmp_path)
     local, told = detector.described(to_unit(torch.stack([to_chw(x) for x in NORMALS])))
