@@ -322,7 +322,10 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
     program = [sys.executable, "-c", textwrap.dedent(TRAINED)]
     root = Path(__file__).parents[1]
     subprocess.run(
-        [*program, str(tmp_path / "one"), str(tmp_path / "one.pt")], cwd=root, check=True
+        [*program, str(tmp_path / "one"), str(tmp_path / "one.pt")],
+        cwd=root,
+        check=True,
+        timeout=300,
     )
     launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29581"}
     both = [
