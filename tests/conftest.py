@@ -17,6 +17,14 @@ def _own_scores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _few_norm_batches() -> Iterator[None]:
+    """Settling batch normalisations costs less than the tiny trainings that end with it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("detect.training.loop.NUM_NORM_BATCHES", 2)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_arithmetic() -> None:
     """No test computes in the precision that another one left in accelerate's state."""

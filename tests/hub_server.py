@@ -74,7 +74,7 @@ class Hub(ThreadingHTTPServer):
 def running_hub(keep: bool = True):
     """Serve in a thread; keep: False forgets the content of large files once it is checked."""
     hub = Hub(keep)
-    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02})
+    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
         yield hub

@@ -21,6 +21,7 @@ import torch
 from browser import guarded, require_browser, started_browser
 from commands import Command
 from detectors import NUM_HELD_OUT, write_detector
+from limits import killed_after
 from products import normal_image, write_sources
 from tiny import write_model
 
@@ -353,12 +354,14 @@ def address(runs, tmp_path_factory):
     ):
         try:
             lines = iter(server.stdout.readline, "")
-            found = next(filter(None, (re.match(r"page: (\S+)", line) for line in lines)), None)
+            with killed_after(server, 300):
+                found = next(filter(None, (re.match(r"page: (\S+)", line) for line in lines)), None)
             assert found, (folder / "stderr").read_text()
             yield found[1]
         finally:
             server.send_signal(signal.SIGINT)
-            code = server.wait(60)
+            with killed_after(server, 60):
+                code = server.wait()
     assert not log.exists(), log.read_text()
     assert code == 0
     assert "Traceback" not in (folder / "stderr").read_text()

@@ -5,6 +5,7 @@ empty, a folder; numbers as text; a state of another run; streams that are close
 disk that fills up.
 """
 
+import io
 import json
 import os
 import shutil
@@ -222,54 +223,64 @@ def test_the_state_of_another_run_is_not_taken(run, own):
 # Streams
 
 
-def detect(*words, cwd, close=(), **streams):
+def start(*words, cwd, close=(), **streams):
     return subprocess.run(
-        [sys.executable, "-m", "detect", *map(str, words)],
+        [sys.executable, "-m", *map(str, words)],
         cwd=cwd,
         preexec_fn=lambda: [os.close(number) for number in close],
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        timeout=300,
         **streams,
     )
 
 
-@pytest.mark.parametrize("close", [(0,), (1,), (2,), (0, 1, 2)])
+ONE_CLOSED = [(0,), (1,), (2,)]
+
+
+@pytest.mark.parametrize("close", [*ONE_CLOSED, (0, 1, 2)])
+def test_closed_streams_end_no_check(own, close):
+    words = ("synth", "validate", own / "sia")
+    assert start(*words, cwd=own, close=close).returncode == 0
+    (own / "sia/images/000/000001.png").unlink()
+    assert start(*words, cwd=own, close=close).returncode == 2
+
+
+@pytest.mark.parametrize(
+    "close", [*(pytest.param(each, marks=pytest.mark.slow) for each in ONE_CLOSED), (0, 1, 2)]
+)
 def test_closed_streams_end_no_work(own, close):
-    words = commands_on(own)["detector/calibration.json"][1][1:]
+    words = commands_on(own)["detector/calibration.json"][1]
     streams = {} if 2 in close else {"stderr": subprocess.PIPE}
-    ended = detect(*words, cwd=own, close=close, **streams)
+    ended = start(*words, cwd=own, close=close, **streams)
     assert ended.returncode == 0, ended
     assert (own / "out/scores.csv").read_text().count("\n") > 1
-    assert detect("predict", "nothing", *words[2:], cwd=own, close=close).returncode == 2
+    assert start(*words[:2], "nothing", *words[3:], cwd=own, close=close).returncode == 2
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
-def test_remarks_that_cannot_be_written_end_no_work(own):
-    words = commands_on(own)["detector/calibration.json"][1][1:]
+def test_remarks_that_cannot_be_written_and_letters_that_are_lacking_end_no_work(own, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    words = (*commands_on(own)["detector/calibration.json"][1][:-1], own / "Öl")
     with open("/dev/full", "w") as full:
-        assert detect(*words, cwd=own, stdout=subprocess.PIPE, stderr=full).returncode == 0
+        ended = start(*words, cwd=own, stdout=subprocess.PIPE, stderr=full)
+    assert ended.returncode == 0
+    assert b"\\xd6l/scores.csv" in ended.stdout
 
 
 @pytest.mark.parametrize("listed", [b"widget/a\0widget/b\n", b"", b" \n\n"])
 def test_a_list_that_names_nothing_is_refused(own, listed):
     words = commands_on(own)["detector/calibration.json"][1][3:]
-    ended = detect("predict", "-", *words, cwd=own, input=listed, capture_output=True)
+    ended = start("detect", "predict", "-", *words, cwd=own, input=listed, capture_output=True)
     assert ended.returncode == 2
     assert ended.stderr.startswith(b"detect: images: the list on standard input")
     assert len(ended.stderr.splitlines()) == 1
 
 
-def test_blank_lines_of_a_list_name_nothing(own):
+def test_blank_lines_of_a_list_name_nothing(run, own, monkeypatch):
+    monkeypatch.chdir(own)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n \nwidget/train\n")))
     words = commands_on(own)["detector/calibration.json"][1][3:]
-    ended = detect("predict", "-", *words, cwd=own, input=b"\n \nwidget/train\n")
-    assert ended.returncode == 0
-
-
-def test_an_encoding_that_lacks_a_letter_ends_no_work(own, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    words = (*commands_on(own)["detector/calibration.json"][1][1:-1], own / "Öl")
-    ended = detect(*words, cwd=own, capture_output=True)
-    assert ended.returncode == 0
-    assert b"\\xd6l/scores.csv" in ended.stdout
+    assert run("detect", "predict", "-", *words).code == 0
 
 
 @pytest.mark.parametrize("kib", [0, 4, 16, 64, 96, 160, 256])

@@ -17,7 +17,7 @@ TINY = shlex.split(
 @pytest.mark.slow  # a process per measurement
 def test_the_benchmark_measures_every_network(tmp_path: Path) -> None:
     command = [sys.executable, SCRIPT, *TINY, "--out", tmp_path / "speed.json"]
-    subprocess.run([str(word) for word in command], check=True, capture_output=True)
+    subprocess.run([str(word) for word in command], check=True, capture_output=True, timeout=900)
     figures = json.loads((tmp_path / "speed.json").read_text())["figures"]
     measured: dict[str, set[str]] = defaultdict(set)
     for name in [figure["name"] for figure in figures if "tiny" in figure["name"]]:

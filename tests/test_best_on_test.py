@@ -70,11 +70,6 @@ def tests(product):
     return [open_test_set(open_category("folder", product), no_bars)]
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr("detect.training.loop.NUM_NORM_BATCHES", 2)
-
-
 @pytest.fixture
 def run(monkeypatch, capsys):
     return Command(monkeypatch, capsys)

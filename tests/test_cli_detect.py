@@ -390,7 +390,9 @@ def start(words) -> subprocess.Popen:
 
 
 def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
     while not path.exists() and process.poll() is None:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     assert process.poll() is None
 
@@ -403,7 +405,7 @@ def test_stopped_training_goes_on_as_if_never_stopped(run, product, tmp_path, ki
     process = start(cut)
     wait_for(tmp_path / "cut/realnet/state.safetensors", process)
     process.send_signal(kind)
-    _, err = process.communicate()
+    _, err = process.communicate(timeout=300)
     if kind == signal.SIGINT:
         assert process.returncode == 130
         assert "Traceback" not in err

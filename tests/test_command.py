@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 from commands import Command
+from limits import killed_after
 from rights import ordinary_rights
 
 from synth.base.command import MORE_MEMORY, OUT_OF_MEMORY, progress_bar, run_command, warn
@@ -57,7 +58,7 @@ def test_a_refusal_is_printed_by_the_first_process_at_once_and_by_others_late(mo
 def test_under_a_launcher_a_refusal_is_one_line():
     launch = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "detect")
     command = [sys.executable, *launch, "train", "--root", "nowhere", "--out", "nowhere/out"]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     refusals = [line for line in ended.stderr.splitlines() if line.startswith("detect: ")]
     assert refusals == ["detect: nowhere: no such folder; check its name"], ended.stderr
 
@@ -115,9 +116,12 @@ def test_a_reader_that_has_enough_is_no_fault():
         "sys.exit(run_command('tool', 'A tool.', {'many': many, 'no': many}))"
     )
     command = [sys.executable, "-c", code]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with (
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process,
+        killed_after(process, 120),
+    ):
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.readline() == "0\n"
@@ -187,7 +191,7 @@ def test_version(monkeypatch, capsys):
 def test_help_needs_no_torch():
     for name in ("synth", "detect"):
         code = f"import sys, {name}.cli; sys.exit('torch' in sys.modules)"
-        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+        assert subprocess.run([sys.executable, "-c", code], timeout=300).returncode == 0
 
 
 # Bars
@@ -304,6 +308,7 @@ def test_a_full_disk_behind_stdout_is_one_line():
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
+            timeout=300,
         )
     assert ended.returncode == 2
     assert ended.stderr.startswith("detect: standard output: cannot be written (No space left")

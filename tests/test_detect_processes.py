@@ -79,6 +79,12 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def as_many_norm_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as in the processes that are compared with."""
+    monkeypatch.setattr("detect.training.loop.NUM_NORM_BATCHES", 32)
+
+
 def words(product: Path, out: Path, *more: object) -> list[str]:
     options = {
         "--root": product,
@@ -121,7 +127,7 @@ METHODS = {
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("one_thread", "as_many_norm_batches")
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_make_the_detector_of_one(
     monkeypatch: pytest.MonkeyPatch,

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from detect.data.samples import BlendedDataset, batches
 from detect.detector import Batch, Detector, Scores, Stage
-from detect.training.loop import NUM_NORM_BATCHES, Feed, settle_batch_norms, train_stages
+from detect.training import loop
+from detect.training.loop import Feed, settle_batch_norms, train_stages
 from synth.base.errors import UserError
 from synth.data.foreground import EVERYTHING
 
@@ -142,7 +143,7 @@ def test_batch_norms_settle_on_the_mean_over_training_batches():
     detector = Normalised()
     detector.train()
     settle_batch_norms(Feed(Accelerator(cpu=True), dataset(), 4), detector)
-    seen = [batch.image for batch in batches(dataset(), 4, 0, NUM_NORM_BATCHES, CPU)]
+    seen = [batch.image for batch in batches(dataset(), 4, 0, loop.NUM_NORM_BATCHES, CPU)]
     mean = torch.stack([images.mean((0, 2, 3)) for images in seen]).mean(0)
     var = torch.stack([images.var((0, 2, 3)) for images in seen]).mean(0)
     torch.testing.assert_close(detector.norm.running_mean, mean, rtol=1e-4, atol=1e-6)

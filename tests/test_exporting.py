@@ -418,7 +418,7 @@ def test_openvino_tells_nobody() -> None:
         "assert t.tm.__name__ == 'openvino.tools.ovc.telemetry_stub', t.tm;"
         "assert not [m for m in sys.modules if m.startswith('openvino_telemetry.')]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
 # The command and the consumer
@@ -469,7 +469,7 @@ def test_the_consumer_needs_onnxruntime_and_numpy_only(onnx_file: Path, tmp_path
     command = [sys.executable, "-X", "importtime", CONSUMER, path, tmp_path / "a.npy"]
     ended = subprocess.run(
         [str(word) for word in [*command, tmp_path / "b.ppm"]],
-        capture_output=True, text=True, check=True,
+        capture_output=True, text=True, check=True, timeout=300,
     )  # fmt: skip
     loaded = {line.rsplit("|", 1)[-1].strip() for line in ended.stderr.splitlines()}
     assert {"onnxruntime", "numpy"} <= loaded
@@ -485,7 +485,9 @@ def test_the_consumer_needs_onnxruntime_and_numpy_only(onnx_file: Path, tmp_path
 
 def consume(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, CONSUMER, *words]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=300
+    )
 
 
 def test_the_consumer_takes_the_threshold_of_a_category(onnx_file: Path, tmp_path: Path) -> None:

@@ -245,16 +245,10 @@ def trained(folder: Path, config: GlancingConfig = CONFIG, **options) -> Glancin
     return detector
 
 
-@pytest.fixture
-def _few_norm_batches(monkeypatch):
-    monkeypatch.setattr("detect.training.loop.NUM_NORM_BATCHES", 2)
-
-
 class Killed(BaseException):
     pass
 
 
-@pytest.mark.usefixtures("_few_norm_batches")
 def test_killed_in_any_stage_it_ends_with_the_same_weights(tmp_path):
     whole = trained(tmp_path / "whole").state_dict()
     for last in range(1, 7):
@@ -274,7 +268,6 @@ def test_killed_in_any_stage_it_ends_with_the_same_weights(tmp_path):
     assert moved == {"local", "surroundings", "dad", "usual"}
 
 
-@pytest.mark.usefixtures("_few_norm_batches")
 def test_usual_distances_are_those_of_the_training_images(tmp_path):
     detector = trained(tmp_path)
     local, told = detector.described(to_unit(torch.stack([to_chw(x) for x in NORMALS])))
@@ -329,7 +322,10 @@ def test_two_processes_end_with_the_weights_of_one(tmp_path):
     program = [sys.executable, "-c", textwrap.dedent(TRAINED)]
     root = Path(__file__).parents[1]
     subprocess.run(
-        [*program, str(tmp_path / "one"), str(tmp_path / "one.pt")], cwd=root, check=True
+        [*program, str(tmp_path / "one"), str(tmp_path / "one.pt")],
+        cwd=root,
+        check=True,
+        timeout=300,
     )
     launch = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29581"}
     both = [

@@ -275,7 +275,7 @@ def test_killed_hard_it_goes_on_to_the_same_figures(products, tmp_path):
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+                process.wait(timeout=60)
                 seconds *= 2
         rows = rows_of(tmp_path / name / "benchmark.csv")
         results[name] = [{k: v for k, v in row.items() if k in COLUMNS} for row in rows]

@@ -399,8 +399,10 @@ def test_what_was_published_loads_with_every_row_and_pixel(hub, tmp_path):
     hub.faults = [Fault("PUT", "/lfs/", status=-1, after=1)]
     command = [sys.executable, "-m", "synth", *words]
     killed = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
     while not hub.stalled.wait(0.1):
-        assert killed.poll() is None, killed.communicate()
+        assert killed.poll() is None, killed.communicate(timeout=20)
+        assert time.monotonic() < deadline
     killed.send_signal(signal.SIGKILL)
     output = killed.communicate(timeout=20)[1]
     hub.stalled.clear()

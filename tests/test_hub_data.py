@@ -241,6 +241,7 @@ def test_unknown_gated_and_offline_are_told_apart(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
+        timeout=300,
     )
     unknown, gated, offline = ended.stdout.splitlines()
     assert "nobody/nothing' doesn't exist on the Hub" in unknown

@@ -253,7 +253,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         def log_message(self, format: str, *args: object) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     fetch = partial(
         hf_hub_download,
@@ -265,7 +265,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
     yield root
     server.shutdown()
-    thread.join()
+    thread.join(60)
     server.server_close()
 
 

@@ -58,11 +58,13 @@ def test_killed_in_the_middle_and_continued(root, tmp_path):
     assert code == 0, err
     assert f"SIA dataset: {whole}/sia/mvtec" in out
     process = start(root, broken)
+    deadline = time.monotonic() + 600
     while not (broken / "models" / "nut" / "config.json").exists():  # the second category's
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, ended(process)
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)
     code, out, err = ended(start(root, broken))
     assert code == 0, err
     assert images(broken) == images(whole)

@@ -110,7 +110,9 @@ print(apart, inside, faults(), before, held, resident())
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's malloc")
 def test_a_training_gets_a_large_block_again_without_a_page_fault():
     """Each page of a new block is a fault when it is first written; huge ones count 512 times."""
-    ended = subprocess.run([sys.executable, "-c", FAULTS], check=True, capture_output=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", FAULTS], check=True, capture_output=True, timeout=300
+    )
     apart, inside, afterwards, before, held, in_the_end = map(int, ended.stdout.split())
     num_pages = (64 << 20) // resource.getpagesize()
     assert inside < 10 < num_pages / 1024 <= min(apart, afterwards)

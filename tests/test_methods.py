@@ -269,10 +269,10 @@ def test_the_way_from_the_command_to_the_afs_loss_is_short(product, tmp_path, mo
 
 def test_help_comes_without_torch_and_shows_a_newcomer_few_options():
     code = "import sys, detect.cli; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
     shown = subprocess.run(
         [sys.executable, "-m", "detect", "train", "--help"],
-        check=True, capture_output=True, text=True,
+        check=True, capture_output=True, text=True, timeout=300,
     ).stdout  # fmt: skip
     first, more = shown.split("─ more options ─")
     options = [line for line in first.splitlines() if line.startswith("│ --")]

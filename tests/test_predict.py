@@ -779,8 +779,10 @@ def start(*words) -> subprocess.Popen:
 
 def wait_for_rows(out: Path, num: int, process: subprocess.Popen) -> None:
     path = out / "scores.jsonl"
+    deadline = time.monotonic() + 300
     while not path.exists() or path.read_bytes().count(b"\n") < num:
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.communicate(timeout=60)
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
@@ -792,7 +794,7 @@ def test_watching_survives_a_kill_and_ends_with_ctrl_c(model, tmp_path):
     process = start(*words(model, out, folder), "--watch")
     wait_for_rows(out, 5, process)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)
     done = len(log(out))
     process = start(*words(model, out, folder), "--watch")
     for n in range(40, 43):

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -82,6 +83,13 @@ def test_readme_names_every_command_of_the_first_hour() -> None:
 def test_the_commands_of_the_readme_work_in_their_order(
     photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    def in_this_process(words: list[str], check: bool) -> subprocess.CompletedProcess:
+        program, *rest = words[2:]  # tests/test_fit.py starts processes
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.argv", [program, *rest])
+            return subprocess.CompletedProcess(words, run_command(program, "", COMMANDS[program]))
+
+    monkeypatch.setattr("detect.fitting.subprocess.run", in_this_process)
     monkeypatch.chdir(photos)
     for line in readme_commands():
         program, command, *arguments = shlex.split(line)

@@ -28,6 +28,7 @@ def run(recipe: str, *words: object, **environment: str) -> str:
         check=True,
         capture_output=True,
         text=True,
+        timeout=900,
         env={**os.environ, **environment},
     ).stdout
 

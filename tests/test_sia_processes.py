@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from limits import killed_after
 
 from synth.base.claims import claim_folder
 from synth.base.errors import DataWarning, UserError
@@ -74,7 +75,7 @@ def test_a_killed_process_loses_little_and_is_continued_to_the_same_bytes(tmp_pa
     process = start(killed, 250)
     wait_for_images(killed, 150)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)
     there = wait_for_images(killed, 150)
     assert there < 250
     assert list(killed.glob("shards/.*.lock"))
@@ -89,7 +90,7 @@ def test_the_same_command_twice_divides_the_work_and_outlives_a_kill(tmp_path: P
     first, second = start(shared, 500), start(shared, 500)
     wait_for_images(shared, 150)
     first.kill()
-    first.communicate()
+    first.communicate(timeout=60)
     second.communicate(timeout=300)
     assert second.returncode == 0
     assert (shared / "metadata.jsonl").exists()
@@ -114,7 +115,7 @@ def test_of_several_configurations_at_one_moment_one_is_taken(
         barrier = threading.Barrier(4)
 
         def claim(seed: int) -> None:
-            barrier.wait()  # noqa: B023
+            barrier.wait(60)  # noqa: B023
             try:
                 claim_folder(folder, {"seed": seed})  # noqa: B023
             except UserError as error:
@@ -122,11 +123,11 @@ def test_of_several_configurations_at_one_moment_one_is_taken(
             else:
                 taken.append(seed)  # noqa: B023
 
-        threads = [threading.Thread(target=claim, args=(seed,)) for seed in range(4)]
+        threads = [threading.Thread(target=claim, args=(seed,), daemon=True) for seed in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join()
+            thread.join(60)
         assert len(taken) == 1
         assert len(refused) == 3
         assert all("made with another configuration" in line for line in refused)
@@ -177,14 +178,14 @@ def test_waiting_for_a_lock_ends_when_it_is_let_go(tmp_path: Path) -> None:
         assert path.exists()
         lock.release()
 
-    threads = [threading.Thread(target=wait) for _ in range(3)]
+    threads = [threading.Thread(target=wait, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
     time.sleep(0.05)
     order.append("let go")
     held.release()
     for thread in threads:
-        thread.join()
+        thread.join(60)
     assert order == ["let go", "taken", "taken", "taken"]
     assert not path.exists()
 
@@ -209,9 +210,12 @@ LOCKED = """
 
 def test_a_folder_is_free_when_its_command_is_killed_and_a_worker_lives_on(tmp_path: Path) -> None:
     words = [sys.executable, "-c", textwrap.dedent(LOCKED), str(tmp_path)]
-    with subprocess.Popen(
-        words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with (
+        subprocess.Popen(
+            words, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as process,
+        killed_after(process, 120),
+    ):
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         with (
@@ -220,7 +224,7 @@ def test_a_folder_is_free_when_its_command_is_killed_and_a_worker_lives_on(tmp_p
         ):
             raise AssertionError
         process.kill()
-        process.wait()
+        process.wait(timeout=60)
         try:
             with sole_user(tmp_path):
                 pass

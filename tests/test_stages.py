@@ -78,11 +78,6 @@ class Toy(Detector):
         ]
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr("detect.training.loop.NUM_NORM_BATCHES", 2)
-
-
 def train(folder: Path, detector: Toy | None = None, **options) -> Toy:
     detector = detector or Toy()
     options = {"seed": 3, "checkpoint_steps": 1} | options
@@ -97,10 +92,8 @@ def same(one: Detector, other: Detector, part: str = "") -> bool:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> tuple[Toy, Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("detect.training.loop.NUM_NORM_BATCHES", 2)
-        folder = tmp_path_factory.mktemp("whole")
-        return train(folder), folder
+    folder = tmp_path_factory.mktemp("whole")
+    return train(folder), folder
 
 
 class Killed(BaseException):

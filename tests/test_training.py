@@ -117,7 +117,7 @@ def test_a_killed_run_goes_on_to_the_same_trace_and_weights(tmp_path: Path) -> N
     while not (killed / STATE_FILE).exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.wait(timeout=60)
     assert not (killed / "weights.pt").exists()
     assert 3 <= len(trace(killed)) < CONFIG.num_steps
     continued = run_here(killed)

@@ -101,17 +101,8 @@ def predict(
         raise UserError("--tile-size, --overlap: not used without --tile; add it or leave them out")
     if coco and pictures != "all":
         raise UserError(f"--coco: needs --pictures all, got {pictures}; leave --pictures out")
-    from detect.prediction import run
-    from detect.prediction.coco import write_coco
     from detect.prediction.inputs import files_at, find_inputs
-    from detect.prediction.log import ScoreLog
-    from detect.prediction.overlays import remove_pictures_from
-    from detect.prediction.predictor import load_predictor, require_normals
-    from detect.prediction.tiles import OVERLAP
-    from detect.prediction.video import is_video
-    from synth.base.locks import sole_user
 
-    require_normals(tile, normals)
     folder = folder_to_watch(images) if watch else None
     places = images if folder else with_listed(images)
     require_outside(out, places)
@@ -120,6 +111,17 @@ def predict(
     require_output(out)
     if coco:
         require_output(coco.parent, "--coco")
+    # torch comes last: a wrong path is told at once
+    from detect.prediction import run
+    from detect.prediction.coco import write_coco
+    from detect.prediction.log import ScoreLog
+    from detect.prediction.overlays import remove_pictures_from
+    from detect.prediction.predictor import load_predictor, require_normals
+    from detect.prediction.tiles import OVERLAP
+    from detect.prediction.video import is_video
+    from synth.base.locks import sole_user
+
+    require_normals(tile, normals)
     predictor = load_predictor(
         model,
         category=category,
