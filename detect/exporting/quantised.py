@@ -21,9 +21,8 @@ from detect.data.samples import BlendedDataset
 from detect.data.sources import Part, open_source
 from detect.detector import Detector
 from detect.evaluation.metrics import image_metrics
-from detect.exporting.formats import Runner, data_file, median_milliseconds
+from detect.exporting.formats import Runner, data_file, median_milliseconds, runtime
 from detect.exporting.graph import INPUT
-from detect.exporting.packages import runtime
 from detect.scoring import Scored, image_batches, joined
 from detect.training.stopping import SyntheticTest, blended_once
 from synth.base.backbones import Backbone
