@@ -196,7 +196,7 @@ def learn(
     checks = None
     if judges is not None and options.patience is not None:
         seed = derive_seed(config.seed, JUDGES_KEY)
-        judged = material.samples_of(judges, [None] * len(judges), seed, anomalous_share=1.0)
+        judged = material.samples(seed, anomalous_share=1.0, others=judges)
         checks = Checks(out, blended_once(judged), options.patience)
     watch = WatchedTests(out, tests, config.image_size, bars) if tests else None
     num_workers = options.workers
