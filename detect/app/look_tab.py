@@ -17,7 +17,7 @@ from detect.app.wiring import ONE_AT_A_TIME, QUICK, kept, lines, listed, so_far,
 from detect.checkpoint import CALIBRATION_FILE
 from detect.heatmap import heat_picture
 from detect.prediction.log import LOG_FILE, read_rows
-from detect.prediction.predictor import Predictor, load_predictor
+from detect.prediction.predictor import load_predictor
 from detect.prediction.region import as_region
 from synth.base.errors import UserError
 from synth.images import write_png
@@ -27,12 +27,10 @@ MAX_SHOWN = 300
 DOWNLOAD = "() => setTimeout(() => document.querySelector('#zip').click(), 100)"
 
 
-def load_for(detector: Path, category: str | None) -> Predictor:
-    """Load a detector with a category's threshold. Raises UserError as `load_predictor`."""
-    return load_predictor(detector, category=category)
-
-
-loaded = kept(load_for, CALIBRATION_FILE)
+loaded = kept(
+    lambda detector, category: load_predictor(detector, category=category), CALIBRATION_FILE
+)
+"""Load a detector with a category's threshold. Raises UserError as `load_predictor`."""
 
 
 def look_tab(runs: Path, root: Path) -> None:
