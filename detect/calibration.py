@@ -13,6 +13,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import chain
 
+import numpy as np
+from scipy.special import betaln
+
 from synth.base.errors import UserError
 
 
@@ -123,11 +126,10 @@ class Calibration:
         scores (beta-binomial with a = n + 1 - k, b = k), an upper bound with ties.
         """
         a, b = len(self.scores) + 1 - self.rank, self.rank
-        start = _log_beta(a, b)
-        return min(1.0, sum(
-            math.exp(_log_choose(num_normal, r) + _log_beta(r + a, num_normal - r + b) - start)
-            for r in range(num_rejected, num_normal + 1)
-        ))  # fmt: skip
+        r = np.arange(num_rejected, num_normal + 1)
+        log_choose = -betaln(num_normal - r + 1, r + 1) - math.log(num_normal + 1)
+        log_chance = log_choose + betaln(r + a, num_normal - r + b) - betaln(a, b)
+        return min(1.0, float(np.exp(log_chance).sum()))
 
     def to_json(self) -> dict[str, object]:
         """Write a dict for `json.dump`; its threshold is for the reader and checked on load."""
@@ -187,11 +189,3 @@ def calibrate_together(calibrations: Sequence[Calibration]) -> Calibration:
         calibrations[0].false_reject_rate,
         chain.from_iterable(each.peaks for each in calibrations),
     )
-
-
-def _log_beta(a: float, b: float) -> float:
-    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-
-
-def _log_choose(n: int, k: int) -> float:
-    return -math.log(n + 1) - _log_beta(n - k + 1, k + 1)

@@ -1,6 +1,6 @@
 """Images as networks take them, and many image files in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,11 @@ def to_chw(image: NDArray[np.uint8]) -> Tensor:
 def to_unit(images: Tensor) -> Tensor:
     """uint8 [N, 3, H, W] -> float32 in [0, 1]."""
     return images.float() / 255
+
+
+def to_batch(images: Iterable[NDArray[np.uint8]], device: torch.device) -> Tensor:
+    """uint8 [H, W, 3] each -> float32 [N, 3, H, W] in [0, 1], on `device`."""
+    return to_unit(torch.stack([to_chw(image) for image in images]).to(device))
 
 
 class ImagePool:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from detect.detector import Detector, Scores
-from detect.images import to_chw, to_unit
+from detect.images import to_batch
 from detect.packing import packed
 from detect.pooling import image_scores
 from detect.scratch import Scratch
@@ -39,6 +39,12 @@ class Scored(NamedTuple):
         return image_scores(torch.from_numpy(self.maps)).numpy()
 
 
+def joined(batches: Iterable[Scored]) -> Scored:
+    """All batches as one."""
+    scores, maps = zip(*batches, strict=True)
+    return Scored(np.concatenate(scores), np.concatenate(maps))
+
+
 def detector_scorer(
     detector: Detector, device: torch.device, precision: Precision = "fp32"
 ) -> Scorer:
@@ -46,8 +52,7 @@ def detector_scorer(
     fast = packed(detector, precision)
 
     def score(images: Images) -> Scored:
-        batch = to_unit(torch.stack([to_chw(image) for image in images]).to(device))
-        return to_numpy(fast.predict(batch))
+        return to_numpy(fast.predict(to_batch(images, device)))
 
     return score
 

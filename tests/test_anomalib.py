@@ -3,6 +3,7 @@ how to run this file in an environment of its own.
 """
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,12 +212,12 @@ def test_cs_flow_maps_as_anomalibs() -> None:
     """Theirs transforms the first half of the channels first, ours the second."""
     from anomalib.models.image.csflow.torch_model import CrossScaleFlow
 
-    from detect.methods.csflow import csflow
+    from detect.methods.csflow import PRESETS
     from detect.methods.flow import ALPHA
 
     channels, rng = 304, torch.Generator().manual_seed(0)
     theirs = CrossScaleFlow((3, 128, 128), 2, ALPHA, 8)
-    ours: Any = csflow(channels, hidden=8, kernels=(3, 5))
+    ours: Any = replace(PRESETS["paper"], hidden=8, kernels=(3, 5)).flow(channels)
     swap = torch.arange(channels).roll(channels // 2)
     blocks = list(theirs.graph.module_list)
     for k, (permutation, coupling) in enumerate(zip(blocks[::2], blocks[1::2], strict=True)):

@@ -1,12 +1,23 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from detect.methods.csflow import csflow
+from detect.methods.csflow import PRESETS as CSFLOW
 from detect.methods.flow import ActNorm, Flow, Permutation, negative_log_likelihood
-from detect.methods.validflow import validflow
+from detect.methods.validflow import PRESETS as VALIDFLOW
 
 C = 4
+
+
+def csflow(channels: int, **fields: Any) -> Flow:
+    return replace(CSFLOW["paper"], **fields).flow(channels)
+
+
+def validflow(channels: int, **fields: Any) -> Flow:
+    return replace(VALIDFLOW["paper"], **fields).flow(channels)
 
 
 def features(

@@ -253,7 +253,7 @@ def test_rotation_leaves_no_black_corner():
 
 def test_the_official_ways_are_the_published_ones():
     image = np.full((40, 40, 3), 200, np.uint8)
-    corners = [augmentations.rotate_on_black(image, np.random.default_rng(n)) for n in range(10)]
+    corners = [augmentations.OFFICIAL["rotate"](image, np.random.default_rng(n)) for n in range(10)]
     assert any((corner == 0).any() for corner in corners)
     grey = np.repeat(80 + picture(3)[..., :1] // 3, 3, axis=2)  # nothing is cut
     for n in range(30):  # every colour space keeps grey grey, and changes it along its ramp

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 import gradio as gr
@@ -17,7 +17,7 @@ from detect.app.wiring import ONE_AT_A_TIME, QUICK, kept, lines, listed, so_far,
 from detect.checkpoint import CALIBRATION_FILE
 from detect.heatmap import heat_picture
 from detect.prediction.log import LOG_FILE, read_rows
-from detect.prediction.predictor import Predictor, load_predictor
+from detect.prediction.predictor import load_predictor
 from detect.prediction.region import as_region
 from synth.base.errors import UserError
 from synth.images import write_png
@@ -27,12 +27,10 @@ MAX_SHOWN = 300
 DOWNLOAD = "() => setTimeout(() => document.querySelector('#zip').click(), 100)"
 
 
-def load_for(detector: Path, category: str | None) -> Predictor:
-    """Load a detector with a category's threshold. Raises UserError as `load_predictor`."""
-    return load_predictor(detector, category=category)
-
-
-loaded = kept(load_for, CALIBRATION_FILE)
+loaded = kept(
+    lambda detector, category: load_predictor(detector, category=category), CALIBRATION_FILE
+)
+"""Load a detector with a category's threshold. Raises UserError as `load_predictor`."""
 
 
 def look_tab(runs: Path, root: Path) -> None:
@@ -136,8 +134,7 @@ def begin(runs: Path, root: Path) -> Any:
         before: Session | None,
     ) -> Iterator[tuple[Session | None, str, Any, int]]:
         folder = Path(tempfile.mkdtemp(dir=root))
-        scorer = Choice(detector, category or None)
-        total, sessions = source(runs, scorer, files or (), place, folder)
+        total, sessions = source(runs, detector, category or None, files or (), place, folder)
         forget(before)
         yield None, so_far(0, total, "images"), gr.skip(), 0
         for session in sessions:
@@ -147,19 +144,18 @@ def begin(runs: Path, root: Path) -> Any:
     return run
 
 
-class Choice(NamedTuple):
-    """Which detector scores, and whose threshold applies; None is that of all categories."""
-
-    detector: str | None
-    category: str | None
-
-
 def source(
-    runs: Path, choice: Choice, files: Sequence[str], place: str | None, folder: Path
+    runs: Path,
+    detector: str | None,
+    category: str | None,
+    files: Sequence[str],
+    place: str | None,
+    folder: Path,
 ) -> tuple[int, Iterator[Session]]:
     """How many images are to be looked at, and the sessions that grow by them.
 
-    Raises UserError for nothing to look at.
+    category: whose threshold applies; None is that of all together. Raises UserError for nothing to
+    look at.
     """
     if files and place:
         raise UserError("got photographs and a folder; remove one of them")
@@ -172,9 +168,9 @@ def source(
         return total, look.open_prediction(Path(place), find(runs).detectors, folder)
     else:
         images = look.images_in(Path(place))
-    if not choice.detector:
+    if not detector:
         raise UserError(f"no detector below {runs}; `detect fit` makes one")
-    return len(images), look.score(loaded(Path(choice.detector), choice.category), images, folder)
+    return len(images), look.score(loaded(Path(detector), category), images, folder)
 
 
 def categories(detector: str | None) -> gr.Dropdown:

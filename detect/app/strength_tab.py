@@ -13,7 +13,7 @@ from detect.app.wiring import ONE_AT_A_TIME, QUICK, kept, listed, so_far, told
 from synth.base.device import default_device
 from synth.base.errors import UserError
 from synth.base.files import read_json
-from synth.diffusion.model import CONFIG_FILE, WEIGHTS_FILE, DiffusionModel, load_model
+from synth.diffusion.model import CONFIG_FILE, WEIGHTS_FILE, load_model
 from synth.images import read_image
 from synth.pictures import cell
 from synth.quality.reference import reference_path
@@ -21,12 +21,8 @@ from synth.quality.reference import reference_path
 SHOWN_PX = 480
 
 
-def load_here(model: Path) -> DiffusionModel:
-    """Load a model. Raises UserError as `load_model`."""
-    return load_model(model, default_device())
-
-
-loaded = kept(load_here, WEIGHTS_FILE)
+loaded = kept(lambda model: load_model(model, default_device()), WEIGHTS_FILE)
+"""Load a model. Raises UserError as `load_model`."""
 
 
 def strength_tab(runs: Path, root: Path) -> None:

@@ -5,6 +5,7 @@ for every use. The operations are Pillow's and OpenCV's; the ranges are those of
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
@@ -48,22 +49,17 @@ def gamma(image: Image, rng: np.random.Generator) -> Image:
 
 
 def brightness(image: Image, rng: np.random.Generator) -> Image:
-    """Times 0.8 to 1.2, plus up to 30 levels either way."""
-    return brightened(image, rng)
+    """Levels times 0.8 to 1.2, plus up to 30 either way."""
+    changed = rng.uniform(0.8, 1.2) * image.astype(np.float32) + rng.uniform(-30, 30)
+    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
 def brightness_of_a_colour_space(image: Image, rng: np.random.Generator) -> Image:
     """The same in the channel of brightness alone, of a colour space drawn at random."""
     there, back, channel = LIGHTNESS[rng.integers(len(LIGHTNESS))]
     converted = np.asarray(cv2.cvtColor(image, there), np.uint8)
-    converted[..., channel] = brightened(converted[..., channel], rng)
+    converted[..., channel] = brightness(converted[..., channel], rng)
     return np.asarray(cv2.cvtColor(converted, back), np.uint8)
-
-
-def brightened(values: Image, rng: np.random.Generator) -> Image:
-    """Levels times 0.8 to 1.2, plus up to 30 either way."""
-    changed = rng.uniform(0.8, 1.2) * values.astype(np.float32) + rng.uniform(-30, 30)
-    return np.clip(np.rint(changed), 0, 255).astype(np.uint8)
 
 
 def sharpness(image: Image, rng: np.random.Generator) -> Image:
@@ -108,21 +104,11 @@ def equalize(image: Image, rng: np.random.Generator) -> Image:
     return np.asarray(ImageOps.equalize(PIL.fromarray(image)))
 
 
-def rotate(image: Image, rng: np.random.Generator) -> Image:
-    """Turned by up to 45 degrees; the corners are mirrored.
+def rotate(image: Image, rng: np.random.Generator, border: int = cv2.BORDER_REFLECT_101) -> Image:
+    """Turned by up to 45 degrees about the centre; the corners are mirrored.
 
     The published code leaves them black: a patch of black that no texture has.
     """
-    return turned(image, rng, cv2.BORDER_REFLECT_101)
-
-
-def rotate_on_black(image: Image, rng: np.random.Generator) -> Image:
-    """Turned by up to 45 degrees; the corners are black."""
-    return turned(image, rng, cv2.BORDER_CONSTANT)
-
-
-def turned(image: Image, rng: np.random.Generator, border: int) -> Image:
-    """Turned by up to 45 degrees about the centre."""
     H, W = image.shape[:2]
     turn = cv2.getRotationMatrix2D((W / 2, H / 2), rng.uniform(-MAX_DEGREES, MAX_DEGREES), 1.0)
     result = cv2.warpAffine(image, turn, (W, H), flags=cv2.INTER_LINEAR, borderMode=border)
@@ -144,5 +130,5 @@ OPERATIONS: dict[str, Operation] = {
 OPERATION_NAMES = tuple(OPERATIONS)
 OFFICIAL: dict[str, Operation] = {
     "brightness": brightness_of_a_colour_space,
-    "rotate": rotate_on_black,
+    "rotate": partial(rotate, border=cv2.BORDER_CONSTANT),
 }

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detect.images import to_chw, to_unit
+from detect.images import to_batch
 from synth.base import cache
 from synth.base.errors import DataWarning, UserError
 from synth.base.files import atomic_path
@@ -75,13 +75,12 @@ def filled_cache(
     kept: list[Tensor] = []
     start, num_kept = 0, len(images)
     while start < num_kept:
-        batch = torch.stack([to_chw(image) for image in images[start : start + BATCH_SIZE]])
-        fresh = compute(to_unit(batch.to(device)))
+        fresh = compute(to_batch(images[start : start + BATCH_SIZE], device))
         if not kept:
             bytes_each = sum(x[0].numel() * x.element_size() for x in fresh)
             num_kept = min(num_kept, limit // bytes_each)
             kept = [_places(num_kept, x) for x in fresh]
-        stop = min(start + len(batch), num_kept)
+        stop = min(start + BATCH_SIZE, num_kept)
         for maps, x in zip(kept, fresh, strict=True):
             maps[start:stop] = x[: stop - start]
         start = stop
@@ -104,7 +103,7 @@ def stored_cache(
     keeps them, with a DataWarning.
     """
     path = feature_file(images, about)
-    shapes = [x.shape[1:] for x in compute(to_unit(to_chw(images[0])[None].to(device)))]
+    shapes = [x.shape[1:] for x in compute(to_batch(images[:1], device))]
     sizes = [shape.numel() for shape in shapes]
     if not is_whole(path, (len(images), sum(sizes))):
         try:
@@ -158,11 +157,11 @@ def write_features(
             )
         np.lib.format.write_array_header_1_0(file, cast(Any, header))
         for start in range(0, len(images), BATCH_SIZE):
-            batch = torch.stack([to_chw(image) for image in images[start : start + BATCH_SIZE]])
-            rows = torch.cat([x.float().flatten(1) for x in compute(to_unit(batch.to(device)))], 1)
+            maps = compute(to_batch(images[start : start + BATCH_SIZE], device))
+            rows = torch.cat([x.float().flatten(1) for x in maps], dim=1)
             file.write(rows.cpu().numpy().tobytes())
             if progress is not None:
-                progress(start + len(batch), len(images))
+                progress(start + len(rows), len(images))
 
 
 def _places(num_places: int, like: Tensor) -> Tensor:

@@ -137,26 +137,17 @@ class Material(Generic[C]):
         ]
 
     def samples(
-        self, seed: int, anomalous_share: float = ANOMALOUS_SHARE, official: bool = False
-    ) -> BlendedDataset | JoinedDataset:
-        """Return samples over the images to train on; without sources all are normal."""
-        return self.samples_of(
-            self.images, self.prepared.foregrounds, seed, anomalous_share, official
-        )
-
-    def samples_of(
         self,
-        images: Sequence[Images],
-        foregrounds: Sequence[Sequence[Mask] | None],
         seed: int,
         anomalous_share: float = ANOMALOUS_SHARE,
         official: bool = False,
+        others: Sequence[Images] | None = None,
     ) -> BlendedDataset | JoinedDataset:
-        """Return samples over other images, one array per product.
+        """Return samples over the images to train on, or over others, one array per product.
 
-        Each product has its own foreground and its own anomalies. foregrounds: None is found by the
-        product's rule.
+        Each product has its own foreground and its own anomalies; without sources all are normal.
         """
+        foregrounds = self.prepared.foregrounds if others is None else [None] * len(others)
         parts = [
             BlendedDataset(
                 normals,
@@ -168,7 +159,7 @@ class Material(Generic[C]):
                 foregrounds=masks,
             )
             for normals, masks, rule, draw in zip(
-                images, foregrounds, self.prepared.rules, self.draws, strict=True
+                others or self.images, foregrounds, self.prepared.rules, self.draws, strict=True
             )
         ]
         return parts[0] if len(parts) == 1 else JoinedDataset(parts, seed=seed)

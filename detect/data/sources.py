@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -311,44 +312,34 @@ def open_defects(folder: Path | None) -> OpenPart:
     return OpenPart(config, (1.0, 1.0), None, load, paths, photographs)
 
 
-@dataclass(frozen=True)
-class BaselineDraw:
-    """Draws one of the baselines of `synth.data.baselines` from the normal image itself."""
-
-    draw: Callable[[Image, np.random.Generator, bool], Drawn]
-    grey: bool
-
-    def __call__(self, rng: np.random.Generator, normal: Image) -> Image:
-        """Draw one."""
-        return self.draw(normal, rng, self.grey).image
+Baseline = Callable[[Image, np.random.Generator, bool], Drawn]
+"""One of `synth.data.baselines`: (I, rng, whether the product is grey) -> P."""
 
 
-@dataclass(frozen=True)
-class BaselineOpener:
-    """Noise, or CutPaste: the normal image itself, jittered and shifted.
+def open_baseline(kind: str, baseline: Baseline, folder: Path | None) -> OpenPart:
+    """Noise, or CutPaste: the normal image itself, jittered and shifted; nothing is read.
 
     A Perlin mask replaces CutPaste's own rectangle, as in `synth baseline shifted`, so that sources
     are compared by their pixels and not by their outlines.
     """
+    if folder is not None:
+        raise UserError(f"{folder}: not used, {kind} has no folder; leave it out")
 
-    kind: str
-    draw: Callable[[Image, np.random.Generator, bool], Drawn]
+    def load(size: ImageSize, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
+        return partial(draw_baseline, baseline, grey)
 
-    def __call__(self, folder: Path | None) -> OpenPart:
-        """Open it; nothing is read."""
-        if folder is not None:
-            raise UserError(f"{folder}: not used, {self.kind} has no folder; leave it out")
+    return OpenPart({"kind": kind}, OPACITY, None, load)
 
-        def load(size: ImageSize, grey: bool, cache_bytes: int, bars: Bars) -> Draw:
-            return BaselineDraw(self.draw, grey)
 
-        return OpenPart({"kind": self.kind}, OPACITY, None, load)
+def draw_baseline(baseline: Baseline, grey: bool, rng: np.random.Generator, normal: Image) -> Image:
+    """Draw one; a function of this module, so that any kind of worker can be given it."""
+    return baseline(normal, rng, grey).image
 
 
 SOURCES: Mapping[str, Callable[[Path | None], OpenPart]] = {
     "sia": open_sia_images,
     "textures": open_textures,
-    "noise": BaselineOpener("noise", noise),
-    "cutpaste": BaselineOpener("cutpaste", shifted),
+    "noise": partial(open_baseline, "noise", noise),
+    "cutpaste": partial(open_baseline, "cutpaste", shifted),
     "defects": open_defects,
 }

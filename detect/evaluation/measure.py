@@ -114,10 +114,8 @@ def measure_points(
         image = image_metrics(test.labels, collect(test, batches, pixels))
         if not any(run.num_anomalous for run in pixels.runs):
             return image, None
-        groups = {ALL_DEFECTS: (test.normal, *test.defects)}
         binned = BinnedPixels(pixels, scratch)
-        exact = exact_sums(pixels, binned, groups, (FPR_LIMIT, STRICT_FPR_LIMIT))
-        return image, PixelMetrics.of(exact[ALL_DEFECTS])
+        return image, exact_metrics(test, pixels, binned, [ALL_DEFECTS])[ALL_DEFECTS]
 
 
 def collect(test: TestSet, batches: Iterable[Scored], pixels: PixelRuns) -> NDArray[np.float32]:
@@ -174,15 +172,22 @@ def measure_pixels(
     if not any(run.num_anomalous for run in pixels.runs):
         return None
     binned = BinnedPixels(pixels, scratch)
-    groups = {
-        name: (test.normal, *(test.defects if name == ALL_DEFECTS else [name])) for name in sets
-    }
-    exact = exact_sums(pixels, binned, groups, (FPR_LIMIT, STRICT_FPR_LIMIT))
-    metrics = {name: PixelMetrics.of(sums) for name, sums in exact.items()}
-    samples = pixel_samples(binned, normal, {name: sets[name] for name in exact})
+    metrics = exact_metrics(test, pixels, binned, sets)
+    samples = pixel_samples(binned, normal, {name: sets[name] for name in metrics})
     total = binned.total()
     moved = binned_figures(total) - np.array(metrics[ALL_DEFECTS])
     return OnPixels(metrics, samples, total, float(np.abs(moved).max()))
+
+
+def exact_metrics(
+    test: TestSet, pixels: PixelRuns, binned: BinnedPixels, names: Iterable[str]
+) -> dict[str, PixelMetrics]:
+    """Pixel metrics of each defect type, or of ALL_DEFECTS, that has an anomalous pixel."""
+    groups = {
+        name: (test.normal, *(test.defects if name == ALL_DEFECTS else [name])) for name in names
+    }
+    exact = exact_sums(pixels, binned, groups, (FPR_LIMIT, STRICT_FPR_LIMIT))
+    return {name: PixelMetrics.of(sums) for name, sums in exact.items()}
 
 
 def figures_of(on_images: OnImages, on_pixels: OnPixels | None, name: str) -> Figures:

@@ -8,11 +8,14 @@ import io
 import json
 import logging
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 from torch.export import ExportedProgram
 
 from detect.exporting.graph import INPUT, OUTPUTS
-from detect.exporting.packages import runtime
+from synth.base.errors import UserError
 from synth.pictures import Images
 
 About = Mapping[str, Any]
@@ -43,7 +46,6 @@ class Format(NamedTuple):
     write: Callable[[ExportedProgram, Path, About], None]
     convert: Callable[[Path, Path, About], None] | None
     read: Callable[[Path], Runner]
-    describe: Callable[[Path], dict[str, Any]]
     companions: Callable[[Path], tuple[Path, ...]]
     needs: tuple[str, ...]
 
@@ -51,6 +53,21 @@ class Format(NamedTuple):
         """Raise UserError where a package is missing."""
         for name in self.needs:
             runtime(name)
+
+
+def runtime(name: str) -> ModuleType:
+    """Import a package of the `export` extra. Raises UserError where it is missing.
+
+    OpenVINO reports its use to its makers on import; without its telemetry package it cannot.
+    """
+    if name == "openvino" and "openvino" not in sys.modules:
+        sys.modules.setdefault("openvino_telemetry", None)  # pyright: ignore[reportArgumentType]
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UserError(
+            f"export: the package {name} is missing; run `pip install siaforge[export]`"
+        ) from None
 
 
 @contextmanager
@@ -100,28 +117,18 @@ def describe_anew(source: Path, path: Path, about: About) -> None:
 
 
 def read_onnx(path: Path) -> Runner:
-    """Open an ONNX file with onnxruntime, on the CPU."""
-    session = onnx_session(path)
+    """Open an ONNX file with onnxruntime, on the CPU, with torch's number of threads."""
+    onnxruntime = runtime("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         score, anomaly_map = session.run(list(OUTPUTS), {INPUT: images})
         return np.asarray(score), np.asarray(anomaly_map)
 
     return run
-
-
-def describe_onnx(path: Path) -> dict[str, Any]:
-    """The description in an ONNX file."""
-    return json.loads(onnx_session(path).get_modelmeta().custom_metadata_map[KEY])
-
-
-def onnx_session(path: Path) -> Any:
-    """An onnxruntime session with torch's number of threads."""
-    onnxruntime = runtime("onnxruntime")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 # --- OpenVINO ----------------------------------------------------------------------------------
@@ -159,12 +166,6 @@ def read_openvino(path: Path) -> Runner:
     return run
 
 
-def describe_openvino(path: Path) -> dict[str, Any]:
-    """The description in an OpenVINO model."""
-    model = runtime("openvino").Core().read_model(path)
-    return json.loads(model.get_rt_info([KEY]).astype(str))
-
-
 # --- torch -------------------------------------------------------------------------------------
 
 
@@ -185,13 +186,6 @@ def read_pt2(path: Path) -> Runner:
         return score.numpy(), anomaly_map.numpy()
 
     return run
-
-
-def describe_pt2(path: Path) -> dict[str, Any]:
-    """The description in a file of `write_pt2`."""
-    files = {f"{KEY}.json": ""}
-    torch.export.load(path, extra_files=files)
-    return json.loads(files[f"{KEY}.json"])
 
 
 def data_file(path: Path) -> tuple[Path, ...]:
@@ -215,7 +209,6 @@ FORMATS = {
         write_onnx,
         describe_anew,
         read_onnx,
-        describe_onnx,
         data_file,
         ("onnx", "onnxscript", "onnxruntime"),
     ),
@@ -224,9 +217,8 @@ FORMATS = {
         write_openvino,
         convert_to_openvino,
         read_openvino,
-        describe_openvino,
         lambda path: (path.with_suffix(".bin"),),
         ("onnx", "onnxscript", "openvino"),
     ),
-    "pt2": Format(".pt2", write_pt2, None, read_pt2, describe_pt2, lambda path: (), ()),
+    "pt2": Format(".pt2", write_pt2, None, read_pt2, lambda path: (), ()),
 }

@@ -21,10 +21,9 @@ from detect.data.samples import BlendedDataset
 from detect.data.sources import Part, open_source
 from detect.detector import Detector
 from detect.evaluation.metrics import image_metrics
-from detect.exporting.formats import Runner, data_file, median_milliseconds
+from detect.exporting.formats import Runner, data_file, median_milliseconds, runtime
 from detect.exporting.graph import INPUT
-from detect.exporting.packages import runtime
-from detect.scoring import Scored
+from detect.scoring import Scored, image_batches, joined
 from detect.training.stopping import SyntheticTest, blended_once
 from synth.base.backbones import Backbone
 from synth.base.errors import UserError
@@ -211,24 +210,17 @@ def judge(
     )
 
 
-class Answers(NamedTuple):
-    """Scores of a synthetic test, and its pooled maps: float32 [2N], normal images first."""
+def answers(run: Runner, images: Images) -> Scored:
+    """Run a file on images, uint8 [N, H, W, 3]."""
 
-    scores: NDArray[np.float32]
-    peaks: NDArray[np.float32]
+    def scorer(batch: Images) -> Scored:
+        return Scored(*run(batch))
 
-
-def answers(run: Runner, images: Images) -> Answers:
-    """Run a file on images, uint8 [2N, H, W, 3]."""
-    parts = [Scored(*run(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
-    return Answers(
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.peaks for part in parts]),
-    )
+    return joined(image_batches(scorer, images.__getitem__, len(images), batch_size=BATCH))
 
 
-def held_calibration(trained: TrainedDetector, answer: Answers) -> Calibration:
+def held_calibration(trained: TrainedDetector, answer: Scored) -> Calibration:
     """The threshold from the normal half of a test, at the detector's own rate."""
-    scores, peaks = (each[: len(each) // 2] for each in answer)
+    held = Scored(*(each[: len(each) // 2] for each in answer))
     rate = trained.calibration.false_reject_rate
-    return calibrate(scores, rate, () if trained.detector.pooled else peaks)
+    return calibrate(held.scores, rate, () if trained.detector.pooled else held.peaks)

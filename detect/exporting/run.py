@@ -25,7 +25,7 @@ from detect.exporting.formats import (
 )
 from detect.exporting.graph import ABOUT_INPUT, ABOUT_OUTPUTS, record
 from detect.exporting.quantised import Judged, calibrating, judge, quantise
-from detect.images import to_chw, to_unit
+from detect.images import to_batch
 from detect.packing import packed
 from synth.base.errors import UserError
 from synth.base.files import PARTIAL_SUFFIX, write_fault
@@ -250,7 +250,7 @@ def check(run: Runner, trained: TrainedDetector, samples: Sequence[NDArray[np.ui
     detector = packed(trained.detector)
 
     def reference(images: Images) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        scores = detector.predict(to_unit(torch.stack([to_chw(image) for image in images])))
+        scores = detector.predict(to_batch(images, torch.device("cpu")))
         return scores.image.numpy(), scores.maps.numpy()
 
     rejects = trained.calibration.rejects

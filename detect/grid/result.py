@@ -79,20 +79,16 @@ def read_result(folder: Path, asked: Mapping[str, Any]) -> Result | None:
     cure = "delete this file and run the same command again"
     data = read_json(path, cure)
     with reading(path, cure):
-        return _result(folder, data, asked)
-
-
-def _result(folder: Path, data: dict[str, Any], asked: Mapping[str, Any]) -> Result:
-    differences = config_differences(data.pop("asked", {}), json.loads(json.dumps(asked)))
-    if differences:
-        raise UserError(
-            f"{folder}: made with other settings ({'; '.join(differences)}); give the same ones to "
-            "continue, or another --out"
+        differences = config_differences(data.pop("asked", {}), json.loads(json.dumps(asked)))
+        if differences:
+            raise UserError(
+                f"{folder}: made with other settings ({'; '.join(differences)}); give the same "
+                "ones to continue, or another --out"
+            )
+        image, pixel, cost = data.pop("image"), data.pop("pixel"), data.pop("cost")
+        return Result(
+            image=ImageMetrics(**image),
+            pixel=None if pixel is None else PixelMetrics(**pixel),
+            cost=Cost(*(cost.get(name) for name in Cost._fields)),
+            **data,
         )
-    image, pixel, cost = data.pop("image"), data.pop("pixel"), data.pop("cost")
-    return Result(
-        image=ImageMetrics(**image),
-        pixel=None if pixel is None else PixelMetrics(**pixel),
-        cost=Cost(*(cost.get(name) for name in Cost._fields)),
-        **data,
-    )

@@ -4,7 +4,6 @@ Source: Rudolph, Wehrbein, Rosenhahn, Wandt, "Fully Convolutional Cross-Scale-Fl
 Defect Detection", WACV 2022. Shapes: as in `detect.methods.flow`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,26 +20,6 @@ EFFICIENTNET_B5 = BackboneConfig(
 """304 channels of stride 32: the papers' "layer 36", counted in blocks."""
 
 
-def csflow(
-    channels: int,
-    *,
-    hidden: int = 1024,
-    kernels: Sequence[int] = (3, 3, 3, 5),
-    num_scales: int = 3,
-    normalise: bool = False,
-    seed: int = 0,
-) -> Flow:
-    """Build one block for each kernel size: a permutation and a coupling across scales.
-
-    normalise: an ActNorm before the first block, which the paper has not.
-    """
-    steps: list[nn.Module] = [ActNorm(num_scales, channels)] if normalise else []
-    for k, kernel in enumerate(kernels):
-        network = partial(CrossScale, channels, hidden, kernel, num_scales)
-        steps += [Permutation(num_scales, channels, k, seed), Coupling(network, num_scales)]
-    return Flow(steps)
-
-
 @dataclass(frozen=True, kw_only=True)
 class CSFlowConfig(FlowConfig):
     """A CS-Flow and its training."""
@@ -51,15 +30,13 @@ class CSFlowConfig(FlowConfig):
     """Begin with an ActNorm: features of any size then train alike. Not the paper's."""
 
     def flow(self, channels: int) -> Flow:
-        """Build the blocks."""
-        return csflow(
-            channels,
-            hidden=self.hidden,
-            kernels=self.kernels,
-            num_scales=self.num_scales,
-            normalise=self.normalise,
-            seed=self.seed,
-        )
+        """Build one block for each kernel: a permutation and a coupling across scales."""
+        scales = self.num_scales
+        steps: list[nn.Module] = [ActNorm(scales, channels)] if self.normalise else []
+        for k, kernel in enumerate(self.kernels):
+            network = partial(CrossScale, channels, self.hidden, kernel, scales)
+            steps += [Permutation(scales, channels, k, self.seed), Coupling(network, scales)]
+        return Flow(steps)
 
 
 _COMPACT = CSFlowConfig(

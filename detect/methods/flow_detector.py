@@ -21,7 +21,7 @@ from detect.config import TrainedConfig, require_fields_positive
 from detect.data.feature_cache import FeatureCache, stored_cache
 from detect.data.material import Material
 from detect.detector import ADAM, Batch, Detector, Scores, Stage
-from detect.images import to_chw, to_unit
+from detect.images import to_batch
 from detect.methods.flow import ActNorm, Flow, negative_log_likelihood
 from synth.base.backbones import Backbone, build_backbone, seeded_init
 from synth.base.errors import UserError
@@ -214,9 +214,8 @@ def prepared_flow(detector: T, material: Material[Any]) -> T:
             detector.cache = fill()
     if any(isinstance(step, ActNorm) for step in detector.flow.steps):
         chosen = spread(len(images), NUM_INITIAL)
-        batch = torch.stack([to_chw(images[n]) for n in chosen]).to(device)
+        batch = to_batch((images[n] for n in chosen), device)
         assert detector.cache is not None
-        numbers = torch.tensor(chosen)
-        maps = detector.cache(numbers, to_unit(batch), detector.frozen_features)
+        maps = detector.cache(torch.tensor(chosen), batch, detector.frozen_features)
         detector.flow.initialise(maps)
     return detector

@@ -70,38 +70,6 @@ def attend(channels: int, reduction: int | None) -> nn.Module:
     return nn.Identity() if reduction is None else CBAM(channels, reduction)
 
 
-def validflow(
-    channels: int,
-    *,
-    num_modules: int = 3,
-    hidden: int = 896,
-    cbam_reduction: int | None = 8,
-    all_pairs: bool = True,
-    num_scales: int = 3,
-    seed: int = 0,
-) -> Flow:
-    """Modules of an FA flow (within scales) and an FB flow (across scales), with ActNorm before."""
-    within = partial(WithinScale, channels, hidden, num_scales, cbam_reduction)
-    attention = partial(attend, channels, cbam_reduction)
-    across = partial(
-        CrossScale,
-        channels,
-        hidden,
-        KERNEL,
-        num_scales,
-        all_pairs=all_pairs,
-        attention=attention,
-    )
-    steps: list[nn.Module] = []
-    for k, network in enumerate([within, across] * num_modules):
-        steps += [
-            ActNorm(num_scales, channels),
-            Permutation(num_scales, channels, k, seed),
-            Coupling(network, num_scales),
-        ]
-    return Flow(steps)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ValidFlowConfig(FlowConfig):
     """A ValidFlow and its training.
@@ -119,16 +87,26 @@ class ValidFlowConfig(FlowConfig):
     """Join the finest and the coarsest scale directly too."""
 
     def flow(self, channels: int) -> Flow:
-        """Build the modules."""
-        return validflow(
+        """Build modules of an FA flow (within scales) and an FB flow (across), ActNorm before."""
+        hidden, scales = self.hidden, self.num_scales
+        within = partial(WithinScale, channels, hidden, scales, self.cbam_reduction)
+        across = partial(
+            CrossScale,
             channels,
-            num_modules=self.num_modules,
-            hidden=self.hidden,
-            cbam_reduction=self.cbam_reduction,
+            hidden,
+            KERNEL,
+            scales,
             all_pairs=self.all_pairs,
-            num_scales=self.num_scales,
-            seed=self.seed,
+            attention=partial(attend, channels, self.cbam_reduction),
         )
+        steps: list[nn.Module] = []
+        for k, network in enumerate([within, across] * self.num_modules):
+            steps += [
+                ActNorm(scales, channels),
+                Permutation(scales, channels, k, self.seed),
+                Coupling(network, scales),
+            ]
+        return Flow(steps)
 
 
 _COMPACT = ValidFlowConfig(

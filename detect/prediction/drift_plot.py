@@ -1,6 +1,5 @@
 """The figure of a drift test: both distributions of scores, the threshold, the largest distance."""
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from detect.prediction.drift import Drift
-from synth.images import write_atomically
+from synth.base.files import atomic_path
 
 HELD_OUT, RECENT, INK = "#3b82f6", "#f97316", "#1f2430"
 LOOK = {
@@ -27,7 +26,7 @@ LOOK = {
 
 def write_drift_plot(path: Path, drift: Drift) -> None:
     """Draw the share of images up to each score, for held-out and recent images, as a PNG."""
-    with style.context(LOOK):
+    with style.context(LOOK), atomic_path(path) as partial:
         figure = Figure(figsize=(8, 4.5), layout="constrained")
         axes = figure.add_subplot()
         held = np.asarray(drift.calibration.scores)
@@ -42,6 +41,4 @@ def write_drift_plot(path: Path, drift: Drift) -> None:
         )
         axes.set_title(drift.finding, loc="left", weight="bold")
         figure.legend(loc="outside lower center", ncols=4)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=150)
-    write_atomically(path, buffer.getvalue())
+        figure.savefig(partial, format="png", dpi=150)

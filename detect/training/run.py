@@ -6,7 +6,6 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -22,8 +21,8 @@ from detect.data.material import Material, Prepared, Product, prepare_material
 from detect.detector import Detector
 from detect.evaluation.testset import TestSet
 from detect.evaluation.watch import WATCH_FILE, WatchedTests
-from detect.images import to_chw, to_unit
-from detect.scoring import detector_scorer, score_batches
+from detect.images import to_batch
+from detect.scoring import detector_scorer, joined, score_batches
 from detect.training.loop import Feed, require_equal_shares, train_stages
 from detect.training.stopping import (
     BEST_FILE,
@@ -197,7 +196,7 @@ def learn(
     checks = None
     if judges is not None and options.patience is not None:
         seed = derive_seed(config.seed, JUDGES_KEY)
-        judged = material.samples_of(judges, [None] * len(judges), seed, anomalous_share=1.0)
+        judged = material.samples(seed, anomalous_share=1.0, others=judges)
         checks = Checks(out, blended_once(judged), options.patience)
     watch = WatchedTests(out, tests, config.image_size, bars) if tests else None
     num_workers = options.workers
@@ -235,7 +234,7 @@ def save_calibrated(
     """Set the thresholds on the held-out images and write the detector; returns that of all."""
     rate, device = options.false_reject_rate, material.accelerator.device
     held = chain.from_iterable(product.normals.held for product in material.products)
-    detector.measure_held_out(to_unit(to_chw(image)[None].to(device)) for image in held)
+    detector.measure_held_out(to_batch([image], device) for image in held)
     own = {
         product.normals.category.name: calibrated_on_held(
             detector, product.normals, rate, device, material.bars
@@ -256,9 +255,5 @@ def calibrated_on_held(
     paths = [record.path for record in normals.held_records]
     with bars("calibrating", "image") as update:
         scorer = detector_scorer(detector, device)
-        held = [*score_batches(scorer, paths, normals.size, progress=update)]
-    return calibrate(
-        np.concatenate([each.scores for each in held]),
-        rate,
-        () if detector.pooled else np.concatenate([each.peaks for each in held]),
-    )
+        held = joined(score_batches(scorer, paths, normals.size, progress=update))
+    return calibrate(held.scores, rate, () if detector.pooled else held.peaks)

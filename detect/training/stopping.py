@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from detect.data.samples import BlendedDataset, JoinedDataset
 from detect.evaluation.metrics import image_metrics, pixel_metrics
-from detect.scoring import Scorer
+from detect.scoring import Scorer, image_batches, joined
 from synth.base.errors import UserError
 from synth.base.files import read_json, write_json
 from synth.data.catalog import Record, held_out
@@ -93,12 +93,10 @@ class Check(NamedTuple):
 
 def make_check(scorer: Scorer, test: SyntheticTest, step: int, batch_size: int = 16) -> Check:
     """Score a synthetic test."""
-    parts = [
-        scorer(test.images[start : start + batch_size])
-        for start in range(0, len(test.images), batch_size)
-    ]
-    image = image_metrics(test.labels, np.concatenate([part.scores for part in parts]))
-    pixel = pixel_metrics(list(test.masks), [m for part in parts for m in part.maps])
+    num_images, image_of = len(test.images), test.images.__getitem__
+    found = joined(image_batches(scorer, image_of, num_images, batch_size=batch_size))
+    image = image_metrics(test.labels, found.scores)
+    pixel = pixel_metrics(list(test.masks), list(found.maps))
     return Check(step, image.auroc, pixel.average_precision)
 
 

@@ -19,7 +19,7 @@ from detect.batch_norm import GlobalBatchNorm2d, whole_batch
 from detect.config import TrainedConfig, require_fields_positive
 from detect.data.material import Material
 from detect.detector import ADAM, Batch, Detector, Scores, Stage
-from detect.images import to_chw, to_unit
+from detect.images import to_batch
 from detect.method import Recipe
 from detect.methods.glancing.global_net import WIDTHS, GlobalNet, around
 from detect.methods.glancing.holes import Grid, Hidden, Hole, Mode
@@ -423,9 +423,8 @@ def build_glancing(config: GlancingConfig, material: Material[Any]) -> Glancing:
     """Let the teacher describe some patches, to know how large its numbers usually are."""
     backbone = material.backbone
     images: list[Images] = [*chain.from_iterable(material.images)]
-    device = material.accelerator.device
-    chosen = [to_chw(images[i]) for i in spread(len(images), NUM_TAUGHT)]
-    normal = to_unit(torch.stack(chosen).to(device))
+    chosen = (images[i] for i in spread(len(images), NUM_TAUGHT))
+    normal = to_batch(chosen, material.accelerator.device)
     size = receptive_field(config.patch).size
     draws = seeded(config.seed, 5)
     usual = random_patches(normal, config.patches_per_image, size, draws)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 
 from detect.config import TrainedConfig, require_fields_positive
-from detect.images import to_chw, to_unit
+from detect.images import to_batch
 from synth.base.backbones import DEFAULT_BACKBONE, Backbone, BackboneConfig
 from synth.base.errors import UserError
 from synth.pictures import Images
@@ -198,7 +198,7 @@ def feature_rms(backbone: Backbone, images: Sequence[Images]) -> list[float]:
     """Root mean square of each layer's features, on a few normal images of every product."""
     each = math.ceil(SCALE_IMAGES / len(images))
     chosen = [image for product in images for image in product[:each]]
-    layers = backbone(to_unit(torch.stack([to_chw(image) for image in chosen])))
+    layers = backbone(to_batch(chosen, torch.device("cpu")))
     return [x.square().mean().sqrt().item() for x in layers]
 
 
