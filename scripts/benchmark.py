@@ -37,8 +37,8 @@ from detect.data.samples import BlendedDataset
 from detect.data.sources import Part, open_source
 from detect.detector import ADAM, Batch
 from detect.evaluation.metrics import pixel_metrics
-from detect.exporting.formats import onnx_session, quiet, write_onnx
-from detect.exporting.graph import INPUT, record
+from detect.exporting.formats import quiet, read_onnx, write_onnx
+from detect.exporting.graph import record
 from detect.methods import csflow, validflow
 from detect.methods.flow import ALPHA, Mapped, negative_log_likelihood
 from detect.methods.realnet import PRESETS as REALNETS
@@ -329,8 +329,8 @@ def onnx_work(model: RealNet, images: torch.Tensor) -> Callable[[], object]:
     with tempfile.TemporaryDirectory() as folder, quiet():
         path = Path(folder) / "detector.onnx"
         write_onnx(record(model, model.config.image_size), path, {})
-        session = onnx_session(path)
-    return lambda: session.run(None, {INPUT: pixels})
+        run = read_onnx(path)
+    return lambda: run(pixels)
 
 
 def training(job: Job) -> float:

@@ -1,4 +1,5 @@
 import json
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,6 +13,10 @@ TINY = shlex.split(
     "--only perlin detectors flows --presets tiny --size-px 128 --repeats 1 --batch-sizes 1 2 "
     "--training-batch 2"
 )
+
+
+def test_its_imports_are_there() -> None:
+    assert runpy.run_path(str(SCRIPT), run_name="benchmark")["main"]
 
 
 @pytest.mark.slow  # a process per measurement

@@ -43,7 +43,9 @@ def test_a_campaign_runs_and_tells_what_failed(campaign, tmp_path, monkeypatch):
     monkeypatch.setattr(campaign, "FAULTS", {"nothing": lambda *_: "it failed"})
     monkeypatch.setattr(campaign, "WORKS", {"detect train": campaign.WORKS["detect train"]})
     rounds = campaign.campaign(random.Random(0), tmp_path, 0.001)
-    assert rounds == {("detect train", "nothing"): ["it failed"]}
+    assert set(rounds) == {("detect train", "nothing")}
+    (told,) = rounds.values()
+    assert set(told) == {"it failed"}
     text = "\n".join(campaign.table(rounds, "python x.py"))
     assert "it failed" in text
-    assert "| `detect train` | 0 of 1 |" in text
+    assert f"| `detect train` | 0 of {len(told)} |" in text
