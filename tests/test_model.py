@@ -28,6 +28,7 @@ from synth.diffusion.model import (
     load_model,
 )
 from synth.diffusion.sampling import sample_images
+from synth.diffusion.spectrum import bands
 
 CPU = torch.device("cpu")
 
@@ -131,12 +132,12 @@ EDM = replace(UNET, prediction="edm", mu=-0.1, sigma_data=0.4)
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"sigma_data": None}, "prediction: got edm with mu -0.1 and sigma_data None"),
+        ({"sigma_data": None}, "prediction: got edm with mu -0.1, sigma_data None"),
         ({"sigma_data": math.inf}, "sigma_data: got inf"),
         ({"mu": 7}, "mu: got 7, must lie between -1 and 1"),
         ({"mu": math.nan}, "mu: got nan"),
         ({"prediction": "epsilon"}, "prediction: got epsilon with mu -0.1"),
-        ({"prediction": None}, "prediction: got None, allowed are epsilon, v, edm"),
+        ({"prediction": None}, "prediction: got None, allowed are epsilon, v, edm, wiener"),
     ],
 )
 def test_a_changed_network_is_refused_with_its_file(
@@ -193,13 +194,18 @@ def test_the_configuration_is_plain_json(model: DiffusionModel) -> None:
     assert json.loads(json.dumps(model.config)) == model.config
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v", "edm"])
+@pytest.mark.parametrize("kind", ["epsilon", "v", "edm", "wiener"])
 def test_a_pipeline_of_diffusers_draws_what_we_draw(tmp_path: Path, kind: str) -> None:
     """At s = 0 and with the same noise, step by step, to rounding."""
-    statistics = {"mu": -0.1, "sigma_data": 0.4} if kind == "edm" else {}
+    statistics: dict[str, Any] = (
+        {"mu": -0.1, "sigma_data": 0.4} if kind in ("edm", "wiener") else {}
+    )
+    if kind == "wiener":
+        rows, columns = (1 + int(bands(side)[-1]) for side in UNET.image_size)
+        statistics["spectrum"] = ((tuple(np.linspace(2, 0, columns).tolist()),) * rows,) * 3
     unet = replace(UNET, prediction=kind, **statistics)
     model = load_model(write_model(tmp_path, unet), CPU)
-    if kind == "edm":
+    if kind in ("edm", "wiener"):
         assert not (tmp_path / "model_index.json").exists()
         pipeline = DDPMPipeline(EpsilonUNet.of(model), build_scheduler())
     else:

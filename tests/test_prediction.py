@@ -1,8 +1,11 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
+from scipy.fft import dctn
 from torch import Tensor
 
 from synth.base.errors import UserError
@@ -11,10 +14,21 @@ from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import add_noise, build_scheduler, hybrid_loss, noise_schedule
 from synth.diffusion.prediction import Denoised, Prediction, implied_eps
 from synth.diffusion.sdas import Denoiser, sample_sdas
+from synth.diffusion.spectrum import Spectrum, bands, frozen, measure_spectrum, to_frequencies
 from synth.making.train import pixel_statistics
 
 EDM = Prediction("edm", mu=-0.2, sigma_data=0.3)
-KINDS = [Prediction("epsilon"), Prediction("v"), EDM]
+
+
+def falling(height: int, width: int, num_channels: int) -> Spectrum:
+    """A spectrum that falls from 2 by frequency, faster over columns, less strong in colour."""
+    rows, columns = (np.arange(1 + bands(side)[-1]) for side in (height, width))
+    table = 2 * 2.0 ** (-rows[:, None] / 8 - columns / 4)
+    return frozen([(table / (1 + c)).tolist() for c in range(num_channels)])
+
+
+WIENER = Prediction("wiener", mu=-0.2, sigma_data=0.3, spectrum=falling(4, 4, 3))
+KINDS = [Prediction("epsilon"), Prediction("v"), EDM, WIENER]
 kinds = pytest.mark.parametrize("prediction", KINDS, ids=[kind.kind for kind in KINDS])
 
 
@@ -82,6 +96,80 @@ def test_the_input_of_edm_has_unit_variance(t: int) -> None:
     assert x.var().item() == pytest.approx(1, rel=0.03)
 
 
+def test_a_flat_spectrum_is_edm() -> None:
+    schedule, (x_0, eps, k) = noise_schedule(), draws(5)
+    x_t, alpha_bar = add_noise(schedule, x_0, eps, k), schedule.alpha_bar[k]
+    flat = EDM._replace(kind="wiener", spectrum=(((EDM.sigma_data,) * 4,) * 4,) * 3)
+    F = torch.randn(x_t.shape, generator=generator(1))
+    torch.testing.assert_close(flat.input(x_t, alpha_bar), EDM.input(x_t, alpha_bar))
+    ours, theirs = flat.x_0(x_t, F, alpha_bar), EDM.x_0(x_t, F, alpha_bar)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    ours, theirs = (one.target(x_0, eps, x_t, alpha_bar) for one in (flat, EDM))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+
+
+def transformed(x: Tensor) -> NDArray[np.float64]:
+    """The cosine transform of images, [N, C, H, W] or [N, H, W, C], by scipy."""
+    return np.asarray(dctn(x.numpy(), axes=(1, 2, 3), norm="ortho"))
+
+
+def test_wiener_is_edm_for_every_frequency() -> None:
+    """In the transform of scipy, coefficient by coefficient; the loss has EDM's weights there."""
+    schedule, (x_0, eps, k) = noise_schedule(), draws(5)
+    x_t, alpha_bar = add_noise(schedule, x_0, eps, k), schedule.alpha_bar[k]
+    F = torch.randn(x_t.shape, generator=generator(1))
+    X_0, X_t, coefficients = (transformed(one) for one in (x_0, x_t, F))
+    (mean,) = transformed(torch.full((1, 3, 4, 4), WIENER.mu))
+    expected, weights = np.empty_like(X_0), np.empty_like(X_0)
+    for n, c, row, column in np.ndindex(X_0.shape):
+        a, sigma = alpha_bar[n].item(), WIENER.spectrum[c][bands(4)[row]][bands(4)[column]]
+        variance = 1 - a + a * sigma**2
+        c_skip, c_out = a**0.5 * sigma**2 / variance, (1 - a) ** 0.5 * sigma / variance**0.5
+        at = (n, c, row, column)
+        r = X_t[at] - a**0.5 * mean[at[1:]]
+        expected[at] = mean[at[1:]] + c_skip * r + c_out * coefficients[at]
+        weights[at] = 1 / c_out**2
+    ours = to_frequencies(WIENER.x_0(x_t, F, alpha_bar))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+    mse = hybrid_loss(schedule, x_0, eps, k, torch.cat([F, F], dim=1), WIENER).mse
+    weighted = (weights * (expected - X_0) ** 2).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(mse, weighted, rtol=1e-3)
+
+
+def test_no_answer_at_all_is_the_chain_of_a_gaussian_of_this_spectrum() -> None:
+    """Each frequency's variance at s = 0 and 0.2, from the linear recursion by hand."""
+    side, num_steps, strengths = 16, 20, (0.0, 0.2)
+    spectrum = frozen((0.1 * np.asarray(falling(side, side, 1))).tolist())
+    prediction = Prediction("wiener", 0.0, 0.1, spectrum)
+    schedule, all_alpha_bar = noise_schedule(num_steps), noise_schedule().alpha_bar
+
+    def denoiser(x_t: Tensor, t: Tensor) -> Denoised:
+        output = torch.cat([torch.zeros_like(x_t), -torch.ones_like(x_t)], dim=1)
+        return prediction.read(output, x_t, all_alpha_bar[t])
+
+    each = 300
+    x = sample_sdas(
+        denoiser,
+        schedule,
+        (1, side, side),
+        [s for s in strengths for _ in range(each)],
+        [generator(7, index) for index in range(each * len(strengths))],
+    )
+    measured = to_frequencies(x).square().view(len(strengths), each, side, side).mean(dim=1)
+    sigma2 = np.asarray(spectrum)[0][bands(side)[:, None], bands(side)] ** 2
+    for strength, power in zip(strengths, measured, strict=True):
+        variance = np.ones_like(sigma2)
+        for i in range(num_steps - 1, -1, -1):
+            a = schedule.alpha_bar[i].item()
+            gain = a**0.5 * sigma2 / (1 - a + a * sigma2)
+            carried = schedule.mean_x0[i].item() * gain + schedule.mean_xt[i].item()
+            added = (1 + strength) * schedule.log_beta_tilde[i].exp().item() if i else 0
+            variance = carried**2 * variance + added
+        ratio = power.numpy() / variance
+        assert np.abs(ratio - 1).max() < 5 * (2 / each) ** 0.5
+        assert ratio.mean() == pytest.approx(1, abs=5 * (2 / each) ** 0.5 / side)
+
+
 def perfect(prediction: Prediction, mu: float, sigma2: float) -> Denoiser:
     """Answers as the optimal network for x_0 ~ N(mu, sigma2) of this kind; the small variance."""
     all_alpha_bar = noise_schedule().alpha_bar
@@ -98,6 +186,11 @@ def perfect(prediction: Prediction, mu: float, sigma2: float) -> Denoiser:
     return denoiser
 
 
+def of_size(prediction: Prediction, num_channels: int, side: int) -> Prediction:
+    """The same kind for images of another shape."""
+    return prediction._replace(spectrum=falling(side, side, num_channels))
+
+
 @kinds
 def test_a_perfect_network_of_any_kind_gives_the_chain_of_the_closed_form(
     prediction: Prediction,
@@ -105,7 +198,7 @@ def test_a_perfect_network_of_any_kind_gives_the_chain_of_the_closed_form(
     """Ratios of the variance to sigma2 for s = 0, 0.1, 0.2, from the linear recursion by hand."""
     sigma2, side, mu = 0.02, 200, 0.1
     x = sample_sdas(
-        perfect(prediction, mu, sigma2),
+        perfect(of_size(prediction, 1, side), mu, sigma2),
         noise_schedule(20),
         (1, side, side),
         [0.0, 0.1, 0.2],
@@ -120,7 +213,7 @@ def test_excess_noise_stays_out_of_the_image_where_nothing_divides_by_sqrt_alpha
     prediction: Prediction,
 ) -> None:
     """A network that answers as if x_t had the noise that t says, given half as much again."""
-    schedule, k = noise_schedule(), torch.tensor([800])
+    schedule, k, prediction = noise_schedule(), torch.tensor([800]), of_size(prediction, 1, 100)
     g = torch.Generator().manual_seed(0)
     x_0 = EDM.mu + EDM.sigma_data * torch.randn(1, 1, 100, 100, generator=g)
     eps = torch.randn(x_0.shape, generator=g)
@@ -146,10 +239,56 @@ def test_statistics_of_the_training_images() -> None:
         pixel_statistics([np.full((2, 4, 4, 3), 7, np.uint8)])
 
 
+@pytest.mark.parametrize("shape", [(8, 8), (6, 10)])
+def test_the_spectrum_of_the_training_images(shape: tuple[int, int]) -> None:
+    """The mean of the squared coefficients of a band; all together are the pixels' variance."""
+    rng = np.random.default_rng(0)
+    images = [
+        rng.integers(0, 256, (3, *shape, 3), np.uint8),
+        rng.integers(0, 9, (8, *shape, 3), np.uint8),
+    ]
+    mu, sigma_data = pixel_statistics(images)
+    spectrum = measure_spectrum(images, mu, 3)
+    power = np.mean(
+        [
+            np.mean(transformed(torch.from_numpy(part / 127.5 - 1 - mu)) ** 2, axis=0)
+            for part in images
+        ],
+        axis=0,
+    )
+    for c, rows, columns in [(0, 0, 0), (1, 2, 0), (0, 4, 4)]:
+        here = np.ix_(bands(shape[0]) == rows, bands(shape[1]) == columns)
+        expected = math.sqrt(power[..., c][here].mean())
+        assert spectrum[c][rows][columns] == pytest.approx(expected, abs=1e-6)
+    table = np.asarray(spectrum)
+    everywhere = table[:, bands(shape[0])[:, None], bands(shape[1])]
+    assert (everywhere**2).mean() == pytest.approx(sigma_data**2, rel=1e-4)
+    if shape[0] == shape[1]:
+        turned = np.asarray(measure_spectrum(images, mu, 3, turned=True))
+        both = np.sqrt((table**2 + table.swapaxes(1, 2) ** 2) / 2)
+        np.testing.assert_allclose(turned, both, atol=2e-6)
+
+
+def test_grey_images_have_no_spectrum_of_colour() -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8).repeat(3, axis=3)
+    brightness, *colour = measure_spectrum([grey], 0.0, 3)
+    assert np.min(brightness) > 0.1
+    assert np.abs(colour).max() < 1e-6
+
+
 def test_an_edm_network_without_its_statistics_is_refused() -> None:
-    with pytest.raises(UserError, match=r"got edm with mu None .* edm needs both"):
+    with pytest.raises(UserError, match=r"got edm with mu None.* edm needs the mean"):
         _ = UNetConfig(prediction="edm").predicted
-    with pytest.raises(UserError, match="prediction: got 'x0', allowed are epsilon, v, edm"):
+    with pytest.raises(UserError, match=r"got .x0., allowed are epsilon, v, edm, wiener"):
         UNetConfig(prediction="x0")  # pyright: ignore[reportArgumentType]
+    known: dict[str, Any] = {"mu": 0.0, "sigma_data": 0.3}
+    with pytest.raises(UserError, match=r"got wiener .* and no spectrum; .* wiener these and"):
+        _ = UNetConfig(prediction="wiener", **known).predicted
+    with pytest.raises(
+        UserError, match=r"spectrum: 3 tables of 12 x 12 values belong to this network"
+    ):
+        _ = UNetConfig(prediction="wiener", **known, spectrum=(((0.1, 0.2),),)).predicted
+    with pytest.raises(UserError, match="spectrum: got a value that is not"):
+        UNetConfig(prediction="wiener", **known, spectrum=(((math.nan,),),))
     with pytest.raises(UserError, match="sigma_data: got 0"):
         UNetConfig(prediction="edm", mu=0.0, sigma_data=0)

@@ -7,7 +7,8 @@ from typing import Any, Literal, get_args
 
 from synth.base.errors import UserError
 from synth.base.options import Precision, Tracker
-from synth.diffusion.prediction import Prediction, PredictionKind
+from synth.diffusion.prediction import STATISTICAL, Prediction, PredictionKind
+from synth.diffusion.spectrum import Spectrum, bands, frozen
 from synth.sia.strength import PAPER, Strength
 
 Style = Literal["adm", "ddpm", "diffusers"]
@@ -40,9 +41,11 @@ class UNetConfig:
     prediction: PredictionKind = "epsilon"
     """What the network predicts (see `synth.diffusion.prediction`)."""
     mu: float | None = None
-    """Mean of the training images' pixels in [-1, 1], for edm; None until they are known."""
+    """Mean of the training images' pixels in [-1, 1], for edm and wiener; None until known."""
     sigma_data: float | None = None
-    """Standard deviation of the same pixels, for edm."""
+    """Standard deviation of the same pixels, for edm and wiener."""
+    spectrum: Spectrum | None = None
+    """Their standard deviation by frequency, for wiener."""
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(PredictionKind):
@@ -52,6 +55,9 @@ class UNetConfig:
             raise UserError(f"mu: got {self.mu}, must lie between -1 and 1")
         if self.sigma_data is not None and not 0 < self.sigma_data <= 1:
             raise UserError(f"sigma_data: got {self.sigma_data}, must be greater than 0, 1 at most")
+        values = [std for table in self.spectrum or () for row in table for std in row]
+        if not all(0 <= std < math.inf for std in values):
+            raise UserError("spectrum: got a value that is not a number from 0 on")
         levels = len(self.block_channels)
         wrong = [level for level in self.attention_levels if not 0 <= level < levels]
         if wrong:
@@ -90,10 +96,7 @@ class UNetConfig:
 
         attention_levels was the number of coarsest levels before they could be chosen.
         """
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
+        fields: dict[str, Any] = {name: frozen(value) for name, value in values.items()}
         if isinstance(fields.get("attention_levels"), int):
             levels = len(fields["block_channels"])
             fields["attention_levels"] = tuple(range(levels - fields["attention_levels"], levels))
@@ -103,17 +106,28 @@ class UNetConfig:
     def predicted(self) -> Prediction:
         """How images follow from the network's output.
 
-        Raises UserError for edm without its statistics, and for statistics of another kind.
+        Raises UserError where the kind lacks its statistics, or has those of another kind or size.
         """
-        if self.prediction == "edm" and self.mu is not None and self.sigma_data is not None:
-            return Prediction("edm", self.mu, self.sigma_data)
-        if self.prediction != "edm" and self.mu is None and self.sigma_data is None:
+        has = (self.mu is not None, self.sigma_data is not None, self.spectrum is not None)
+        statistical = self.prediction in STATISTICAL
+        if has != (statistical, statistical, self.prediction == "wiener"):
+            raise UserError(
+                f"prediction: got {self.prediction} with mu {self.mu}, sigma_data "
+                f"{self.sigma_data} and {'a' if has[2] else 'no'} spectrum; edm needs the mean and "
+                "standard deviation of the training images, wiener these and their spectrum, the "
+                "others have none"
+            )
+        if self.mu is None or self.sigma_data is None:
             return Prediction(self.prediction)
-        raise UserError(
-            f"prediction: got {self.prediction} with mu {self.mu} and sigma_data "
-            f"{self.sigma_data}; edm needs both, the mean and standard deviation of the training "
-            "images, the others have neither"
-        )
+        spectrum = self.spectrum or ()
+        rows, columns = (1 + int(bands(side)[-1]) for side in self.image_size)
+        shape = [[columns] * rows] * self.num_channels
+        if spectrum and [[len(row) for row in table] for table in spectrum] != shape:
+            raise UserError(
+                f"spectrum: {self.num_channels} tables of {rows} x {columns} values belong to this "
+                "network"
+            )
+        return Prediction(self.prediction, self.mu, self.sigma_data, spectrum)
 
     @property
     def size_multiple(self) -> int:
@@ -252,14 +266,14 @@ class SdasConfig:
 
 PRESETS: dict[str, TrainConfig] = {
     # 3.2 M parameters, 64 px: minutes on two CPU cores.
-    "tiny": TrainConfig(unet=UNetConfig(prediction="edm"), timestep_power=2.0),
+    "tiny": TrainConfig(unet=UNetConfig(prediction="wiener"), timestep_power=2.0),
     # 3.3 M parameters, 128 px: hours on two CPU cores; made for a GPU.
     "small": TrainConfig(
         unet=UNetConfig(
             image_size=(128, 128),
             block_channels=(32, 32, 64, 128),
             attention_levels=(3,),
-            prediction="edm",
+            prediction="wiener",
         ),
         num_steps=4000,
         learning_rate=5e-4,
@@ -277,7 +291,7 @@ PRESETS: dict[str, TrainConfig] = {
             head_channels=None,
             norm_groups=32,
             style="ddpm",
-            prediction="edm",
+            prediction="wiener",
         ),
         num_steps=15_000,
         timestep_power=2.0,

@@ -86,7 +86,7 @@ def build_unet(config: UNetConfig) -> UNet2DModel:
 def build_scheduler(kind: PredictionKind = "epsilon") -> DDPMScheduler:
     """Diffusers' description of the same process, stored beside the U-Net for its pipelines.
 
-    For edm, which diffusers' schedulers do not know, it is that of `model.EpsilonUNet`.
+    For edm and wiener, which diffusers' schedulers do not know, it is that of `model.EpsilonUNet`.
     """
     return DDPMScheduler(
         num_train_timesteps=NUM_TRAIN_TIMESTEPS,

@@ -17,7 +17,7 @@ from synth.base.files import atomic_path, file_digest, read_json, reading, requi
 from synth.base.options import Precision
 from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import build_scheduler, build_unet, noise_schedule, unet_arguments
-from synth.diffusion.prediction import Prediction, PredictionKind, implied_eps
+from synth.diffusion.prediction import STATISTICAL, Prediction, PredictionKind, implied_eps
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "unet/diffusion_pytorch_model.safetensors"
@@ -82,8 +82,9 @@ class DiffusionModel(NamedTuple):
 class EpsilonUNet(UNet2DModel):
     """A network of any prediction that answers eps and v, as diffusers' pipelines expect.
 
-    `DDPMPipeline.from_pretrained` loads epsilon and v models as they are. An edm model's input is
-    scaled by t, which diffusers' schedulers do not do; this wrapper does both conversions:
+    `DDPMPipeline.from_pretrained` loads epsilon and v models as they are. The input of an edm or
+    wiener model is scaled by t, which diffusers' schedulers do not do; this wrapper does both
+    conversions:
 
         model = load_model(folder, torch.device("cpu"))
         pipeline = DDPMPipeline(EpsilonUNet.of(model), build_scheduler())
@@ -121,15 +122,15 @@ class EpsilonUNet(UNet2DModel):
 def save_model(folder: Path, unet: UNet2DModel, kind: PredictionKind = "epsilon") -> None:
     """Write the network (averaged weights) and its scheduler as `DDPMPipeline` loads them.
 
-    An edm model gets no model_index.json: a pipeline would load and draw noise (`EpsilonUNet`). The
-    weights appear last and whole. Raises UserError when the disk is full.
+    An edm or wiener model gets no model_index.json: a pipeline would load and draw noise
+    (`EpsilonUNet`). The weights appear last and whole. Raises UserError when the disk is full.
     """
     staging = folder / STAGING
     with atomic_path(folder / WEIGHTS_FILE) as weights:
         shutil.rmtree(staging, ignore_errors=True)
         try:
             DDPMPipeline(unet=unet, scheduler=build_scheduler(kind)).save_pretrained(staging)
-            if kind == "edm":
+            if kind in STATISTICAL:
                 (staging / "model_index.json").unlink()
             os.replace(staging / WEIGHTS_FILE, weights)
             shutil.copytree(staging, folder, dirs_exist_ok=True)

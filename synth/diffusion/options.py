@@ -24,7 +24,10 @@ from synth.data.options import DataOptions
 from synth.diffusion.config import PRESETS, RunConfig, TrainConfig, UNetConfig
 from synth.diffusion.prediction import PredictionKind
 
-PresetKind = Annotated[PredictionKind | None, tyro.conf.arg(help_behavior_hint=OF_PRESET)]
+PresetKind = Annotated[
+    PredictionKind | None,
+    tyro.conf.arg(metavar="{epsilon,v,edm,wiener}", help_behavior_hint=OF_PRESET),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,9 @@ class DiffusionOptions:
     ] = ()
     """Categories of a --conditional model."""
     prediction: PresetKind = None
-    """What the network predicts: edm and v keep strong anomalies free of grain; epsilon is the
-    original DDPM's, and that of most weights to start from."""
+    """What the network predicts: wiener starts from the spectrum of the training images, and keeps
+    grain out of samples and strong anomalies best; edm starts from their standard deviation, v from
+    neither; epsilon is the original DDPM's, and that of most weights to start from."""
     size: PresetSize = None
     """Pixels that images are squeezed to."""
     num_steps: PresetInt = None

@@ -1,19 +1,25 @@
 """What the network predicts, and how the clean image follows from it.
 
-The network maps a scaled x_t to F. With D_t = 1 - alpha_bar + alpha_bar sigma_data^2, the variance
-of x_t, the three kinds are
+The network maps a scaled x_t to F. With r = x_t - sqrt(alpha_bar) mu and
+D_t = 1 - alpha_bar + alpha_bar sigma_data^2, the variance of x_t, the kinds are
 
-    kind      input                                F                        x_0_hat
-    epsilon   x_t                                  eps                      (x_t - sqrt(1 - alpha_bar) F) / sqrt(alpha_bar)
-    v         x_t                                  sqrt(alpha_bar) eps      sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) F
-                                                   - sqrt(1 - alpha_bar) x_0
-    edm       (x_t - sqrt(alpha_bar) mu)           (x_0 - mu - c_skip r)    mu + c_skip r + c_out F
-              / sqrt(D_t)                          / c_out
+    kind      input            F                              x_0_hat
+    epsilon   x_t              eps                            (x_t - sqrt(1 - alpha_bar) F) / sqrt(alpha_bar)
+    v         x_t              sqrt(alpha_bar) eps            sqrt(alpha_bar) x_t - sqrt(1 - alpha_bar) F
+                               - sqrt(1 - alpha_bar) x_0
+    edm       r / sqrt(D_t)    (x_0 - mu - c_skip r) / c_out  mu + c_skip r + c_out F
+    wiener    r / sqrt(D_t)    the same for every frequency   the same for every frequency
 
-with r = x_t - sqrt(alpha_bar) mu, c_skip = sqrt(alpha_bar) sigma_data^2 / D_t and
-c_out = sqrt(1 - alpha_bar) sigma_data / sqrt(D_t). These are EDM's c_skip and c_out (Karras et al.,
-2022, Table 1) for y = x_t / sqrt(alpha_bar) and sigma^2 = (1 - alpha_bar) / alpha_bar. With
-sigma_data = 1 and mu = 0, edm is v with the opposite sign. v: Salimans and Ho, 2022.
+with c_skip = sqrt(alpha_bar) sigma_data^2 / D_t and c_out = sqrt(1 - alpha_bar) sigma_data /
+sqrt(D_t). These are EDM's c_skip and c_out (Karras et al., 2022, Table 1) for
+y = x_t / sqrt(alpha_bar) and sigma^2 = (1 - alpha_bar) / alpha_bar. With sigma_data = 1 and mu = 0,
+edm is v with the opposite sign. v: Salimans and Ho, 2022.
+
+wiener is ours. Each coefficient of the images' discrete cosine transform takes the place of a
+pixel, with a sigma_data of its frequency in c_skip and c_out. F = 0 is then the Wiener filter of
+x_t, the best linear guess at an image of this spectrum: it keeps the mean brightness and takes the
+grain out, and no error of F adds more at a frequency than the images have there. With a flat
+spectrum it is edm.
 
 Only epsilon divides by sqrt(alpha_bar). SDAS feeds the network more noise than t says, the answer
 of an epsilon network falls short of it, and the division amplifies what remains into grain.
@@ -23,12 +29,17 @@ Shapes: x_t, x_0, eps and F are float32 [N, C, H, W]; alpha_bar is float32 [N].
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from synth.diffusion.spectrum import Spectrum, deviations, to_frequencies, to_pixels
 
 if TYPE_CHECKING:  # options name the kinds, and torch would hold up `--help`
     from torch import Tensor
 
-PredictionKind = Literal["epsilon", "v", "edm"]
+PredictionKind = Literal["epsilon", "v", "edm", "wiener"]
+STATISTICAL: tuple[PredictionKind, ...] = ("edm", "wiener")
+"""Kinds that know mean and deviation of the training images; diffusers' schedulers know neither."""
 
 
 class Denoised(NamedTuple):
@@ -39,21 +50,23 @@ class Denoised(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The kind, and for edm the mean mu and standard deviation of the training images' pixels.
+    """The kind, and the training images' statistics, in [-1, 1] units.
 
-    mu and sigma_data are in [-1, 1] units.
+    mu and sigma_data, the mean and standard deviation of their pixels, are for edm and wiener; the
+    spectrum, see `synth.diffusion.spectrum`, is for wiener.
     """
 
     kind: PredictionKind = "epsilon"
     mu: float = 0.0
     sigma_data: float = 1.0
+    spectrum: Spectrum = ()
 
     def input(self, x_t: Tensor, alpha_bar: Tensor) -> Tensor:
-        """What the network is given; of unit variance at every t for edm."""
-        if self.kind != "edm":
+        """What the network is given; of unit variance at every t for edm and wiener."""
+        if self.kind not in STATISTICAL:
             return x_t
         a = _column(alpha_bar)
-        return (x_t - a.sqrt() * self.mu) / self._variance(a).sqrt()
+        return (x_t - a.sqrt() * self.mu) / _variance(a, self.sigma_data).sqrt()
 
     def x_0(self, x_t: Tensor, F: Tensor, alpha_bar: Tensor) -> Tensor:
         """The clean image that the network's answer F implies, not clipped."""
@@ -62,7 +75,8 @@ class Prediction(NamedTuple):
             return (x_t - (1 - a).sqrt() * F) / a.sqrt()
         if self.kind == "v":
             return a.sqrt() * x_t - (1 - a).sqrt() * F
-        return self.mu + self._skipped(x_t, a) + self._c_out(a) * F
+        c_out = self._c_out(F, a)
+        return self.mu + self._skipped(x_t, a) + self._each(F, lambda f: c_out * f)
 
     def read(self, output: Tensor, x_t: Tensor, alpha_bar: Tensor) -> Denoised:
         """Read the network's output, F and v, [N, 2C, H, W], in float32."""
@@ -76,17 +90,31 @@ class Prediction(NamedTuple):
             return eps
         if self.kind == "v":
             return a.sqrt() * eps - (1 - a).sqrt() * x_0
-        return (x_0 - self.mu - self._skipped(x_t, a)) / self._c_out(a)
+        c_out = self._c_out(x_0, a)
+        return self._each(x_0 - self.mu - self._skipped(x_t, a), lambda f: f / c_out)
 
-    def _variance(self, a: Tensor) -> Tensor:
-        return 1 - a + a * self.sigma_data**2
+    def _each(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """Change each pixel or, for wiener, the coefficient of each frequency."""
+        return to_pixels(change(to_frequencies(x))) if self.kind == "wiener" else change(x)
+
+    def _sigma(self, x: Tensor) -> Tensor | float:
+        """sigma_data; for wiener that of each frequency, [C, H, W]."""
+        if self.kind == "wiener":
+            return deviations(self.spectrum, *x.shape[2:], x.device)
+        return self.sigma_data
 
     def _skipped(self, x_t: Tensor, a: Tensor) -> Tensor:
-        c_skip = a.sqrt() * self.sigma_data**2 / self._variance(a)
-        return c_skip * (x_t - a.sqrt() * self.mu)
+        sigma = self._sigma(x_t)
+        c_skip = a.sqrt() * sigma**2 / _variance(a, sigma)
+        return self._each(x_t - a.sqrt() * self.mu, lambda r: c_skip * r)
 
-    def _c_out(self, a: Tensor) -> Tensor:
-        return (1 - a).sqrt() * self.sigma_data / self._variance(a).sqrt()
+    def _c_out(self, x: Tensor, a: Tensor) -> Tensor:
+        sigma = self._sigma(x)
+        return (1 - a).sqrt() * sigma / _variance(a, sigma).sqrt()
+
+
+def _variance(a: Tensor, sigma: Tensor | float) -> Tensor:
+    return 1 - a + a * sigma**2
 
 
 def implied_eps(x_t: Tensor, x_0: Tensor, alpha_bar: Tensor) -> Tensor:

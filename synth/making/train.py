@@ -21,6 +21,8 @@ from synth.data.normals import Normals, load_normals
 from synth.diffusion.config import RunConfig, TrainConfig
 from synth.diffusion.init_from import Fit, Source, fit_source
 from synth.diffusion.model import DiffusionModel, load_model, save_model
+from synth.diffusion.prediction import STATISTICAL
+from synth.diffusion.spectrum import measure_spectrum
 from synth.diffusion.training import Learner, train_ddpm
 from synth.images import write_png
 from synth.making.looks import NUM_SHEET_IMAGES, Looks
@@ -106,22 +108,27 @@ def fitted(
     tell: Callable[[str], None] = lambda line: None,
 ) -> TrainConfig:
     """The configuration for these images: channels, categories, pixel statistics, arithmetic."""
-    grey = all(all_grey(one.fit) for one in normals)
+    images = [one.fit for one in normals]
+    grey = all(map(all_grey, images))
     colour = not grey or (source is not None and source.unet.num_channels == 3)
     if grey and colour:
         tell("all images are grey, but the network keeps the 3 channels of its initial weights")
-    mu, sigma_data = None, None
-    if config.unet.prediction == "edm":
-        mu, sigma_data = pixel_statistics([one.fit for one in normals])
+    kind, num_channels = config.unet.prediction, 3 if colour else 1
+    mu = sigma_data = spectrum = None
+    if kind in STATISTICAL:
+        mu, sigma_data = pixel_statistics(images)
+        if kind == "wiener":
+            spectrum = measure_spectrum(images, mu, num_channels, turned=config.rotate)
     return replace(
         config,
         precision="bf16" if accelerator.mixed_precision == "bf16" else "fp32",
         unet=replace(
             config.unet,
-            num_channels=3 if colour else 1,
+            num_channels=num_channels,
             num_categories=len(normals) if len(normals) > 1 else None,
             mu=mu,
             sigma_data=sigma_data,
+            spectrum=spectrum,
         ),
     )
 
