@@ -6,7 +6,8 @@ The comparison with anomalib runs where that is installed (CONTRIBUTING.md), and
 
 Networks have random weights: nothing is downloaded, and the time is the same. "plain" is the
 network as it stands: eager, contiguous, float32. Each is timed in a process of its own, so that its
-peak memory is its own. Flows are timed alone, on random features of EfficientNet-B5's shape.
+peak memory is its own. Flows are timed alone, on random features of EfficientNet-B5's shape;
+diffusion models at their presets' sizes, with what the preset predicts and with the noise.
 """
 
 import argparse
@@ -30,6 +31,7 @@ import cv2
 import noise
 import numpy as np
 import torch
+from accelerate import Accelerator
 from threadpoolctl import threadpool_limits
 from torch import nn
 
@@ -50,16 +52,22 @@ from synth.base.memory import keeping_freed_memory, steady_malloc
 from synth.base.progress import no_bars
 from synth.base.seeding import generator
 from synth.data.foreground import ForegroundRule
-from synth.diffusion.config import PRESETS
+from synth.diffusion.config import PRESETS, TrainConfig
 from synth.diffusion.ddpm import build_unet, noise_schedule
+from synth.diffusion.model import DiffusionModel
 from synth.diffusion.prediction import Denoised
+from synth.diffusion.sampling import sample_images
 from synth.diffusion.sdas import sample_sdas
+from synth.diffusion.spectrum import measure_spectrum
+from synth.diffusion.training import Learner
 from synth.perlin import perlin_mask
 from synth.sia.reader import Item, SiaHeader, write_sia
 
 SIZE = (256, 256)
 REALNET_PARTS = ("training", "plain", "fp32", "bf16", "onnxruntime")
 FLOW_PARTS = ("training fp32", "training bf16", "plain", "fp32", "bf16")
+DIFFUSION_PARTS = ("training fp32", "training bf16", "fp32", "bf16")
+DDPM = "diffusion"
 THEIRS = "anomalib's CS-Flow"
 FLOWS = {"CS-Flow": csflow.PRESETS, "ValidFlow": validflow.PRESETS, THEIRS: csflow.PRESETS}
 CHANNELS, STRIDE = 304, 32  # of the papers' layer of EfficientNet-B5
@@ -251,6 +259,13 @@ def flows(work: Path, options: argparse.Namespace) -> Iterator[Figure]:
             yield from measured(jobs(network, preset, parts, options))
 
 
+def diffusion(work: Path, options: argparse.Namespace) -> Iterator[Figure]:
+    """Train the presets' diffusion models and draw images of 20 reverse steps with them."""
+    for preset in filter(PRESETS.__contains__, options.presets):
+        for kind in sorted({"epsilon", PRESETS[preset].unet.prediction}):
+            yield from measured(jobs(f"{DDPM} {kind}", preset, DIFFUSION_PARTS, options))
+
+
 def jobs(
     network: str, preset: str, parts: Sequence[str], options: argparse.Namespace
 ) -> Iterator[Job]:
@@ -280,6 +295,8 @@ def measure(job: Job) -> list[Figure]:
     if job.part != "plain":
         steady_malloc()  # as commands do
     score, train = (mapping, flow_training) if job.network in FLOWS else (scoring, training)
+    if job.network.startswith(DDPM):
+        score, train = sampling, diffusion_training
     learns = job.part.startswith("training")
     value = (train if learns else score)(job)
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
@@ -404,6 +421,39 @@ def flow_training(job: Job) -> float:
         return job.batch_size / median_seconds(step, job.repeats)
 
 
+def diffusion_model(job: Job) -> tuple[TrainConfig, np.ndarray]:
+    """A preset with the statistics of smooth images, uint8 [N, H, W, 3], and these."""
+    config = PRESETS[job.preset]
+    height, width = config.unet.image_size
+    pixels = smooth_images(4, height)[..., :width] * 255
+    images = pixels.byte().permute(0, 2, 3, 1).numpy()
+    unet = replace(config.unet, prediction=job.network.removeprefix(DDPM).strip())
+    if unet.prediction != "epsilon":
+        spectrum = measure_spectrum([images], 0.0, 3)
+        unet = replace(unet, mu=0.0, sigma_data=0.5, spectrum=spectrum)
+    precision = "bf16" if job.part.endswith("bf16") else "fp32"
+    return replace(config, unet=unet, batch_size=job.batch_size, precision=precision), images
+
+
+def diffusion_training(job: Job) -> float:
+    """Samples per second of whole steps: batch, forward, losses, backward, Adam, averaging."""
+    config, images = diffusion_model(job)
+    precision = "bf16" if config.precision == "bf16" else "no"
+    learner = Learner(Accelerator(cpu=True, mixed_precision=precision), config, [images])
+    with keeping_freed_memory():  # as in `run_steps`
+        return job.batch_size / learner.seconds_per_step()
+
+
+def sampling(job: Job) -> float:
+    """Milliseconds per image."""
+    config, _ = diffusion_model(job)
+    unet = build_unet(config.unet).to(memory_format=torch.channels_last).eval()  # pyright: ignore
+    model = DiffusionModel(unet, {"train": config.to_json(), "category": "smooth"}, "")
+    numbers = range(job.batch_size)
+    work = lambda: sample_images(model, [0.1] * job.batch_size, 0, numbers, 20)  # noqa: E731
+    return 1000 * median_seconds(work, job.repeats) / job.batch_size
+
+
 # The run
 
 
@@ -415,6 +465,7 @@ PARTS: dict[str, Callable[[Path, argparse.Namespace], Iterable[Figure]]] = {
     "metrics": metrics,
     "detectors": detectors,
     "flows": flows,
+    "diffusion": diffusion,
 }
 """Each part gets an empty folder to work in."""
 
@@ -424,9 +475,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark.json"))
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    presets = REALNETS | csflow.PRESETS
+    presets = {**REALNETS, **csflow.PRESETS, **PRESETS}
     parser.add_argument(
-        "--presets", nargs="+", choices=presets, default=["paper", "paper-6", "compact"]
+        "--presets", nargs="+", choices=presets, default=["paper", "paper-6", "compact", "tiny"]
     )
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--training-batch", type=int, default=16)

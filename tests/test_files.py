@@ -1,6 +1,8 @@
 import errno
 import json
+import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,9 +126,21 @@ def test_json_that_cannot_be_reached_is_one_line(tmp_path: Path) -> None:
 
 
 def test_json_comes_back_as_it_was(tmp_path: Path) -> None:
-    value = {"ä": [1, 2.5, None], "b": {"c": True}}
-    write_json(tmp_path / "deep" / "a.json", value)
-    assert read_json(tmp_path / "deep" / "a.json") == value
+    value = {"ä": [1, 2.5, None], "b": {"c": [[], [[1, -2e-7], [math.inf]], "[\n 1,\n 2\n]"]}}
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, value)
+    assert read_json(path) == value
+    assert [line.strip() for line in path.read_text().splitlines()][1:3] == [
+        '"\\u00e4": [1, 2.5, null],',
+        '"b": {',
+    ]
+    assert "[1, -2e-07]," in path.read_text()
+
+
+def test_long_values_that_differ_are_cut() -> None:
+    (line,) = config_differences({"a": {"b": list(range(300))}}, {"a": {"b": 1}})
+    assert re.fullmatch(r"a\.b: \[0, 1, .* \.\.\. there, 1 here", line)
+    assert len(line) < 130
 
 
 def test_a_claimed_folder_goes_on_with_equal_and_refuses_another_configuration(

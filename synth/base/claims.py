@@ -12,6 +12,7 @@ from synth.base.files import (
     FULL_DISK,
     PARTIAL_SUFFIX,
     config_differences,
+    json_text,
     read_json,
     write_fault,
     write_json,
@@ -55,7 +56,7 @@ def create_json(path: Path, value: object) -> bool:
     if path.exists():
         return False
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL_SUFFIX}")
-    text = json.dumps(value, indent=2) + "\n"
+    text = json_text(value)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import textwrap
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ DAMAGE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, R
 """What odd values in a file raise, anywhere; JSON that is nested too deep is a RuntimeError."""
 LONGEST_REASON = 200
 LONGEST_COMPONENT = 255
+NUMBERS = re.compile(r"\[\n\s+([^][{}\"]+?)\n\s+\]")
 NOT_IN_COMPONENTS = frozenset("/\\\0")
 
 
@@ -95,8 +97,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as indented JSON, whole or not at all (see `atomic_path`)."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Write `value` as `json_text` has it, whole or not at all (see `atomic_path`)."""
+    write_text(path, json_text(value))
+
+
+def json_text(value: object) -> str:
+    """Indented JSON; a list of numbers stays on one line."""
+    text = json.dumps(value, indent=2)
+    return NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def read_json(path: Path, cure: str = "delete its folder and make it anew") -> Json:
@@ -180,5 +188,9 @@ def config_differences(
         if isinstance(before, dict) and isinstance(after, dict):
             found += config_differences(before, after, f"{prefix}{key}.")
         elif before != after:
-            found.append(f"{prefix}{key}: {json.dumps(before)} there, {json.dumps(after)} here")
+            there, here = (
+                textwrap.shorten(json.dumps(value), LONGEST_REASON // 2, placeholder=" ...")
+                for value in (before, after)
+            )
+            found.append(f"{prefix}{key}: {there} there, {here} here")
     return found
