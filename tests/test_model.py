@@ -28,7 +28,7 @@ from synth.diffusion.model import (
     load_model,
 )
 from synth.diffusion.sampling import sample_images
-from synth.diffusion.spectrum import bands
+from synth.diffusion.spectrum import NUM_OF_MEAN, Spectrum, bands
 
 CPU = torch.device("cpu")
 
@@ -197,12 +197,12 @@ def test_the_configuration_is_plain_json(model: DiffusionModel) -> None:
 @pytest.mark.parametrize("kind", ["epsilon", "v", "edm", "wiener"])
 def test_a_pipeline_of_diffusers_draws_what_we_draw(tmp_path: Path, kind: str) -> None:
     """At s = 0 and with the same noise, step by step, to rounding."""
-    statistics: dict[str, Any] = (
-        {"mu": -0.1, "sigma_data": 0.4} if kind in ("edm", "wiener") else {}
-    )
+    statistics: dict[str, Any] = {"mu": -0.1, "sigma_data": 0.4} if kind == "edm" else {}
     if kind == "wiener":
         rows, columns = (1 + int(bands(side)[-1]) for side in UNET.image_size)
-        statistics["spectrum"] = ((tuple(np.linspace(2, 0, columns).tolist()),) * rows,) * 3
+        std = ((tuple(np.linspace(2, 0, columns).tolist()),) * rows,) * 3
+        height, width = (min(side, NUM_OF_MEAN) for side in UNET.image_size)
+        statistics["spectrum"] = Spectrum((((0.1,) * width,) * height,) * 3, std)
     unet = replace(UNET, prediction=kind, **statistics)
     model = load_model(write_model(tmp_path, unet), CPU)
     if kind in ("edm", "wiener"):

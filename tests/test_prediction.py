@@ -1,5 +1,5 @@
 import math
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,20 +14,34 @@ from synth.diffusion.config import UNetConfig
 from synth.diffusion.ddpm import add_noise, build_scheduler, hybrid_loss, noise_schedule
 from synth.diffusion.prediction import Denoised, Prediction, implied_eps
 from synth.diffusion.sdas import Denoiser, sample_sdas
-from synth.diffusion.spectrum import Spectrum, bands, frozen, measure_spectrum, to_frequencies
+from synth.diffusion.spectrum import (
+    NUM_OF_MEAN,
+    Spectrum,
+    bands,
+    frozen,
+    measure_spectrum,
+    to_frequencies,
+    to_pixels,
+)
 from synth.making.train import pixel_statistics
 
 EDM = Prediction("edm", mu=-0.2, sigma_data=0.3)
 
 
 def falling(height: int, width: int, num_channels: int) -> Spectrum:
-    """A spectrum that falls from 2 by frequency, faster over columns, less strong in colour."""
+    """A spectrum that falls from 2 by frequency, faster over columns, less strong in colour.
+
+    Its mean image rises from left to right.
+    """
     rows, columns = (np.arange(1 + bands(side)[-1]) for side in (height, width))
     table = 2 * 2.0 ** (-rows[:, None] / 8 - columns / 4)
-    return frozen([(table / (1 + c)).tolist() for c in range(num_channels)])
+    mean = np.zeros((num_channels, min(height, NUM_OF_MEAN), min(width, NUM_OF_MEAN)))
+    mean[0, 0, :2] = -0.2, -0.4
+    std = [(table / (1 + c)).tolist() for c in range(num_channels)]
+    return Spectrum(frozen(mean.tolist()), frozen(std))
 
 
-WIENER = Prediction("wiener", mu=-0.2, sigma_data=0.3, spectrum=falling(4, 4, 3))
+WIENER = Prediction("wiener", spectrum=falling(4, 4, 3))
 KINDS = [Prediction("epsilon"), Prediction("v"), EDM, WIENER]
 kinds = pytest.mark.parametrize("prediction", KINDS, ids=[kind.kind for kind in KINDS])
 
@@ -99,7 +113,9 @@ def test_the_input_of_edm_has_unit_variance(t: int) -> None:
 def test_a_flat_spectrum_is_edm() -> None:
     schedule, (x_0, eps, k) = noise_schedule(), draws(5)
     x_t, alpha_bar = add_noise(schedule, x_0, eps, k), schedule.alpha_bar[k]
-    flat = EDM._replace(kind="wiener", spectrum=(((EDM.sigma_data,) * 4,) * 4,) * 3)
+    table, zeros = ((EDM.sigma_data,) * 4,) * 4, ((0.0,) * 4,) * 4
+    mean = (((EDM.mu * math.sqrt(3 * 4 * 4), 0.0, 0.0, 0.0), *zeros[1:]), zeros, zeros)
+    flat = Prediction("wiener", spectrum=Spectrum(mean, (table,) * 3))
     F = torch.randn(x_t.shape, generator=generator(1))
     torch.testing.assert_close(flat.input(x_t, alpha_bar), EDM.input(x_t, alpha_bar))
     ours, theirs = flat.x_0(x_t, F, alpha_bar), EDM.x_0(x_t, F, alpha_bar)
@@ -119,10 +135,11 @@ def test_wiener_is_edm_for_every_frequency() -> None:
     x_t, alpha_bar = add_noise(schedule, x_0, eps, k), schedule.alpha_bar[k]
     F = torch.randn(x_t.shape, generator=generator(1))
     X_0, X_t, coefficients = (transformed(one) for one in (x_0, x_t, F))
-    (mean,) = transformed(torch.full((1, 3, 4, 4), WIENER.mu))
+    assert WIENER.spectrum is not None
+    mean, std = np.asarray(WIENER.spectrum.mean), WIENER.spectrum.std
     expected, weights = np.empty_like(X_0), np.empty_like(X_0)
     for n, c, row, column in np.ndindex(X_0.shape):
-        a, sigma = alpha_bar[n].item(), WIENER.spectrum[c][bands(4)[row]][bands(4)[column]]
+        a, sigma = alpha_bar[n].item(), std[c][bands(4)[row]][bands(4)[column]]
         variance = 1 - a + a * sigma**2
         c_skip, c_out = a**0.5 * sigma**2 / variance, (1 - a) ** 0.5 * sigma / variance**0.5
         at = (n, c, row, column)
@@ -139,8 +156,9 @@ def test_wiener_is_edm_for_every_frequency() -> None:
 def test_no_answer_at_all_is_the_chain_of_a_gaussian_of_this_spectrum() -> None:
     """Each frequency's variance at s = 0 and 0.2, from the linear recursion by hand."""
     side, num_steps, strengths = 16, 20, (0.0, 0.2)
-    spectrum = frozen((0.1 * np.asarray(falling(side, side, 1))).tolist())
-    prediction = Prediction("wiener", 0.0, 0.1, spectrum)
+    wide = falling(side, side, 1)
+    spectrum = Spectrum(wide.mean, frozen((0.1 * np.asarray(wide.std)).tolist()))
+    prediction = Prediction("wiener", spectrum=spectrum)
     schedule, all_alpha_bar = noise_schedule(num_steps), noise_schedule().alpha_bar
 
     def denoiser(x_t: Tensor, t: Tensor) -> Denoised:
@@ -155,8 +173,9 @@ def test_no_answer_at_all_is_the_chain_of_a_gaussian_of_this_spectrum() -> None:
         [s for s in strengths for _ in range(each)],
         [generator(7, index) for index in range(each * len(strengths))],
     )
-    measured = to_frequencies(x).square().view(len(strengths), each, side, side).mean(dim=1)
-    sigma2 = np.asarray(spectrum)[0][bands(side)[:, None], bands(side)] ** 2
+    measured = to_frequencies(x) - torch.tensor(spectrum.mean)
+    measured = measured.square().view(len(strengths), each, side, side).mean(dim=1)
+    sigma2 = np.asarray(spectrum.std)[0][bands(side)[:, None], bands(side)] ** 2
     for strength, power in zip(strengths, measured, strict=True):
         variance = np.ones_like(sigma2)
         for i in range(num_steps - 1, -1, -1):
@@ -188,6 +207,8 @@ def perfect(prediction: Prediction, mu: float, sigma2: float) -> Denoiser:
 
 def of_size(prediction: Prediction, num_channels: int, side: int) -> Prediction:
     """The same kind for images of another shape."""
+    if prediction.spectrum is None:
+        return prediction
     return prediction._replace(spectrum=falling(side, side, num_channels))
 
 
@@ -239,39 +260,80 @@ def test_statistics_of_the_training_images() -> None:
         pixel_statistics([np.full((2, 4, 4, 3), 7, np.uint8)])
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (6, 10)])
-def test_the_spectrum_of_the_training_images(shape: tuple[int, int]) -> None:
-    """The mean of the squared coefficients of a band; all together are the pixels' variance."""
+def shown(images: NDArray[np.uint8], up: bool, left: bool, turned: bool) -> NDArray[np.uint8]:
+    """All ways in which the images, [N, H, W, 3], may be shown."""
+    for axis, mirrored in ((1, up or turned), (2, left or turned)):
+        images = np.concatenate([images, np.flip(images, axis)]) if mirrored else images
+    return np.concatenate([images, images.swapaxes(1, 2)]) if turned else images
+
+
+@pytest.mark.parametrize(
+    ("shape", "up", "left", "turned"),
+    [
+        ((6, 10), False, False, False),
+        ((20, 36), True, False, False),
+        ((6, 10), False, True, False),
+        ((8, 8), False, False, True),
+    ],
+)
+def test_the_spectrum_is_what_images_differ_from_their_mean_by(
+    shape: tuple[int, int], up: bool, left: bool, turned: bool
+) -> None:
     rng = np.random.default_rng(0)
-    images = [
-        rng.integers(0, 256, (3, *shape, 3), np.uint8),
-        rng.integers(0, 9, (8, *shape, 3), np.uint8),
-    ]
-    mu, sigma_data = pixel_statistics(images)
-    spectrum = measure_spectrum(images, mu, 3)
-    power = np.mean(
-        [
-            np.mean(transformed(torch.from_numpy(part / 127.5 - 1 - mu)) ** 2, axis=0)
-            for part in images
-        ],
-        axis=0,
+    coarse = (
+        rng.uniform(80, 180, (2, *shape, 3)).cumsum(axis=2) / (1 + np.arange(shape[1]))[:, None]
     )
-    for c, rows, columns in [(0, 0, 0), (1, 2, 0), (0, 4, 4)]:
+    images = [
+        np.clip(rng.normal(one, 20, (num, *shape, 3)), 0, 255).astype(np.uint8)
+        for one, num in zip(coarse, (30, 80), strict=True)
+    ]
+    spectrum = measure_spectrum(images, 3, mirrored=(up, left), turned=turned)
+    mean = np.zeros((3, *shape))
+    kept = np.asarray(spectrum.mean)
+    mean[:, : kept.shape[1], : kept.shape[2]] = kept
+    power = np.zeros_like(mean)
+    for part in images:
+        x = torch.from_numpy(shown(part, up, left, turned) / 127.5 - 1).permute(0, 3, 1, 2)
+        power += ((transformed(x) - mean) ** 2).mean(axis=0) / 2
+    for c, rows, columns in [(0, 0, 0), (1, 2, 0), (2, 4, 4)]:
         here = np.ix_(bands(shape[0]) == rows, bands(shape[1]) == columns)
-        expected = math.sqrt(power[..., c][here].mean())
-        assert spectrum[c][rows][columns] == pytest.approx(expected, abs=1e-6)
-    table = np.asarray(spectrum)
-    everywhere = table[:, bands(shape[0])[:, None], bands(shape[1])]
-    assert (everywhere**2).mean() == pytest.approx(sigma_data**2, rel=1e-4)
-    if shape[0] == shape[1]:
-        turned = np.asarray(measure_spectrum(images, mu, 3, turned=True))
-        both = np.sqrt((table**2 + table.swapaxes(1, 2) ** 2) / 2)
-        np.testing.assert_allclose(turned, both, atol=2e-6)
+        expected = math.sqrt(power[c][here].mean())
+        assert spectrum.std[c][rows][columns] == pytest.approx(expected, abs=2e-6)
+    picture = to_pixels(torch.from_numpy(mean)[None].float())
+    if up:
+        torch.testing.assert_close(picture, picture.flip(2), rtol=0, atol=1e-5)
+    if left or turned:
+        torch.testing.assert_close(picture, picture.flip(3), rtol=0, atol=1e-5)
+    if turned:
+        torch.testing.assert_close(picture, picture.mT, rtol=0, atol=1e-5)
+
+
+def test_the_mean_image_is_what_chance_does_not_explain() -> None:
+    """An object stays, at all frequencies that are kept; the mean of noise is taken for nothing."""
+    rng, (rows, columns) = np.random.default_rng(0), np.mgrid[:48, :48] / 48
+    object_ = 60 + 120 * ((rows - 0.5) ** 2 + (columns - 0.4) ** 2 < 0.1)[..., None]
+    noise = rng.normal(0, 25, (200, 48, 48, 3))
+    for picture, share in ((object_, 0.97), (np.full((48, 48, 1), 100), 1.0)):
+        images = np.clip(picture + noise, 0, 255).astype(np.uint8)
+        spectrum, coarse = measure_spectrum([images], 3), np.s_[:NUM_OF_MEAN, :NUM_OF_MEAN]
+        truth = transformed(torch.from_numpy(picture / 127.5 - 1).expand(1, 48, 48, 3))[0]
+        kept = np.moveaxis(np.asarray(spectrum.mean), 0, 2)
+        error = (truth**2).sum() - (truth[coarse] ** 2).sum() + ((truth[coarse] - kept) ** 2).sum()
+        assert 1 - error / (truth**2).sum() > share - 0.01
+        plain = np.mean(transformed(torch.from_numpy(images / 127.5 - 1)), axis=0)[coarse]
+        assert ((kept - truth[coarse]) ** 2).sum() < ((plain - truth[coarse]) ** 2).sum()
+
+
+def test_one_image_is_no_mean() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    spectrum = measure_spectrum([image], 3)
+    assert np.isfinite(spectrum.std).all()
+    assert np.abs(spectrum.mean).max() == 0
 
 
 def test_grey_images_have_no_spectrum_of_colour() -> None:
     grey = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8).repeat(3, axis=3)
-    brightness, *colour = measure_spectrum([grey], 0.0, 3)
+    brightness, *colour = measure_spectrum([grey], 3).std
     assert np.min(brightness) > 0.1
     assert np.abs(colour).max() < 1e-6
 
@@ -281,14 +343,15 @@ def test_an_edm_network_without_its_statistics_is_refused() -> None:
         _ = UNetConfig(prediction="edm").predicted
     with pytest.raises(UserError, match=r"got .x0., allowed are epsilon, v, edm, wiener"):
         UNetConfig(prediction="x0")  # pyright: ignore[reportArgumentType]
-    known: dict[str, Any] = {"mu": 0.0, "sigma_data": 0.3}
-    with pytest.raises(UserError, match=r"got wiener .* and no spectrum; .* wiener these and"):
-        _ = UNetConfig(prediction="wiener", **known).predicted
-    with pytest.raises(
-        UserError, match=r"spectrum: 3 tables of 12 x 12 values belong to this network"
-    ):
-        _ = UNetConfig(prediction="wiener", **known, spectrum=(((0.1, 0.2),),)).predicted
-    with pytest.raises(UserError, match="spectrum: got a value that is not"):
-        UNetConfig(prediction="wiener", **known, spectrum=(((math.nan,),),))
+    known = falling(64, 64, 3)
+    with pytest.raises(UserError, match=r"got wiener .* and no spectrum; .* wiener their spectrum"):
+        _ = UNetConfig(prediction="wiener").predicted
+    with pytest.raises(UserError, match=r"got edm .* and a spectrum"):
+        _ = UNetConfig(prediction="edm", mu=0.0, sigma_data=0.3, spectrum=known).predicted
+    with pytest.raises(UserError, match="spectrum: std must be 3 tables of 10 x 12 values"):
+        _ = UNetConfig(prediction="wiener", image_size=(32, 64), spectrum=known).predicted
+    odd = replace(known, std=(((math.nan,) * 12,) * 12,) * 3)
+    with pytest.raises(UserError, match="spectrum: std has values that are not finite"):
+        _ = UNetConfig(prediction="wiener", spectrum=odd).predicted
     with pytest.raises(UserError, match="sigma_data: got 0"):
         UNetConfig(prediction="edm", mu=0.0, sigma_data=0)

@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args
 
 from synth.base.errors import UserError
 from synth.base.options import Precision, Tracker
-from synth.diffusion.prediction import STATISTICAL, Prediction, PredictionKind
-from synth.diffusion.spectrum import Spectrum, bands, frozen
+from synth.diffusion.prediction import Prediction, PredictionKind
+from synth.diffusion.spectrum import Spectrum, frozen
 from synth.sia.strength import PAPER, Strength
 
 Style = Literal["adm", "ddpm", "diffusers"]
@@ -41,11 +41,11 @@ class UNetConfig:
     prediction: PredictionKind = "epsilon"
     """What the network predicts (see `synth.diffusion.prediction`)."""
     mu: float | None = None
-    """Mean of the training images' pixels in [-1, 1], for edm and wiener; None until known."""
+    """Mean of the training images' pixels in [-1, 1], for edm; None until they are known."""
     sigma_data: float | None = None
-    """Standard deviation of the same pixels, for edm and wiener."""
+    """Standard deviation of the same pixels, for edm."""
     spectrum: Spectrum | None = None
-    """Their standard deviation by frequency, for wiener."""
+    """Mean image and spectrum of the training images, for wiener."""
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(PredictionKind):
@@ -55,9 +55,6 @@ class UNetConfig:
             raise UserError(f"mu: got {self.mu}, must lie between -1 and 1")
         if self.sigma_data is not None and not 0 < self.sigma_data <= 1:
             raise UserError(f"sigma_data: got {self.sigma_data}, must be greater than 0, 1 at most")
-        values = [std for table in self.spectrum or () for row in table for std in row]
-        if not all(0 <= std < math.inf for std in values):
-            raise UserError("spectrum: got a value that is not a number from 0 on")
         levels = len(self.block_channels)
         wrong = [level for level in self.attention_levels if not 0 <= level < levels]
         if wrong:
@@ -97,6 +94,8 @@ class UNetConfig:
         attention_levels was the number of coarsest levels before they could be chosen.
         """
         fields: dict[str, Any] = {name: frozen(value) for name, value in values.items()}
+        if fields.get("spectrum") is not None:
+            fields["spectrum"] = Spectrum(**fields["spectrum"])
         if isinstance(fields.get("attention_levels"), int):
             levels = len(fields["block_channels"])
             fields["attention_levels"] = tuple(range(levels - fields["attention_levels"], levels))
@@ -108,26 +107,19 @@ class UNetConfig:
 
         Raises UserError where the kind lacks its statistics, or has those of another kind or size.
         """
-        has = (self.mu is not None, self.sigma_data is not None, self.spectrum is not None)
-        statistical = self.prediction in STATISTICAL
-        if has != (statistical, statistical, self.prediction == "wiener"):
+        found = (self.mu is not None, self.sigma_data is not None, self.spectrum is not None)
+        kind, edm = self.prediction, self.prediction == "edm"
+        if found != (edm, edm, kind == "wiener"):
             raise UserError(
-                f"prediction: got {self.prediction} with mu {self.mu}, sigma_data "
-                f"{self.sigma_data} and {'a' if has[2] else 'no'} spectrum; edm needs the mean and "
-                "standard deviation of the training images, wiener these and their spectrum, the "
-                "others have none"
+                f"prediction: got {kind} with mu {self.mu}, sigma_data {self.sigma_data} and "
+                f"{'a' if found[2] else 'no'} spectrum; edm needs the mean and standard deviation "
+                "of the training images, wiener their spectrum, the others neither"
             )
-        if self.mu is None or self.sigma_data is None:
-            return Prediction(self.prediction)
-        spectrum = self.spectrum or ()
-        rows, columns = (1 + int(bands(side)[-1]) for side in self.image_size)
-        shape = [[columns] * rows] * self.num_channels
-        if spectrum and [[len(row) for row in table] for table in spectrum] != shape:
-            raise UserError(
-                f"spectrum: {self.num_channels} tables of {rows} x {columns} values belong to this "
-                "network"
-            )
-        return Prediction(self.prediction, self.mu, self.sigma_data, spectrum)
+        if self.spectrum is not None:
+            self.spectrum.require_shape(self.num_channels, *self.image_size)
+        if self.mu is not None and self.sigma_data is not None:
+            return Prediction(kind, self.mu, self.sigma_data)
+        return Prediction(kind, spectrum=self.spectrum)
 
     @property
     def size_multiple(self) -> int:

@@ -113,12 +113,13 @@ def fitted(
     colour = not grey or (source is not None and source.unet.num_channels == 3)
     if grey and colour:
         tell("all images are grey, but the network keeps the 3 channels of its initial weights")
-    kind, num_channels = config.unet.prediction, 3 if colour else 1
-    mu = sigma_data = spectrum = None
-    if kind in STATISTICAL:
+    num_channels, mu, sigma_data, spectrum = 3 if colour else 1, None, None, None
+    if config.unet.prediction in STATISTICAL:
         mu, sigma_data = pixel_statistics(images)
-        if kind == "wiener":
-            spectrum = measure_spectrum(images, mu, num_channels, turned=config.rotate)
+    if config.unet.prediction == "wiener":
+        mirrored = (config.flip_vertical, config.flip_horizontal)
+        spectrum = measure_spectrum(images, num_channels, mirrored=mirrored, turned=config.rotate)
+        mu = sigma_data = None  # in the spectrum
     return replace(
         config,
         precision="bf16" if accelerator.mixed_precision == "bf16" else "fp32",
