@@ -53,9 +53,10 @@ class DiffusionOptions:
     ] = ()
     """Categories of a --conditional model."""
     prediction: PresetKind = None
-    """What the network predicts: wiener starts from the mean and the spectrum of the training images, and
-    keeps grain out of samples and strong anomalies best; edm starts from their standard deviation,
-    v from neither; epsilon is the original DDPM's, and that of most weights to start from."""
+    """What the network predicts: wiener starts from the mean and the spectrum of the training
+    images, and keeps grain out of samples and strong anomalies best; edm starts from their standard
+    deviation, v from neither; epsilon is the original DDPM's, and that of most weights to start
+    from."""
     size: PresetSize = None
     """Pixels that images are squeezed to."""
     num_steps: PresetInt = None
