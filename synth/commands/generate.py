@@ -58,7 +58,7 @@ class PairOptions:
         None
     )
     """Share of the chain that a region of a normal image goes through, such as 0.35; the region is
-    the mask. What shows is the strength: take uniform:0.5,1 rather than the default."""
+    the mask. What shows is the strength: take uniform:1,4, with an epsilon model uniform:0.5,1."""
     dataset: Annotated[
         DATASET_NAMES | None,
         tyro.conf.arg(metavar="NAME", help_behavior_hint="(default: the model's)"),
