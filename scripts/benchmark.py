@@ -428,9 +428,8 @@ def diffusion_model(job: Job) -> tuple[TrainConfig, np.ndarray]:
     pixels = smooth_images(4, height)[..., :width] * 255
     images = pixels.byte().permute(0, 2, 3, 1).numpy()
     unet = replace(config.unet, prediction=job.network.removeprefix(DDPM).strip())
-    if unet.prediction != "epsilon":
-        spectrum = measure_spectrum([images], 0.0, 3)
-        unet = replace(unet, mu=0.0, sigma_data=0.5, spectrum=spectrum)
+    if unet.prediction == "wiener":
+        unet = replace(unet, spectrum=measure_spectrum([images], 3))
     precision = "bf16" if job.part.endswith("bf16") else "fp32"
     return replace(config, unet=unet, batch_size=job.batch_size, precision=precision), images
 
