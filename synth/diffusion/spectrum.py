@@ -73,13 +73,13 @@ def measure_spectrum(
     """
     from scipy.fft import dctn
 
-    first, second = np.zeros(1), np.zeros(1)
+    first, second = np.zeros(1), np.zeros(1)  # moments of the coefficients, [C, H, W]
     for part in images:
+        share = 1 / (len(part) * len(images))
         for image in part:
-            # [C, H, W]
             x = np.asarray(dctn(image[..., :num_channels] / 127.5 - 1, norm="ortho"))
-            x = np.moveaxis(x, 2, 0) / (len(part) * len(images)) ** 0.5
-            first, second = first + x / (len(part) * len(images)) ** 0.5, second + x**2
+            x = np.moveaxis(x, 2, 0)
+            first, second = first + share * x, second + share * x**2
     if mirrored[0] or turned:
         first[:, 1::2] = 0
     if mirrored[1] or turned:
@@ -87,6 +87,7 @@ def measure_spectrum(
     if turned:
         first, second = ((one + one.swapaxes(1, 2)) / 2 for one in (first, second))
     num_images = sum(map(len, images))
+    # The variance of the mean; of one image nobody knows it.
     error = first**2 if num_images == 1 else (second - first**2) / (num_images - 1)
     chance = _over_bands(error) / np.maximum(_over_bands(first**2), 1e-12)
     rows, columns = (bands(side) for side in first.shape[1:])
